@@ -1,0 +1,1 @@
+"""Images and latents: files, the hub, pixels."""

@@ -1,0 +1,1 @@
+"""The objective, in tensors only."""

@@ -1,0 +1,1 @@
+"""The networks: diffusers' AutoencoderKL made trainable, and the discriminator."""
