@@ -1,0 +1,34 @@
+"""Adversarial losses, and their balance against the reconstruction (Esser et al. 2021, equation 7)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor
+
+ADAPTIVE_WEIGHT_MAX = 1e4
+ADAPTIVE_WEIGHT_EPSILON = 1e-4
+
+
+def generator_loss(logits_fake: Tensor) -> Tensor:
+    """-mean D(y), for hinge and vanilla alike, as published."""
+    return -logits_fake.mean()
+
+
+def discriminator_loss(logits_real: Tensor, logits_fake: Tensor, *, kind: Literal["hinge", "vanilla"]) -> Tensor:
+    """Half the sum of the real and the fake images' mean loss."""
+    if kind == "hinge":
+        return 0.5 * (F.relu(1 - logits_real).mean() + F.relu(1 + logits_fake).mean())
+    return 0.5 * (F.softplus(-logits_real).mean() + F.softplus(logits_fake).mean())
+
+
+def adaptive_weight(grad_reconstruction: Tensor, grad_generator: Tensor, *, num_elements: int) -> Tensor:
+    """|grad_W rec| / (|grad_W g| + 1e-4), clamped so that its product with num_elements lies in [0, 1e4].
+
+    Args:
+        grad_reconstruction, grad_generator: gradients at the last layer's weight, over the whole global batch.
+        num_elements: C·H·W of an image; the published losses, whose clamp this is, are larger by that factor.
+    """
+    ratio = grad_reconstruction.norm() / (grad_generator.norm() + ADAPTIVE_WEIGHT_EPSILON)
+    return ratio.clamp(0.0, ADAPTIVE_WEIGHT_MAX / num_elements)

@@ -1,0 +1,254 @@
+"""diffusers' AutoencoderKL: built, loaded, widened in its latent, and made trainable in one forward."""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+from diffusers import AutoencoderKL
+from diffusers.models.attention_processor import Attention
+from diffusers.models.downsampling import Downsample2D
+from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.unets.unet_2d_blocks import (
+    AttnDownEncoderBlock2D,
+    AttnUpDecoderBlock2D,
+    DownEncoderBlock2D,
+    UNetMidBlock2D,
+    UpDecoderBlock2D,
+)
+from diffusers.models.upsampling import Upsample2D
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ldm_vae.config import ModelConfig, require
+from ldm_vae.models.ldm_layout import read_ldm_file
+
+DEFAULT_LATENT_CHANNELS = 4
+LOGVAR_MIN, LOGVAR_MAX = -30.0, 20.0  # as published, and as diffusers clamps
+
+
+def build_autoencoder(config: ModelConfig) -> AutoencoderKL:
+    """Build the autoencoder of `config`, or load its `pretrained` one and give it the channels asked for.
+
+    Returns:
+        A float32 AutoencoderKL, parameters trainable.
+    Raises:
+        ValueError: naming the `model.` field, where the pretrained model doesn't fit the config.
+    """
+    if config.pretrained is None:
+        return AutoencoderKL(**architecture(config))
+    autoencoder = load_autoencoder(config.pretrained, field="model.pretrained").train()
+    require(
+        autoencoder.config.in_channels == config.in_channels,
+        f"model.in_channels is {config.in_channels}, but {config.pretrained} takes {autoencoder.config.in_channels}",
+    )
+    if config.latent_channels not in (None, autoencoder.config.latent_channels):
+        autoencoder = with_latent_channels(autoencoder, config.latent_channels)
+    return autoencoder
+
+
+def architecture(config: ModelConfig) -> dict[str, object]:
+    """AutoencoderKL's arguments for a model from scratch."""
+    levels = range(len(config.block_out_channels))
+    with_attention = [level in config.attention_levels for level in levels]
+    down = ["AttnDownEncoderBlock2D" if attention else "DownEncoderBlock2D" for attention in with_attention]
+    up = ["AttnUpDecoderBlock2D" if attention else "UpDecoderBlock2D" for attention in reversed(with_attention)]
+    return {
+        "in_channels": config.in_channels,
+        "out_channels": config.in_channels,
+        "down_block_types": tuple(down),
+        "up_block_types": tuple(up),
+        "block_out_channels": tuple(config.block_out_channels),
+        "layers_per_block": config.layers_per_block,
+        "latent_channels": config.latent_channels or DEFAULT_LATENT_CHANNELS,
+        "norm_num_groups": config.norm_num_groups,
+        "mid_block_add_attention": config.mid_block_add_attention,
+        "use_quant_conv": config.use_quant_conv,
+        "use_post_quant_conv": config.use_quant_conv,
+    }
+
+
+def load_autoencoder(source: str | Path, *, field: str = "vae") -> AutoencoderKL:
+    """Load an AutoencoderKL in float32, in eval mode.
+
+    Args:
+        source: a diffusers folder (or a pipeline's, with a `vae` subfolder), a single LDM file, or a hub id.
+        field: the option's name, for the error.
+    Raises:
+        ValueError: in one line, where there is no such thing or it is no AutoencoderKL.
+    """
+    path = Path(source).expanduser()
+    if path.is_file():
+        return read_ldm_file(path)
+    if path.is_dir():
+        return _load_folder(path, field=field)
+    for subfolder in (None, "vae"):
+        try:
+            return AutoencoderKL.from_pretrained(str(source), subfolder=subfolder, torch_dtype=torch.float32).eval()
+        except (OSError, ValueError) as error:  # what diffusers and huggingface_hub raise: missing, private, offline
+            reason = str(error).strip().splitlines()[0]
+    raise ValueError(
+        f"{field}: '{source}' is neither a folder or file here nor a model that the hub could give: {reason}"
+    )
+
+
+def _load_folder(folder: Path, *, field: str) -> AutoencoderKL:
+    if not (folder / "config.json").is_file() and (folder / "vae" / "config.json").is_file():
+        folder = folder / "vae"
+    require(
+        (folder / "config.json").is_file(),
+        f"{field}: {folder} holds no config.json, so it is no diffusers model"
+        + ("; it is a run: export it first" if (folder / "config.yaml").is_file() else ""),
+    )
+    class_name = json.loads((folder / "config.json").read_text()).get("_class_name")
+    require(class_name == "AutoencoderKL", f"{field}: {folder} holds a {class_name}, not an AutoencoderKL")
+    variant = None if any(folder.glob("diffusion_pytorch_model.safetensors*")) else "fp16"
+    try:
+        return AutoencoderKL.from_pretrained(folder, variant=variant, torch_dtype=torch.float32).eval()
+    except OSError as error:
+        raise ValueError(f"{field}: {folder} has no weights that can be read: {str(error).splitlines()[0]}") from None
+
+
+def spatial_factor(autoencoder: AutoencoderKL) -> int:
+    """Image pixels a latent pixel, along one side."""
+    return 2 ** (len(autoencoder.config.block_out_channels) - 1)
+
+
+def with_latent_channels(autoencoder: AutoencoderKL, latent_channels: int) -> AutoencoderKL:
+    """Return a copy with another number of latent channels, the first min(old, new) kept as they are.
+
+    The moments of the kept channels don't change, and new channels enter the decoder with zero weight, so the
+    reconstruction doesn't change either until training finds a use for them.
+    """
+    old, new = autoencoder.config.latent_channels, latent_channels
+    statistics = {"latents_mean": None, "latents_std": None}  # per old channel, no longer true
+    widened = AutoencoderKL.from_config(autoencoder.config, latent_channels=new, **statistics)
+    state, source = widened.state_dict(), autoencoder.state_dict()
+    kept = torch.arange(min(old, new))
+    old_moments, new_moments = torch.cat([kept, old + kept]), torch.cat([kept, new + kept])
+
+    for name, target in state.items():
+        if target.shape == source[name].shape:
+            target.copy_(source[name])
+    for name in ("encoder.conv_out.weight", "encoder.conv_out.bias"):
+        state[name][new_moments] = source[name][old_moments]
+    _graft(state, source, "decoder.conv_in", columns=(kept, kept))
+    if autoencoder.quant_conv is not None:
+        _graft(state, source, "quant_conv", rows=(new_moments, old_moments), columns=(new_moments, old_moments))
+        _graft(state, source, "post_quant_conv", rows=(kept, kept), columns=(kept, kept))
+    widened.load_state_dict(state)
+    return widened.train(autoencoder.training)
+
+
+Indices = tuple[Tensor, Tensor]
+
+
+def _graft(
+    state: dict[str, Tensor], source: dict[str, Tensor], name: str, *, columns: Indices, rows: Indices | None = None
+) -> None:
+    """Copy a convolution's kept rows and columns; what the kept rows would take from new columns is zero."""
+    weight, old_weight = state[f"{name}.weight"], source[f"{name}.weight"]
+    every = torch.arange(len(old_weight))
+    new_rows, old_rows = rows or (every, every)
+    weight[new_rows] = 0
+    weight[new_rows[:, None], columns[0]] = old_weight[old_rows[:, None], columns[1]]
+    state[f"{name}.bias"][new_rows] = source[f"{name}.bias"][old_rows]
+
+
+@torch.no_grad()
+def encode_moments(autoencoder: AutoencoderKL, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Posterior mean and standard deviation.
+
+    Args:
+        images: [B, C, H, W] in [-1, 1].
+    Returns:
+        Two float32 tensors [B, c, h, w].
+    """
+    mean, logvar = _moments(autoencoder, images)
+    return mean, torch.exp(0.5 * logvar)
+
+
+def _moments(autoencoder: AutoencoderKL, images: Tensor) -> tuple[Tensor, Tensor]:
+    moments = autoencoder.encoder(images)
+    if autoencoder.quant_conv is not None:
+        moments = autoencoder.quant_conv(moments)
+    mean, logvar = moments.float().chunk(2, dim=1)
+    return mean, logvar.clamp(LOGVAR_MIN, LOGVAR_MAX)
+
+
+class TrainableOutput(NamedTuple):
+    """What the step needs of one forward."""
+
+    reconstruction: Tensor  # [B, C, H, W], float32
+    mean: Tensor  # [B, c, h, w], float32
+    logvar: Tensor  # [B, c, h, w], float32, clamped
+    log_variance: Tensor  # [], the learnt s, part of the graph
+    features: Tensor  # [B, width, H, W], input of the last convolution, detached
+
+
+class TrainableAutoencoder(nn.Module):
+    """The one module that DDP wraps: whatever is trained by the generator's loss is a parameter of it."""
+
+    def __init__(self, autoencoder: AutoencoderKL, *, decoder_only: bool, learn_logvar: bool, logvar_init: float):
+        super().__init__()
+        self.autoencoder = autoencoder
+        self.decoder_only = decoder_only
+        self.log_variance = nn.Parameter(torch.tensor(logvar_init), requires_grad=learn_logvar)
+        if decoder_only:
+            autoencoder.encoder.requires_grad_(False)
+            if autoencoder.quant_conv is not None:
+                autoencoder.quant_conv.requires_grad_(False)
+        self.decode_features = functools.partial(decode_features, autoencoder)
+
+    @property
+    def last_layer(self) -> nn.Conv2d:
+        """The decoder's last convolution, whose weight W the adaptive weight is measured at."""
+        return self.autoencoder.decoder.conv_out
+
+    def forward(self, images: Tensor, noise: Tensor) -> TrainableOutput:
+        """Encode, sample the posterior with `noise` and decode.
+
+        Args:
+            images: [B, C, H, W] in [-1, 1].
+            noise: [B, c, h, w], standard normal.
+        """
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.decoder_only):
+            mean, logvar = _moments(self.autoencoder, images)
+        features = self.decode_features(mean + torch.exp(0.5 * logvar) * noise)
+        reconstruction = self.last_layer(features).float()
+        return TrainableOutput(reconstruction, mean, logvar, self.log_variance.clone(), features.detach())
+
+    def compile_networks(self) -> None:
+        """Compile encoder and decoder, in place; names and weights stay as they are."""
+        self.autoencoder.encoder.compile()
+        self.decode_features = torch.compile(self.decode_features)
+
+
+def decode_features(autoencoder: AutoencoderKL, latents: Tensor) -> Tensor:
+    """The decoder up to the input of its last convolution: [B, c, h, w] to [B, width, H, W]."""
+    decoder = autoencoder.decoder
+    if autoencoder.post_quant_conv is not None:
+        latents = autoencoder.post_quant_conv(latents)
+    hidden = decoder.mid_block(decoder.conv_in(latents))
+    for up_block in decoder.up_blocks:
+        hidden = up_block(hidden)
+    return decoder.conv_act(decoder.conv_norm_out(hidden))
+
+
+_CHECKPOINTED: dict[str, tuple[type[nn.Module], ...]] = {
+    "none": (),
+    "blocks": (ResnetBlock2D, Attention, Upsample2D, Downsample2D),
+    "full": (DownEncoderBlock2D, AttnDownEncoderBlock2D, UNetMidBlock2D, UpDecoderBlock2D, AttnUpDecoderBlock2D),
+}
+
+
+def checkpoint_activations(autoencoder: AutoencoderKL, level: Literal["none", "blocks", "full"]) -> None:
+    """Recompute activations in the backward, of each block or of each resolution level, instead of storing them."""
+    for module in autoencoder.modules():
+        if isinstance(module, _CHECKPOINTED[level]):
+            module.forward = functools.partial(  # type: ignore[method-assign]
+                checkpoint, module.forward, use_reentrant=False, preserve_rng_state=False
+            )

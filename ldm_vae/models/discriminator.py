@@ -1,0 +1,63 @@
+"""PatchGAN discriminator (Isola et al. 2017, section 3.2.2), with norms that keep no buffers."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+GROUPS = 32
+
+
+class PatchDiscriminator(nn.Module):
+    """Judges overlapping patches: strided 4x4 convolutions, one logit a patch.
+
+    The published norm is BatchNorm, which mixes the images of a call; the default here is group norm, which doesn't,
+    so that how the batch is cut leaves no trace. Neither keeps running statistics: nothing ever reads them.
+    """
+
+    def __init__(
+        self, *, in_channels: int, channels: int = 64, num_layers: int = 3, norm: Literal["group", "batch"] = "group"
+    ):
+        super().__init__()
+        self.norm = norm
+        layers: list[nn.Module] = [nn.Conv2d(in_channels, channels, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
+        width = channels
+        for layer in range(1, num_layers + 1):
+            stride = 2 if layer < num_layers else 1
+            next_width = channels * min(2**layer, 8)
+            layers += [
+                nn.Conv2d(width, next_width, 4, stride=stride, padding=1, bias=False),
+                self._make_norm(next_width),
+                nn.LeakyReLU(0.2),
+            ]
+            width = next_width
+        layers.append(nn.Conv2d(width, 1, 4, padding=1))
+        self.layers = nn.Sequential(*layers)
+        self.apply(_initialise)
+
+    def _make_norm(self, width: int) -> nn.Module:
+        if self.norm == "batch":
+            return nn.BatchNorm2d(width, track_running_stats=False)
+        return nn.GroupNorm(min(GROUPS, width), width)
+
+    def forward(self, images: Tensor, reconstruction: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits of real and of reconstructed images, each [B, 1, h, w], float32; one call where the norm allows."""
+        if self.norm == "batch":
+            return self.logits(images), self.logits(reconstruction)
+        real, fake = self.logits(torch.cat([images, reconstruction])).chunk(2)
+        return real, fake
+
+    def logits(self, images: Tensor) -> Tensor:
+        """[B, C, H, W] in [-1, 1] to [B, 1, h, w], float32."""
+        return self.layers(images).float()
+
+
+def _initialise(module: nn.Module) -> None:
+    """Initialise as published: N(0, 0.02) convolutions, N(1, 0.02) norm scales."""
+    if isinstance(module, nn.Conv2d):
+        nn.init.normal_(module.weight, 0.0, 0.02)
+    elif isinstance(module, (nn.BatchNorm2d, nn.GroupNorm)):
+        nn.init.normal_(module.weight, 1.0, 0.02)
+        nn.init.zeros_(module.bias)

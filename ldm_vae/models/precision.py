@@ -1,0 +1,26 @@
+"""Where bf16 convolutions run: on hardware that has them, under autocast, with float32 weights."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+
+MixedPrecision = Literal["auto", "no", "bf16"]
+
+
+def use_bf16(mixed_precision: MixedPrecision, *, device: torch.device) -> bool:
+    """Whether convolutions run in bf16: as told, or for `auto` where the device multiplies bf16 in hardware."""
+    if mixed_precision != "auto":
+        return mixed_precision == "bf16"
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return False
+
+
+def autocast(device: torch.device, *, enabled: bool) -> torch.autocast:
+    """bf16 autocast on `device`; float16 is not offered: its range overflows in a VAE and needs loss scaling, which a
+    gradient split between two losses does not survive."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
