@@ -1,0 +1,221 @@
+"""Training images: the k-th of the run, and batches of them from any step on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ldm_vae.data.collection import ImageCollection
+from ldm_vae.data.decoding import UnreadableImage
+from ldm_vae.data.loading import load
+from ldm_vae.data.order import sample_index, sample_rng
+from ldm_vae.data.transforms import Box, Crop, crop_box, to_tensor
+
+
+@dataclass(kw_only=True, frozen=True)
+class SkippedImage:
+    """An image that could not be read."""
+
+    index: int
+    """Its number in the collection (of the process, for a stream)."""
+    name: str
+    reason: str
+
+
+@dataclass(kw_only=True)
+class TrainingSample:
+    """The k-th image of a run."""
+
+    image: Tensor  # [C, R, R], float32 in [-1, 1]
+    noise: Tensor  # [c, h, w], float32, standard normal: the posterior's
+    skipped: list[SkippedImage]
+    """Images that were tried before and could not be read."""
+
+
+@dataclass(kw_only=True)
+class TrainingBatch:
+    """A micro-batch."""
+
+    images: Tensor  # [b, C, R, R], float32 in [-1, 1], channels_last
+    noise: Tensor  # [b, c, h, w], float32, standard normal
+    skipped: list[SkippedImage]
+
+    def pin_memory(self) -> TrainingBatch:
+        """Return the batch in page-locked memory (called by the loader)."""
+        return TrainingBatch(images=self.images.pin_memory(), noise=self.noise.pin_memory(), skipped=self.skipped)
+
+
+@dataclass(kw_only=True, frozen=True)
+class Augmentation:
+    """How a picture becomes a training image: a function of (seed, k) and the picture alone."""
+
+    seed: int
+    channels: int
+    resolution: int
+    crop: Crop = "random"
+    min_area: float = 0.25
+    flip: bool = True
+    latent_shape: tuple[int, int, int]
+
+    def box_of(self, k: int) -> Callable[[tuple[int, int]], Box]:
+        """Return the function that gives the k-th image's crop from its size."""
+
+        def box(size: tuple[int, int]) -> Box:
+            rng = sample_rng(k, seed=self.seed, stream="crop")
+            return crop_box(size, resolution=self.resolution, crop=self.crop, min_area=self.min_area, rng=rng)
+
+        return box
+
+    def sample(self, k: int, picture: Image.Image, skipped: list[SkippedImage]) -> TrainingSample:
+        """Return the k-th sample from its crop: flipped or not, and with its noise."""
+        if self.flip and sample_rng(k, seed=self.seed, stream="flip").random() < 0.5:
+            picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        noise = sample_rng(k, seed=self.seed, stream="noise").standard_normal(self.latent_shape, dtype=np.float32)
+        return TrainingSample(image=to_tensor(picture), noise=torch.from_numpy(noise), skipped=skipped)
+
+
+class TrainingImages(Dataset):
+    """The run's images by their number k, without end: item k depends on (seed, k) and the collection alone.
+
+    Where the image that is due can't be read, the next readable one of the collection takes its place, with k's crop,
+    flip and noise.
+
+    Args:
+        collection: The images.
+        seed: Seed of the run.
+        channels: 1, 3 or 4.
+        resolution: Side of the square images, in pixels.
+        crop: See `crop_box`.
+        min_area: See `crop_box`.
+        flip: Mirror half of the images.
+        latent_shape: (c, h, w) of the posterior noise.
+        strict: Raise `UnreadableImage` instead of taking the next one.
+    """
+
+    def __init__(
+        self,
+        collection: ImageCollection,
+        *,
+        seed: int,
+        channels: int,
+        resolution: int,
+        latent_shape: tuple[int, int, int],
+        crop: Crop = "random",
+        min_area: float = 0.25,
+        flip: bool = True,
+        strict: bool = False,
+    ) -> None:
+        self._collection = collection
+        self._strict = strict
+        self._augmentation = Augmentation(
+            seed=seed,
+            channels=channels,
+            resolution=resolution,
+            crop=crop,
+            min_area=min_area,
+            flip=flip,
+            latent_shape=latent_shape,
+        )
+
+    def __getitem__(self, k: int) -> TrainingSample:
+        """Return the k-th image of the run.
+
+        Raises:
+            UnreadableImage: It can't be read, and `strict` is set.
+            ValueError: No image of the collection can be read.
+        """
+        augmentation = self._augmentation
+        num_samples = len(self._collection)
+        first = sample_index(k, num_samples=num_samples, seed=augmentation.seed)
+        skipped: list[SkippedImage] = []
+        for offset in range(num_samples):
+            index = (first + offset) % num_samples
+            try:
+                picture = self._collection.read_crop(
+                    index,
+                    channels=augmentation.channels,
+                    resolution=augmentation.resolution,
+                    box_of=augmentation.box_of(k),
+                )
+            except UnreadableImage as error:
+                if self._strict:
+                    raise
+                skipped.append(SkippedImage(index=index, name=error.name, reason=error.reason))
+            else:
+                return augmentation.sample(k, picture, skipped)
+        raise ValueError(
+            f"none of the {num_samples} training images can be read; the first: {skipped[0].name}: {skipped[0].reason}"
+        )
+
+
+def training_batches(
+    dataset: TrainingImages,
+    *,
+    start_step: int,
+    batch_size: int,
+    micro_batch_size: int,
+    process_index: int = 0,
+    num_processes: int = 1,
+    num_workers: int = 0,
+    timeout_seconds: float = 600,
+    pin_memory: bool = False,
+) -> Iterator[TrainingBatch]:
+    """Yield this process's micro-batches from step `start_step` on, without end.
+
+    Step t has the images k in [t·B, (t + 1)·B) for a global batch of B; with P processes and micro-batches of b,
+    process r's i-th micro-batch of the step has the b images from t·B + (i·P + r)·b on.
+
+    Args:
+        dataset: The run's images.
+        start_step: First step.
+        batch_size: Images a step over all processes, B.
+        micro_batch_size: Images a micro-batch, b; P·b divides B.
+        process_index: This process, r.
+        num_processes: P.
+        num_workers: Processes that prepare the batches; 0: this one does.
+        timeout_seconds: Longest wait for a worker.
+        pin_memory: Put the batches into page-locked memory, for faster copies to CUDA devices.
+
+    Raises:
+        RuntimeError: A worker died, or gave nothing for `timeout_seconds`.
+        UnreadableImage, ValueError: See `TrainingImages`.
+    """
+    stride = num_processes * micro_batch_size
+    assert batch_size % stride == 0
+    sampler = _MicroBatches(start_step * batch_size + process_index * micro_batch_size, stride, micro_batch_size)
+    return load(
+        dataset,
+        collate=collate_training,
+        batch_sampler=sampler,
+        num_workers=num_workers,
+        timeout_seconds=timeout_seconds,
+        pin_memory=pin_memory,
+    )
+
+
+class _MicroBatches:
+    """The numbers of the images of each micro-batch: `size` from `start` on, then `stride` further, without end."""
+
+    def __init__(self, start: int, stride: int, size: int) -> None:
+        self._start, self._stride, self._size = start, stride, size
+
+    def __iter__(self) -> Iterator[range]:
+        start = self._start
+        while True:
+            yield range(start, start + self._size)
+            start += self._stride
+
+
+def collate_training(samples: list[TrainingSample]) -> TrainingBatch:
+    """Stack samples into a micro-batch."""
+    return TrainingBatch(
+        images=torch.stack([sample.image for sample in samples]).contiguous(memory_format=torch.channels_last),
+        noise=torch.stack([sample.noise for sample in samples]),
+        skipped=[skipped for sample in samples for skipped in sample.skipped],
+    )
