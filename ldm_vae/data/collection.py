@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset
 from PIL import Image
 
 from ldm_vae.data.decoding import decode_image, read_crop
-from ldm_vae.data.sources import Source, open_source
+from ldm_vae.data.folders import printable
+from ldm_vae.data.sources import Source, SourceRequest, open_source
 from ldm_vae.data.transforms import Box
 
 _LABEL_COLUMNS = ("label", "labels", "cls")
@@ -41,16 +45,17 @@ def open_collection(
     Raises:
         ValueError: There is no such source, it holds no images, or split or column don't fit it.
     """
-    found = open_source(
-        source,
+    request = SourceRequest(
+        source=source,
         split=split,
         default_splits=default_splits,
         image_column=image_column,
         field=field,
         streaming=False,
     )
+    found = open_source(request)
     if len(found.dataset) == 0:
-        raise ValueError(f"{field}: {source} holds no image")
+        raise request.error(f"{source} holds no image")
     return ImageCollection(found)
 
 
@@ -94,6 +99,15 @@ class ImageCollection:
         """What to call image i: its path relative to the folder, the path in the data set, or its row."""
         return cell_name(self._cell(i), row=i)
 
+    def names(self, start: int, stop: int) -> list[str]:
+        """`name` of the images start to stop - 1, at once, without reading images that the data set itself holds."""
+        column = self._cells.with_format("arrow")[start:stop][self._image_column]
+        if self._root is not None:
+            cells = column.to_pylist()
+        else:
+            cells = [{"path": path} for path in pc.struct_field(column, "path").to_pylist()]
+        return [cell_name(cell, row=i) for i, cell in enumerate(cells, start)]
+
     def row(self, i: int) -> dict[str, Any]:
         """The other columns of image i, as plain Python values."""
         return dict(self._rows[i]) if self.columns else {}
@@ -112,6 +126,14 @@ class ImageCollection:
         except OSError:
             return None
         return None if status is None else (status.st_size, status.st_mtime_ns)
+
+    def content_digest(self, i: int) -> str | None:
+        """SHA-256 of image i as it is stored, in hexadecimal; None where it can't be read."""
+        content = cell_content(self._cell(i), root=self._root)
+        try:
+            return hashlib.sha256(content if isinstance(content, bytes) else Path(content).read_bytes()).hexdigest()
+        except OSError:
+            return None
 
     def read(self, i: int, *, channels: int) -> Image.Image:
         """Return the whole of image i, upright, in mode L, RGB or RGBA for 1, 3 or 4 channels.
@@ -143,7 +165,7 @@ class ImageCollection:
 def cell_name(cell: Any, *, row: int) -> str:
     """Return what to call the image of a cell (a path in bytes, or what `datasets.Image(decode=False)` gives)."""
     if isinstance(cell, bytes):
-        return cell.decode("utf-8", "backslashreplace")
+        return printable(cell)
     return (cell or {}).get("path") or f"row {row}"
 
 

@@ -6,8 +6,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
-from pathlib import Path
+import re
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -56,34 +55,52 @@ def list_images(root: str) -> list[str]:
     return sorted(paths)
 
 
-def split_images(paths: list[str]) -> dict[str, list[str]]:
-    """Return the images of each split: by the folder at the top where each of these is one of `SPLIT_FOLDERS`,
-    else all in `train`."""
-    tops = {path.partition("/")[0] for path in paths if "/" in path}
-    if not tops <= SPLIT_FOLDERS.keys() or any("/" not in path for path in paths):
-        return {"train": paths}
+def split_paths(paths: list[str]) -> dict[str, list[str]]:
+    """Return the files of each split: by the folder at the top, where there are only such of `SPLIT_FOLDERS`, else
+    all as `train`."""
+    return _split({path: path.partition("/")[0] if "/" in path else "" for path in paths})
+
+
+def split_names(paths: list[str]) -> dict[str, list[str]]:
+    """Return the files of each split: by the first word of their names (train-00000-of-00002.parquet), where there
+    are only such of `SPLIT_FOLDERS`, else all as `train`."""
+    return _split({path: re.split(r"[-_.]", os.path.basename(path))[0] for path in paths})
+
+
+def _split(words: dict[str, str]) -> dict[str, list[str]]:
+    if not SPLIT_FOLDERS.keys() >= set(words.values()):
+        return {"train": list(words)}
     splits: dict[str, list[str]] = {}
-    for path in paths:
-        splits.setdefault(SPLIT_FOLDERS[path.partition("/")[0]], []).append(path)
+    for path, word in words.items():
+        splits.setdefault(SPLIT_FOLDERS[word], []).append(path)
     return splits
 
 
-def folder_dataset(root: str, paths: list[str], *, class_names: list[str] | None) -> Dataset:
-    """Return a data set of the image files `paths` below `root`.
+def folder_dataset(root: str, splits: dict[str, list[str]], *, split: str) -> Dataset:
+    """Return a data set of one split of the image files below `root`.
 
-    Its columns: `image` (the path relative to root, as bytes, for names in any encoding), `label` where there are
-    `class_names`, and those of a metadata.csv, .jsonl or .parquet in root, whose column file_name names the image.
+    Its columns: `image` (the path relative to root, as bytes, for names in any encoding), `label` (the folder, where
+    all images of all splits lie in one, one level down), and those of a metadata.csv, .jsonl or .parquet beside the
+    images or the splits, whose column file_name names the image.
+
+    Raises:
+        pa.ArrowException: The metadata can't be read.
     """
+    paths = splits[split]
     files = pa.array([os.fsencode(path) for path in paths], pa.binary())
-    columns: dict[str, pa.Array] = {"image": files}
+    columns: dict[str, pa.Array | pa.ChunkedArray] = {"image": files}
     features = Features({"image": Value("binary")})
-    if class_names is not None:
+    parts = [path.split("/") for images in splits.values() for path in images]
+    tops = {part[0] for part in parts}
+    depth = 2 if tops <= SPLIT_FOLDERS.keys() else 1
+    if all(len(part) == depth + 1 for part in parts):
+        class_names = sorted({part[depth - 1] for part in parts})
         numbers = {name: number for number, name in enumerate(class_names)}
-        columns["label"] = pa.array([numbers[path.split("/")[-2]] for path in paths], pa.int64())
-        features["label"] = ClassLabel(names=[_printable(name) for name in class_names])
-    metadata = _read_metadata(root)
+        columns["label"] = pa.array([numbers[path.split("/")[depth - 1]] for path in paths], pa.int64())
+        features["label"] = ClassLabel(names=[printable(os.fsencode(name)) for name in class_names])
+    metadata = _read_metadata(root, folders=["", *sorted(tops & SPLIT_FOLDERS.keys())])
     if metadata is not None:
-        rows = pc.index_in(files, value_set=metadata["file_name"].cast(pa.binary()).combine_chunks())
+        rows = pc.index_in(files, value_set=metadata["file_name"].combine_chunks())
         for name in metadata.column_names:
             if name not in ("file_name", "image"):
                 columns[name] = metadata[name].take(rows)
@@ -91,23 +108,21 @@ def folder_dataset(root: str, paths: list[str], *, class_names: list[str] | None
     return Dataset.from_dict(columns, features=features)
 
 
-def class_folders(paths: Iterable[str], *, depth: int) -> list[str] | None:
-    """Return the sorted names of the folders that hold the images, if each image lies in one, `depth` levels deep."""
-    parts = [path.split("/") for path in paths]
-    if any(len(part) != depth + 1 for part in parts):
-        return None
-    return sorted({part[-2] for part in parts})
+def printable(name: bytes) -> str:
+    """Return a file's name as text, what is no UTF-8 as escapes."""
+    return name.decode("utf-8", "backslashreplace")
 
 
-def _read_metadata(root: str) -> pa.Table | None:
+def _read_metadata(root: str, *, folders: list[str]) -> pa.Table | None:
+    """Return the metadata of some folders below `root`, file_name being relative to it, as bytes."""
     readers = {"csv": pa.csv.read_csv, "jsonl": pa.json.read_json, "parquet": pa.parquet.read_table}
-    for ending, read in readers.items():
-        path = Path(root, f"metadata.{ending}")
-        if path.is_file():
-            table = read(str(path))
-            return table if "file_name" in table.column_names else None
-    return None
-
-
-def _printable(name: str) -> str:
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
+    tables = []
+    for folder in folders:
+        for ending, read in readers.items():
+            path = os.path.join(root, folder, f"metadata.{ending}")
+            table = read(path) if os.path.isfile(path) else None
+            if table is not None and "file_name" in table.column_names:
+                prefix = os.fsencode(folder + "/" if folder else "")
+                names = pc.binary_join_element_wise(prefix, table["file_name"].cast(pa.binary()), b"")
+                tables.append(table.drop_columns("file_name").append_column("file_name", names))
+    return pa.concat_tables(tables, promote_options="permissive") if tables else None

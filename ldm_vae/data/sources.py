@@ -10,154 +10,143 @@ from dataclasses import dataclass
 from typing import Any
 
 import datasets
-from datasets import Dataset, Features, IterableDataset
+import pyarrow as pa
+from datasets import Dataset, IterableDataset
+from huggingface_hub import HfApi
+from huggingface_hub.errors import RepositoryNotFoundError
 
-from ldm_vae.data.folders import IMAGE_EXTENSIONS, class_folders, folder_dataset, list_images, split_images
+from ldm_vae.data.folders import IMAGE_EXTENSIONS, folder_dataset, list_images, split_names, split_paths
 
 _FORMATS = {".parquet": "parquet", ".tar": "webdataset", ".arrow": "arrow"}
+_ROWS_AT_ONCE = 100  # `datasets` takes a file's first row group otherwise, and fails at one without rows
 _HINT = "give a folder of images, parquet or webdataset (tar) files, or the id of a data set on the hub"
+_HUB_TIMEOUT_SECONDS = 10
 
 
 @dataclass(kw_only=True)
 class Source:
-    """A data set with an image column. `root` is the folder that the column's paths are relative to, where the images
-    are files; None where the column holds the images themselves."""
+    """A data set with a column of images. Where these are files here, the column holds paths (as bytes) relative to
+    `root`; else `root` is None and the column holds what `datasets.Image(decode=False)` gives."""
 
     dataset: Dataset | IterableDataset
     image_column: str
     root: str | None
 
 
-def open_source(
-    source: str,
-    *,
-    split: str | None,
-    default_splits: tuple[str, ...],
-    image_column: str | None,
-    field: str,
-    streaming: bool,
-) -> Source:
-    """Find and open the data set that `source` names; `streaming` gives hub and file sources as `IterableDataset`.
+@dataclass(kw_only=True)
+class SourceRequest:
+    """What a user asked for; see `open_collection`."""
+
+    source: str
+    split: str | None
+    default_splits: tuple[str, ...]
+    image_column: str | None
+    field: str
+    streaming: bool
+
+    def error(self, message: str) -> ValueError:
+        """Return the error for the user, with the option that gave the source."""
+        return ValueError(f"{self.field}: {message}")
+
+    def choose_split(self, splits: Collection[str]) -> str:
+        """Return the split to use: the one asked for, the first of the defaults that there is, or the only one."""
+        names = ", ".join(sorted(splits))
+        if self.split is not None:
+            if self.split.partition("[")[0] in splits:
+                return self.split
+            raise self.error(f"{self.source} has no split {self.split!r}; it has {names}")
+        for name in self.default_splits:
+            if name in splits:
+                return name
+        if len(splits) == 1:
+            return next(iter(splits))
+        raise self.error(f"{self.source} has the splits {names}; choose one by the split option")
+
+
+def open_source(request: SourceRequest) -> Source:
+    """Find and open the data set that is asked for; with `streaming` files and hub come as `IterableDataset`.
 
     Raises:
         ValueError: There is no such source, it holds no images, or split or column don't fit it.
     """
-    path = os.path.expanduser(source)
-    matches = [path] if os.path.exists(path) else sorted(glob.glob(path, recursive=True))
+    path = os.path.expanduser(request.source)
     with _quiet():
-        if os.path.isdir(path) and _is_saved_dataset(path):
-            dataset = _open_saved(path, split=split, default_splits=default_splits, field=field)
-        elif os.path.isdir(path):
-            images = _list(path, field=field)
-            if images:
-                return _open_images(path, images, split, default_splits, image_column, field)
-            files = _data_files(path)
-            if not files:
-                raise ValueError(f"{field}: the folder {source} holds no image; {_HINT}")
-            dataset = _load(path, files, split, default_splits, field, streaming)
-        elif matches:
-            images = [match for match in matches if match.lower().endswith(IMAGE_EXTENSIONS)]
-            if len(images) == len(matches):
-                root = os.path.abspath(os.path.dirname(images[0]) if len(images) == 1 else os.path.commonpath(images))
-                images = [os.path.relpath(image, root) for image in images]
-                return _open_images(root, images, split, default_splits, image_column, field)
-            dataset = _load(source, matches, split, default_splits, field, streaming)
-        elif _is_local(path):
-            raise ValueError(f"{field}: {source} is neither a folder nor a file here; {_HINT}")
-        else:
-            dataset = _load_from_hub(source, split, default_splits, field, streaming)
-    column, dataset = _undecoded(dataset, image_column, source=source, field=field)
-    return Source(dataset=dataset, image_column=column, root=None)
+        if os.path.isdir(path):
+            return _open_folder(path, request)
+        files = [path] if os.path.isfile(path) else sorted(filter(os.path.isfile, glob.glob(path, recursive=True)))
+        if files:
+            return _open_files(files, request)
+        if _is_local(path):
+            raise request.error(f"{request.source} is neither a folder nor a file here; {_HINT}")
+        return _with_undecoded_images(_load_from_hub(request), request)
 
 
-def _open_images(
-    root: str,
-    images: list[str],
-    split: str | None,
-    default_splits: tuple[str, ...],
-    image_column: str | None,
-    field: str,
-) -> Source:
-    if image_column not in (None, "image"):
-        raise ValueError(
-            f"{field}: there is no column {image_column!r}; the images of a folder are the column 'image'"
-        )
-    splits = split_images(images)
-    chosen = choose_split(splits, split=split, default_splits=default_splits, source=root, field=field)
-    is_split = all(image.count("/") > 0 for image in images) and splits.keys() != {"train"}
-    class_names = class_folders(images, depth=2 if is_split else 1)
-    dataset = folder_dataset(root, splits[chosen], class_names=class_names)
+def _open_folder(path: str, request: SourceRequest) -> Source:
+    if any(os.path.isfile(os.path.join(path, name)) for name in ("state.json", "dataset_dict.json")):
+        return _with_undecoded_images(_load_saved(path, request), request)
+    try:
+        images = list_images(path)
+    except OSError as error:
+        raise request.error(f"{error.filename} can't be listed: {error.strerror}") from error
+    if images:
+        return _open_images(path, images, request)
+    pattern = os.path.join(glob.escape(path), "**", "*")
+    files = [file for file in glob.glob(pattern, recursive=True) if file.lower().endswith(tuple(_FORMATS))]
+    if not files:
+        raise request.error(f"the folder {request.source} holds no image; {_HINT}")
+    return _open_files(sorted(files), request)
+
+
+def _open_images(root: str, images: list[str], request: SourceRequest) -> Source:
+    """Open image files, given by their paths relative to `root`."""
+    if request.image_column not in (None, "image"):
+        raise request.error(f"a folder of images has no column {request.image_column!r}; they are the column 'image'")
+    splits = split_paths(images)
+    if request.split is not None and "[" in request.split:
+        raise request.error(f"a folder of images has no slices of splits such as {request.split!r}")
+    split = request.choose_split(splits)
+    try:
+        dataset = folder_dataset(root, splits, split=split)
+    except pa.ArrowException as error:
+        raise request.error(f"the metadata in {root} can't be read: {_one_line(error)}") from error
     return Source(dataset=dataset, image_column="image", root=os.path.abspath(root))
 
 
-def choose_split(
-    splits: Collection[str], *, split: str | None, default_splits: tuple[str, ...], source: str, field: str
-) -> str:
-    """Return the split to use: the one asked for, the first of the defaults that there is, or the only one."""
-    if split is not None:
-        if split.partition("[")[0] in splits:
-            return split
-        raise ValueError(f"{field}: {source} has no split {split!r}; it has {', '.join(sorted(splits))}")
-    for name in default_splits:
-        if name in splits:
-            return name
-    if len(splits) == 1:
-        return next(iter(splits))
-    raise ValueError(f"{field}: {source} has the splits {', '.join(sorted(splits))}; choose one by the split option")
-
-
-def _list(path: str, *, field: str) -> list[str]:
+def _open_files(files: list[str], request: SourceRequest) -> Source:
+    """Open image, parquet, webdataset or arrow files, all of one kind."""
+    files = [os.path.abspath(file) for file in files]
+    root = os.path.dirname(files[0]) if len(files) == 1 else os.path.commonpath(files)
+    if all(file.lower().endswith(IMAGE_EXTENSIONS) for file in files):
+        return _open_images(root, [os.path.relpath(file, root).replace(os.sep, "/") for file in files], request)
+    endings = sorted({os.path.splitext(file)[1].lower() or "none" for file in files})
+    if len(endings) > 1 or endings[0] not in _FORMATS:
+        raise request.error(f"{request.source} names files with the endings {', '.join(endings)}; {_HINT}")
+    relative = {os.path.relpath(file, root).replace(os.sep, "/"): file for file in files}
+    splits = split_paths(list(relative))
+    if splits.keys() == {"train"}:
+        splits = split_names(list(relative))
+    chosen = request.choose_split(splits)
+    name = chosen.partition("[")[0]
+    options = {"batch_size": _ROWS_AT_ONCE} if endings[0] == ".parquet" else {}
     try:
-        return list_images(path)
-    except OSError as error:
-        raise ValueError(f"{field}: {error.filename} can't be listed: {error.strerror}") from error
+        dataset = datasets.load_dataset(
+            _FORMATS[endings[0]],
+            data_files={name: [glob.escape(relative[path]) for path in splits[name]]},
+            split=chosen,
+            streaming=request.streaming,
+            **options,
+        )
+    except Exception as error:
+        raise request.error(f"{request.source} can't be loaded: {_one_line(error)}") from error
+    return _with_undecoded_images(dataset, request)
 
 
-def _is_saved_dataset(path: str) -> bool:
-    return any(os.path.isfile(os.path.join(path, name)) for name in ("state.json", "dataset_dict.json"))
-
-
-def _open_saved(path: str, *, split: str | None, default_splits: tuple[str, ...], field: str) -> Dataset:
+def _load_saved(path: str, request: SourceRequest) -> Dataset:
     try:
         saved = datasets.load_from_disk(path)
     except Exception as error:
-        raise ValueError(f"{field}: the data set saved in {path} can't be loaded: {_one_line(error)}") from error
-    if isinstance(saved, Dataset):
-        return saved
-    return saved[choose_split(saved, split=split, default_splits=default_splits, source=path, field=field)]
-
-
-def _data_files(path: str) -> list[str]:
-    """Return the parquet, webdataset and arrow files below a folder, sorted."""
-    pattern = os.path.join(glob.escape(path), "**", "*")
-    return sorted(file for file in glob.glob(pattern, recursive=True) if file.lower().endswith(tuple(_FORMATS)))
-
-
-def _load(
-    source: str, files: list[str], split: str | None, default_splits: tuple[str, ...], field: str, streaming: bool
-) -> Any:
-    """Load local parquet, webdataset or arrow files; splits are told by the files' names (train-00000-of-00002)."""
-    endings = {os.path.splitext(file)[1].lower() for file in files}
-    if len(endings) > 1 or not endings <= _FORMATS.keys():
-        raise ValueError(f"{field}: {source} names files of the kinds {', '.join(sorted(endings))}; {_HINT}")
-    splits = _split_files(files)
-    chosen = choose_split(splits, split=split, default_splits=default_splits, source=source, field=field)
-    name = chosen.partition("[")[0]
-    data_files = {name: [glob.escape(os.path.abspath(file)) for file in splits[name]]}
-    try:
-        return datasets.load_dataset(_FORMATS[endings.pop()], data_files=data_files, split=chosen, streaming=streaming)
-    except Exception as error:
-        raise ValueError(f"{field}: {source} can't be loaded: {_one_line(error)}") from error
-
-
-def _split_files(files: list[str]) -> dict[str, list[str]]:
-    splits: dict[str, list[str]] = {}
-    for file in files:
-        word = os.path.basename(file).replace("_", "-").partition("-")[0].lower()
-        splits.setdefault(word, []).append(file)
-    if not splits.keys() <= {"train", "validation", "test", "val", "valid", "dev"}:
-        return {"train": files}
-    return splits
+        raise request.error(f"the data set saved in {path} can't be loaded: {_one_line(error)}") from error
+    return saved if isinstance(saved, Dataset) else saved[request.choose_split(saved)]
 
 
 def _is_local(path: str) -> bool:
@@ -165,51 +154,66 @@ def _is_local(path: str) -> bool:
     return path.count("/") > 1 or path.startswith((".", "/")) or any(letter in path for letter in "*?[\\ ")
 
 
-def _load_from_hub(
-    source: str, split: str | None, default_splits: tuple[str, ...], field: str, streaming: bool
-) -> Any:
+def _load_from_hub(request: SourceRequest) -> Any:
+    source = request.source
     try:
+        _reach_hub(source)
         splits = datasets.get_dataset_split_names(source)
     except Exception as error:
-        raise ValueError(
-            f"{field}: {source} is neither a folder or file here nor a data set that the hub could give: "
-            f"{_one_line(error)}; {_HINT}"
+        raise request.error(
+            f"{source} is neither a folder or file here nor a data set that the hub could give: {_one_line(error)}; "
+            f"{_HINT}"
         ) from error
-    chosen = choose_split(splits, split=split, default_splits=default_splits, source=source, field=field)
+    chosen = request.choose_split(splits)
     try:
-        return datasets.load_dataset(source, split=chosen, streaming=streaming)
+        return datasets.load_dataset(source, split=chosen, streaming=request.streaming)
     except Exception as error:
-        raise ValueError(f"{field}: the data set {source} can't be loaded: {_one_line(error)}") from error
+        raise request.error(f"the data set {source} can't be loaded: {_one_line(error)}") from error
 
 
-def _undecoded(dataset: Any, image_column: str | None, *, source: str, field: str) -> tuple[str, Any]:
-    """Return the image column's name and the data set with its images as {"bytes", "path"}."""
-    features: Features | None = dataset.features or dataset._resolve_features().features
-    assert features is not None
-    candidates = [name for name, feature in features.items() if _is_image(feature)]
-    if image_column is None:
-        if len(candidates) != 1:
-            found = f"has the image columns {', '.join(candidates)}" if candidates else "has no image column"
-            raise ValueError(f"{field}: {source} {found} (columns: {', '.join(features)}); name one by image_column")
-        image_column = candidates[0]
-    elif image_column not in features:
-        raise ValueError(f"{field}: {source} has no column {image_column!r}; it has {', '.join(features)}")
+def _reach_hub(source: str) -> None:
+    """Raise at once where the hub doesn't know or give `source`, for `datasets` would try for half a minute first.
+
+    Nothing is raised where the hub can't be reached but an earlier download is here.
+    """
+    try:
+        HfApi().dataset_info(source, timeout=_HUB_TIMEOUT_SECONDS)
+    except RepositoryNotFoundError as error:
+        raise ValueError("there is none of that name, or it is private") from error
+    except Exception:
+        if not os.path.isdir(os.path.join(datasets.config.HF_DATASETS_CACHE, source.replace("/", "___"))):
+            raise
+
+
+def _with_undecoded_images(dataset: Any, request: SourceRequest) -> Source:
+    """Find the image column and leave its images, and those of other columns, undecoded."""
+    source, column = request.source, request.image_column
+    features = dataset.features if dataset.features is not None else dataset._resolve_features().features
+    if column is None:
+        images = [name for name, feature in features.items() if _is_image(feature)]
+        if len(images) != 1:
+            found = f"has the image columns {', '.join(images)}" if images else "has no image column"
+            raise request.error(f"{source} {found} (its columns: {', '.join(features)}); name one by image_column")
+        column = images[0]
+    elif column not in features:
+        raise request.error(f"{source} has no column {column!r}; it has {', '.join(features)}")
     dataset = dataset.with_format(None)
     for name, feature in features.items():
-        if name == image_column or isinstance(feature, datasets.Image):
+        if name == column or isinstance(feature, datasets.Image):
             dataset = dataset.cast_column(name, datasets.Image(decode=False))
-    return image_column, dataset
+    return Source(dataset=dataset, image_column=column, root=None)
 
 
 def _is_image(feature: Any) -> bool:
     is_struct = isinstance(feature, dict) and set(feature) == {"bytes", "path"}
-    return isinstance(feature, datasets.Image) or is_struct
+    return is_struct or isinstance(feature, datasets.Image)
 
 
 def _one_line(error: BaseException) -> str:
-    """Return the first line of what went wrong, with the cause's where `error` only says that something did."""
-    cause = error.__cause__ if error.__cause__ is not None else error
-    lines = str(cause).strip().splitlines() or [type(cause).__name__]
+    """Return the first line of what went wrong; of the cause, where `error` says only that something did."""
+    if isinstance(error, datasets.exceptions.DatasetGenerationError) and error.__cause__ is not None:
+        error = error.__cause__
+    lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0].strip().rstrip(".")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +13,6 @@ from torch.utils.data import Dataset
 
 from ldm_vae.data.collection import ImageCollection
 from ldm_vae.data.decoding import UnreadableImage
-from ldm_vae.data.loading import load
 from ldm_vae.data.order import sample_index, sample_rng
 from ldm_vae.data.transforms import Box, Crop, crop_box, to_tensor
 
@@ -152,70 +151,3 @@ class TrainingImages(Dataset):
         raise ValueError(
             f"none of the {num_samples} training images can be read; the first: {skipped[0].name}: {skipped[0].reason}"
         )
-
-
-def training_batches(
-    dataset: TrainingImages,
-    *,
-    start_step: int,
-    batch_size: int,
-    micro_batch_size: int,
-    process_index: int = 0,
-    num_processes: int = 1,
-    num_workers: int = 0,
-    timeout_seconds: float = 600,
-    pin_memory: bool = False,
-) -> Iterator[TrainingBatch]:
-    """Yield this process's micro-batches from step `start_step` on, without end.
-
-    Step t has the images k in [t·B, (t + 1)·B) for a global batch of B; with P processes and micro-batches of b,
-    process r's i-th micro-batch of the step has the b images from t·B + (i·P + r)·b on.
-
-    Args:
-        dataset: The run's images.
-        start_step: First step.
-        batch_size: Images a step over all processes, B.
-        micro_batch_size: Images a micro-batch, b; P·b divides B.
-        process_index: This process, r.
-        num_processes: P.
-        num_workers: Processes that prepare the batches; 0: this one does.
-        timeout_seconds: Longest wait for a worker.
-        pin_memory: Put the batches into page-locked memory, for faster copies to CUDA devices.
-
-    Raises:
-        RuntimeError: A worker died, or gave nothing for `timeout_seconds`.
-        UnreadableImage, ValueError: See `TrainingImages`.
-    """
-    stride = num_processes * micro_batch_size
-    assert batch_size % stride == 0
-    sampler = _MicroBatches(start_step * batch_size + process_index * micro_batch_size, stride, micro_batch_size)
-    return load(
-        dataset,
-        collate=collate_training,
-        batch_sampler=sampler,
-        num_workers=num_workers,
-        timeout_seconds=timeout_seconds,
-        pin_memory=pin_memory,
-    )
-
-
-class _MicroBatches:
-    """The numbers of the images of each micro-batch: `size` from `start` on, then `stride` further, without end."""
-
-    def __init__(self, start: int, stride: int, size: int) -> None:
-        self._start, self._stride, self._size = start, stride, size
-
-    def __iter__(self) -> Iterator[range]:
-        start = self._start
-        while True:
-            yield range(start, start + self._size)
-            start += self._stride
-
-
-def collate_training(samples: list[TrainingSample]) -> TrainingBatch:
-    """Stack samples into a micro-batch."""
-    return TrainingBatch(
-        images=torch.stack([sample.image for sample in samples]).contiguous(memory_format=torch.channels_last),
-        noise=torch.stack([sample.noise for sample in samples]),
-        skipped=[skipped for sample in samples for skipped in sample.skipped],
-    )
