@@ -180,7 +180,7 @@ class ReconstructionMetrics:
 
 def to_pixels(images: Tensor) -> Tensor:
     """Return the 8-bit pixels, as whole numbers 0 to 255 in float32, of pictures in [-1, 1]. NaN stays NaN."""
-    return (images.float() * 127.5 + 127.5).clamp(0, 255).round()
+    return ((images.float() + 1) * 127.5).round().clamp(0, 255)
 
 
 def psnr(pixels: Tensor, reconstructed: Tensor) -> Tensor:

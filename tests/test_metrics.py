@@ -2,13 +2,22 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 from torchmetrics.image.kid import poly_mmd
 
-from ldm_vae.metrics import LatentStatistics, ReconstructionMetrics, paired_kernel_distance, set_distances, ssim
+from ldm_vae.data.transforms import to_image
+from ldm_vae.metrics import (
+    LatentStatistics,
+    ReconstructionMetrics,
+    paired_kernel_distance,
+    set_distances,
+    ssim,
+    to_pixels,
+)
 
 
 class MeanDistance(torch.nn.Module):
@@ -118,9 +127,15 @@ def test_exact_reconstruction_has_a_finite_psnr_and_a_broken_one_shows() -> None
     assert math.isnan(metrics.compute().psnr)
 
 
+def test_pixels_are_those_of_the_saved_picture() -> None:
+    image = 1.5 * torch.randn(3, 64, 64)
+    saved = np.asarray(to_image(image))
+    assert (to_pixels(image).permute(1, 2, 0).numpy() == saved).all()
+
+
 @pytest.mark.parametrize("shape", [(1, 1), (2, 9), (5, 64), (10, 10), (11, 11)])
 def test_ssim_of_small_pictures(shape: tuple[int, int]) -> None:
-    pixels = torch.randint(0, 256, (2, 3, *shape)).float()
+    pixels = torch.randint(0, 60, (2, 3, *shape)).float()
     torch.testing.assert_close(ssim(pixels, pixels), torch.ones(2))
     assert (ssim(pixels, 255 - pixels) < 0.9).all()
 

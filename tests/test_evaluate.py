@@ -1,0 +1,223 @@
+"""`evaluate` on tiny autoencoders: numbers against a plain computation, refusals, and one process against two."""
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL
+from PIL import Image
+from torchmetrics.image.fid import NoTrainInceptionV3
+
+from ldm_vae.evaluate import EvaluateSummary, evaluate
+from ldm_vae.options import EvaluateOptions
+from ldm_vae.set_features import load_set_features
+
+
+def save_autoencoder(folder: Path, *, seed: int, channels: int = 3, levels: int = 2) -> str:
+    torch.manual_seed(seed)
+    AutoencoderKL(
+        in_channels=channels,
+        out_channels=channels,
+        block_out_channels=(8, 16, 16)[:levels],
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        layers_per_block=1,
+        norm_num_groups=4,
+    ).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def vaes(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    folder = tmp_path_factory.mktemp("vaes")
+    return [save_autoencoder(folder / name, seed=seed) for seed, name in enumerate(("first", "second"))]
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five pictures of different sizes, one grey, and one that is no picture."""
+    folder = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(0)
+    for i, (height, width) in enumerate([(32, 32), (41, 67), (53, 33), (35, 49)]):
+        coarse = rng.integers(0, 256, (5, 5, 3), dtype=np.uint8)
+        Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC).save(folder / f"{i}.png")
+    Image.fromarray(rng.integers(0, 256, (40, 40), dtype=np.uint8)).save(folder / "grey.png")
+    (folder / "broken.png").write_bytes((folder / "1.png").read_bytes()[:300])
+    return folder
+
+
+def run(vaes: list[str], data: Path, output: Path, **options: object) -> EvaluateSummary:
+    defaults = {"num_workers": 0, "perceptual": "none", "num_pictures": 2}
+    return evaluate(EvaluateOptions(vae=vaes, data=str(data), output=str(output), **(defaults | options)))  # type: ignore[arg-type]
+
+
+def test_numbers_are_those_of_the_pictures_a_user_gets(vaes: list[str], photos: Path, tmp_path: Path) -> None:
+    summary = run(vaes, photos, tmp_path / "out", resolution=[32], perceptual="efficientnet_lite0", batch_size=2)
+    for source, evaluation in zip(vaes, summary.evaluations, strict=True):
+        autoencoder = AutoencoderKL.from_pretrained(source)
+        scores = []
+        for path in sorted(photos.glob("*.png")):
+            if path.name == "broken.png":
+                continue
+            picture = Image.open(path).convert("RGB")
+            side = min(picture.size)
+            left, top = (picture.width - side) // 2, (picture.height - side) // 2
+            box = (left, top, left + side, top + side)
+            original = np.asarray(picture.resize((32, 32), Image.Resampling.BICUBIC, box=box), dtype=np.float64)
+            images = torch.from_numpy(original / 127.5 - 1).permute(2, 0, 1)[None].float()
+            with torch.no_grad():
+                decoded = autoencoder.decode(autoencoder.encode(images).latent_dist.mean).sample[0]
+            saved = np.round((decoded.clamp(-1, 1).permute(1, 2, 0).numpy() + 1) * 127.5)
+            scores.append(10 * np.log10(255**2 / np.mean((saved - original) ** 2)))
+        assert evaluation["psnr"] == pytest.approx(np.mean(scores), abs=0.05)  # half a pixel in where the middle is
+        assert evaluation.num_images == 5
+        assert evaluation.num_skipped == 1
+    assert summary.evaluations[0]["psnr"] != summary.evaluations[1]["psnr"]
+    assert [skipped.name for skipped in summary.skipped] == ["broken.png"]
+
+    written = json.loads(summary.metrics.read_text())
+    assert written["skipped"][0]["name"] == "broken.png"
+    metrics = written["evaluations"][0]["metrics"]
+    assert {"psnr", "ssim", "efficientnet_lite0", "rkid_efficientnet_lite0", "bits_per_dim", "latent_std"} <= set(
+        metrics
+    )
+    assert not any("inception" in name or "lpips" in name for name in metrics)
+    assert all(metric["protocol"] for metric in metrics.values())
+    assert "32x32" in metrics["psnr"]["protocol"]
+    assert "float32" in metrics["psnr"]["protocol"]
+    assert "EfficientNet" in metrics["rkid_efficientnet_lite0"]["protocol"]
+    assert summary.table.read_text().strip() in str(summary)
+    assert "| first " in str(summary)
+    grid = Image.open(tmp_path / "out" / "grid.png")
+    assert grid.height > 2 * 32
+    original = Image.open(photos / "0.png")  # 32x32 itself, so the grid holds its very pixels
+    pixels, cell = np.asarray(grid), np.asarray(original)
+    positions = np.argwhere((pixels == cell[0, 0]).all(-1))
+    assert any((pixels[y : y + 32, x : x + 32].shape == cell.shape and (pixels[y : y + 32, x : x + 32] == cell).all())
+               for y, x in positions)  # fmt: skip
+
+
+def test_whole_pictures_are_cut_to_what_all_factors_divide(vaes: list[str], photos: Path, tmp_path: Path) -> None:
+    coarser = save_autoencoder(tmp_path / "f4", seed=2, levels=3)
+    summary = run([vaes[0], coarser], photos, tmp_path / "out")
+    assert [evaluation.num_images for evaluation in summary.evaluations] == [5, 5]
+    assert summary.evaluations[0].data_fingerprint == summary.evaluations[1].data_fingerprint
+    assert "multiple of 4" in summary.evaluations[0].metrics["psnr"].protocol
+    alone = run([vaes[0]], photos, tmp_path / "alone")
+    assert alone.evaluations[0].data_fingerprint != summary.evaluations[0].data_fingerprint
+
+
+def test_several_sizes_and_fewer_images(vaes: list[str], photos: Path, tmp_path: Path) -> None:
+    summary = run(vaes[:1], photos, tmp_path / "out", resolution=[16, 32], num_images=3)
+    assert [evaluation.resolution for evaluation in summary.evaluations] == [16, 32]
+    assert [grid.name for grid in summary.grids] == ["grid-16.png", "grid-32.png"]
+    assert all(grid.is_file() for grid in summary.grids)
+    single = run(vaes[:1], photos, tmp_path / "single", resolution=[32], num_images=3)
+    assert single.evaluations[0].metrics == summary.evaluations[1].metrics
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_other_numbers_of_channels(channels: int, photos: Path, tmp_path: Path) -> None:
+    vae = save_autoencoder(tmp_path / "vae", seed=0, channels=channels)
+    summary = run([vae], photos, tmp_path / "out", resolution=[32], perceptual="efficientnet_lite0")
+    assert np.isfinite(summary.evaluations[0]["efficientnet_lite0"])
+
+
+def test_output_of_another_kind_is_never_touched(vaes: list[str], photos: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    run(vaes[:1], photos, output, resolution=[16, 32])
+    with pytest.raises(ValueError, match="overwrite"):
+        run(vaes[:1], photos, output, resolution=[32])
+    run(vaes[:1], photos, output, resolution=[32], overwrite=True)
+    assert sorted(path.name for path in output.iterdir()) == ["grid.png", "metrics.json", "table.md"]
+    (output / "thesis.tex").write_text("years of work")
+    with pytest.raises(ValueError, match=r"thesis\.tex"):
+        run(vaes[:1], photos, output, resolution=[32], overwrite=True)
+    assert (output / "thesis.tex").is_file()
+
+
+def test_what_does_not_fit_is_refused_in_one_line(vaes: list[str], photos: Path, tmp_path: Path) -> None:
+    grey = save_autoencoder(tmp_path / "grey", seed=0, channels=1)
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "a.png").write_bytes(b"no picture")
+    for match, sources, data, options in (
+        ("resolution is 33.*take 32 or 34", vaes[:1], photos, {"resolution": [33]}),
+        ("image channels", [vaes[0], grey], photos, {"resolution": [32]}),
+        ("nowhere", ["./nowhere/vae"], photos, {}),
+        ("data", vaes[:1], tmp_path / "nothing", {}),
+        ("no images to measure", vaes[:1], broken, {"resolution": [32]}),
+        (r"broken\.png", vaes[:1], photos, {"resolution": [32], "strict": True}),
+    ):
+        with pytest.raises(ValueError, match=match) as caught:
+            run(sources, data, tmp_path / "out", **options)  # type: ignore[arg-type]
+        assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.processes
+def test_two_processes_find_what_one_finds(vaes: list[str], photos: Path, tmp_path: Path) -> None:
+    alone = run(vaes, photos, tmp_path / "alone", resolution=[32])
+    options = {"vae": vaes, "data": str(photos), "output": str(tmp_path / "both"), "resolution": [32],
+               "perceptual": "none", "num_workers": 0}  # fmt: skip
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from ldm_vae.evaluate import evaluate\nfrom ldm_vae.options import EvaluateOptions\n"
+        f"if __name__ == '__main__':\n    evaluate(EvaluateOptions(**{options!r}))\n"
+    )
+    environment = os.environ | {
+        "PYTHONPATH": str(Path(__file__).parents[1]),
+        "OMP_NUM_THREADS": "1",
+        "ACCELERATE_USE_CPU": "true",
+    }
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
+    subprocess.run(torchrun, env=environment, check=True, timeout=120, capture_output=True)
+    both = json.loads((tmp_path / "both" / "metrics.json").read_text())
+    for expected, found in zip(alone.evaluations, both["evaluations"], strict=True):
+        assert found["num_images"] == 5  # of six, one unreadable, over two processes
+        assert found["data_fingerprint"] == expected.data_fingerprint
+        for name, metric in expected.metrics.items():
+            assert found["metrics"][name]["value"] == pytest.approx(metric.value, rel=1e-6)
+    assert [skipped["name"] for skipped in both["skipped"]] == ["broken.png"]
+
+
+def test_inception_is_used_where_its_weights_are_and_read_without_running_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    assert load_set_features().name == "efficientnet_lite0"  # type: ignore[union-attr]
+
+    file = tmp_path / "checkpoints" / "weights-inception-2015-12-05-6726825d.pth"
+    file.parent.mkdir()
+    with monkeypatch.context() as patch:  # to build one without weights
+        patch.setattr("torch_fidelity.feature_extractor_inceptionv3.load_state_dict_from_url", lambda *_, **__: None)
+        patch.setattr(NoTrainInceptionV3, "load_state_dict", lambda *_: None)
+        network = NoTrainInceptionV3("inception-v3-compat", ["2048"])
+    torch.save(network.state_dict(), file)
+    features = load_set_features()
+    assert features is not None
+    assert (features.name, features.with_fid) == ("inception", True)
+    assert features(torch.rand(2, 1, 20, 24) * 2 - 1).shape == (2, 2048)
+
+    harmful = tmp_path / "harmful.pth"
+    marker = tmp_path / "ran"
+    harmful.write_bytes(pickle.dumps(_Runs(marker)))
+    with pytest.raises(ValueError, match=r"harmful\.pth"):
+        load_set_features(inception_weights=str(harmful))
+    assert not marker.exists()
+
+
+class _Runs:
+    """A pickle that makes a file when it is read."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (Path.touch, (self.marker,))

@@ -1,0 +1,85 @@
+"""Activations against float16's limit, on a network that is made to overflow by an exact change of scale."""
+
+import copy
+
+import pytest
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor
+
+from ldm_vae.headroom import FLOAT16_LIMIT, MARGIN, measure_precision, rescale_activations
+from ldm_vae.headroom import _divide_stream as divide_stream
+
+
+@pytest.fixture
+def autoencoder() -> AutoencoderKL:
+    torch.manual_seed(0)
+    return AutoencoderKL(
+        block_out_channels=(8, 16),
+        down_block_types=("DownEncoderBlock2D", "AttnDownEncoderBlock2D"),
+        up_block_types=("AttnUpDecoderBlock2D", "UpDecoderBlock2D"),
+        layers_per_block=1,
+        norm_num_groups=4,
+    ).eval()
+
+
+@pytest.fixture
+def batches() -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.rand(2, 3, 32, 32, generator=generator) * 2 - 1 for _ in range(2)]
+
+
+def test_magnitudes_and_errors_are_those_of_the_layers(autoencoder: AutoencoderKL, batches: list[Tensor]) -> None:
+    report = measure_precision(autoencoder, batches)
+    with torch.no_grad():
+        images = torch.cat(batches)
+        first = autoencoder.encoder.conv_in(images)
+        latents = autoencoder.encode(images).latent_dist.mean
+        residual = autoencoder.decoder.mid_block(autoencoder.decoder.conv_in(autoencoder.post_quant_conv(latents)))
+        half = copy.deepcopy(autoencoder).half()
+        reconstruction = autoencoder.decode(latents).sample
+        half_latents = half.encode(images.half()).latent_dist.mean
+        error = (half.decode(half_latents).sample.float() - reconstruction).abs().max().item() * 127.5
+    assert report.num_images == 4
+    assert report.magnitudes["encoder.conv_in"] == pytest.approx(first.abs().max().item(), rel=1e-5)
+    last = report.magnitudes["decoder.mid_block.resnets.1"]
+    assert last == pytest.approx(residual.abs().max().item(), rel=1e-4)
+    assert report.magnitudes["decoder.conv_out"] == pytest.approx(reconstruction.abs().max().item(), rel=1e-4)
+    assert report.errors["float16"].max_error == pytest.approx(error, rel=0.2)  # half's rounding, batch by batch
+    assert report.errors["float16"].psnr > report.errors["bfloat16"].psnr
+    assert report.float16_is_safe
+
+
+def test_overflow_is_seen_and_repaired(autoencoder: AutoencoderKL, batches: list[Tensor]) -> None:
+    overflowing = copy.deepcopy(autoencoder)
+    divide_stream(overflowing.encoder, 2.0**-15)
+    divide_stream(overflowing.decoder, 2.0**-16)
+    for resnet in (overflowing.decoder.up_blocks[0].resnets[0], overflowing.encoder.down_blocks[0].resnets[0]):
+        resnet.conv1.weight.data *= 2.0**18
+        resnet.conv1.bias.data *= 2.0**18
+    report = measure_precision(overflowing, batches)
+    assert report.largest("decoder")[1] > FLOAT16_LIMIT
+    assert not report.errors["float16"].finite
+    assert report.errors["bfloat16"].finite
+    assert not report.float16_is_safe
+
+    repaired = rescale_activations(overflowing, report.magnitudes)
+    assert repaired is not None
+    after = measure_precision(repaired, batches)
+    assert max(after.magnitudes.values()) * MARGIN <= FLOAT16_LIMIT
+    assert after.float16_is_safe
+    with torch.no_grad():
+        torch.testing.assert_close(repaired(batches[0]).sample, overflowing(batches[0]).sample, rtol=0, atol=1e-5)
+
+
+def test_a_network_that_fits_is_left_alone(autoencoder: AutoencoderKL, batches: list[Tensor]) -> None:
+    report = measure_precision(autoencoder, batches)
+    assert rescale_activations(autoencoder, report.magnitudes) is None
+
+
+def test_what_no_norm_follows_cannot_be_repaired(autoencoder: AutoencoderKL, batches: list[Tensor]) -> None:
+    autoencoder.decoder.conv_out.weight.data *= 1e6
+    report = measure_precision(autoencoder, batches)
+    assert report.largest("decoder")[0] == "decoder.conv_out"
+    assert not report.float16_is_safe
+    assert rescale_activations(autoencoder, report.magnitudes) is None
