@@ -6,7 +6,6 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from accelerate import PartialState
 from diffusers import AutoencoderKL
 from PIL import Image
 
@@ -17,6 +16,7 @@ from ldm_vae.evaluation_report import Evaluation, Protocol, describe_metrics, fo
 from ldm_vae.measure import (
     ReconstructionsMeasured,
     choose_perceptual,
+    join_processes,
     measure_reconstructions,
     short_name,
     spread_indices,
@@ -62,7 +62,8 @@ def evaluate(options: EvaluateOptions) -> EvaluateSummary:
     """
     output = Path(options.output).expanduser()
     held = _check_output(output, overwrite=options.overwrite)
-    device = PartialState().device
+    processes = join_processes()
+    device = processes.device
     autoencoders = [load_autoencoder(source).to(device) for source in options.vae]
     channels = _common_channels(options.vae, autoencoders)
     factor = max(spatial_factor(autoencoder) for autoencoder in autoencoders)
@@ -109,11 +110,11 @@ def evaluate(options: EvaluateOptions) -> EvaluateSummary:
         table=output / TABLE,
         grids=[output / _grid_name(resolution, resolutions) for resolution in resolutions if options.num_pictures > 0],
     )
-    if PartialState().is_main_process:
+    if processes.is_main_process:
         for name in held:
             (output / name).unlink()
         _write(summary, options=options, pictures=[measured.pictures for measured in measurements], device=device.type)
-    PartialState().wait_for_everyone()
+    processes.wait_for_everyone()
     return summary
 
 
@@ -168,7 +169,7 @@ def _evaluations(
             name=name,
             weights_fingerprint=weights_fingerprint(autoencoder),
             resolution=protocol.resolution,
-            num_images=measured.images.num_images,
+            num_images=result.summary.num_images,
             num_skipped=len(measured.images.skipped),
             data_fingerprint=measured.images.fingerprint,
             metrics=describe_metrics(result, protocol=protocol),

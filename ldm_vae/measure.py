@@ -64,6 +64,12 @@ class ReconstructionsMeasured:
     """Rows of original and reconstructions; on the main process alone."""
 
 
+def join_processes() -> PartialState:
+    """The processes of this launch, joined on the first call; a single one without a launcher. On machines without an
+    accelerator too, where accelerate has to be told."""
+    return PartialState(cpu=not torch.accelerator.is_available())
+
+
 def spread_indices(num_available: int, *, num_images: int | None) -> list[int]:
     """At most `num_images` indices, spread evenly over those available."""
     count = num_available if num_images is None else min(num_images, num_available)
@@ -239,7 +245,7 @@ class _Reader:
 
 
 def _share(indices: Sequence[int]) -> Sequence[int]:
-    state = PartialState()
+    state = join_processes()
     return indices[state.process_index :: state.num_processes]
 
 
@@ -247,7 +253,7 @@ def _batches(
     dataset: EvaluationImages, indices: Sequence[int], batch_size: int, num_workers: int, *, title: str
 ) -> Iterator[EvaluationBatch]:
     """The batches of this process's share, with a progress bar on the main one."""
-    share, state = _share(indices), PartialState()
+    share, state = _share(indices), join_processes()
     batches = evaluation_batches(
         dataset, indices=share, batch_size=batch_size, num_workers=num_workers, pin_memory=state.device.type == "cuda"
     )

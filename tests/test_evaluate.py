@@ -171,11 +171,7 @@ def test_two_processes_find_what_one_finds(vaes: list[str], photos: Path, tmp_pa
         "from ldm_vae.evaluate import evaluate\nfrom ldm_vae.options import EvaluateOptions\n"
         f"if __name__ == '__main__':\n    evaluate(EvaluateOptions(**{options!r}))\n"
     )
-    environment = os.environ | {
-        "PYTHONPATH": str(Path(__file__).parents[1]),
-        "OMP_NUM_THREADS": "1",
-        "ACCELERATE_USE_CPU": "true",
-    }
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
     subprocess.run(torchrun, env=environment, check=True, timeout=120, capture_output=True)
     both = json.loads((tmp_path / "both" / "metrics.json").read_text())
