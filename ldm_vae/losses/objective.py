@@ -1,5 +1,5 @@
-"""The objective of the autoencoder: the published kl-f8 loss (Rombach et al. 2022, appendix G) divided by the number of
-elements of an image, so that its weights carry over and nothing grows with the resolution."""
+"""The objective of the autoencoder: the published kl-f8 loss (Rombach et al. 2022, appendix G) divided by the number
+of elements of an image, so that its weights carry over and nothing grows with the resolution."""
 
 from __future__ import annotations
 

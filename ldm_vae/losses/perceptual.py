@@ -1,10 +1,10 @@
-"""Perceptual distances: LPIPS (Zhang et al. 2018), and an offline one on a network whose weights travel in a package."""
+"""Perceptual distances: LPIPS (Zhang et al. 2018), and an offline one whose weights travel in a package."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import lpips
 import torch
@@ -21,7 +21,7 @@ _TRUNK_WEIGHTS = {
 
 
 class PerceptualDistance(nn.Module):
-    """A frozen network's distance. It never trains: no gradient for its weights, no dropout, whatever `train()` says."""
+    """A frozen network's distance. It never trains: no gradient for weights, no dropout, whatever `train()` says."""
 
     def forward(self, images: Tensor, reconstruction: Tensor) -> Tensor:
         """Distance of each pair.
@@ -76,7 +76,7 @@ class EfficientNetLiteDistance(PerceptualDistance):
     """Squared distance of channel-normalised features of EfficientNet-Lite0, averaged over five depths (strides 2, 2,
     4, 8, 16): LPIPS without calibrated heads. Its values aren't comparable with LPIPS's."""
 
-    def __init__(self, network: nn.Module):
+    def __init__(self, network: Any):
         super().__init__()
         self.network = network.requires_grad_(False)
         blocks = list(network._blocks)
@@ -113,8 +113,8 @@ def load_perceptual(name: PerceptualName, *, weights: str | None = None) -> Perc
 
     Args:
         name: `lpips_vgg`, `lpips_alex`, `lpips_squeeze` or `efficientnet_lite0`.
-        weights: local file with the LPIPS trunk's ImageNet weights, as torchvision publishes them; none: torch's cache,
-            then a download.
+        weights: local file with the LPIPS trunk's ImageNet weights, as torchvision publishes them; none: torch's
+            cache, then a download.
     Raises:
         ValueError: where weights are missing (saying which file to put where) or aren't this network's.
     """

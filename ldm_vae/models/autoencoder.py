@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -201,7 +202,7 @@ class TrainableAutoencoder(nn.Module):
             autoencoder.encoder.requires_grad_(False)
             if autoencoder.quant_conv is not None:
                 autoencoder.quant_conv.requires_grad_(False)
-        self.decode_features = functools.partial(decode_features, autoencoder)
+        self.decode_features: Callable[[Tensor], Tensor] = functools.partial(decode_features, autoencoder)
 
     @property
     def last_layer(self) -> nn.Conv2d:
@@ -249,6 +250,6 @@ def checkpoint_activations(autoencoder: AutoencoderKL, level: Literal["none", "b
     """Recompute activations in the backward, of each block or of each resolution level, instead of storing them."""
     for module in autoencoder.modules():
         if isinstance(module, _CHECKPOINTED[level]):
-            module.forward = functools.partial(  # type: ignore[method-assign]
+            module.forward = functools.partial(
                 checkpoint, module.forward, use_reentrant=False, preserve_rng_state=False
             )

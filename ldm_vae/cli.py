@@ -1,0 +1,119 @@
+"""The command line: which command is meant, its options, and how a mistake or an end is told."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from dataclasses import dataclass
+
+from ldm_vae import __version__
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command: a function of one dataclass of options, which returns what to print. Named, not imported, so that
+    `--help` waits for none of them."""
+
+    options: str
+    function: str
+    help: str
+    positional: tuple[str, ...] = ()
+
+
+COMMANDS = {
+    "quickstart": Command(
+        "ldm_vae.options:QuickstartOptions",
+        "ldm_vae.quickstart:quickstart",
+        "train, export, encode, decode and evaluate a small VAE, with nothing to download",
+    ),
+    "train": Command("ldm_vae.config:Config", "ldm_vae.training.loop:train", "train an autoencoder"),
+    "export": Command(
+        "ldm_vae.options:ExportOptions", "ldm_vae.export:export", "export a run for diffusers, its scaling measured"
+    ),
+    "encode": Command(
+        "ldm_vae.options:EncodeOptions", "ldm_vae.encode:encode", "encode images into shards of latents"
+    ),
+    "decode": Command("ldm_vae.options:DecodeOptions", "ldm_vae.decode:decode", "decode latents into pictures"),
+    "evaluate": Command(
+        "ldm_vae.options:EvaluateOptions", "ldm_vae.evaluate:evaluate", "measure one or several VAEs side by side"
+    ),
+    "convert": Command(
+        "ldm_vae.options:ConvertOptions",
+        "ldm_vae.conversion:convert",
+        "convert between a diffusers folder and a single LDM file",
+        positional=("input", "output"),
+    ),
+}
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run a command; exit with 0 where all went well, 1 where it didn't, 2 for what was typed wrong."""
+    arguments = sys.argv[1:] if argv is None else argv
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_usage())
+        raise SystemExit(0 if arguments else 2)
+    if arguments[0] == "--version":
+        print(f"ldm-vae {__version__}")
+        raise SystemExit(0)
+    name = next((name for name in COMMANDS if arguments[: len(name.split())] == name.split()), None)
+    if name is None:
+        _fail(f"unknown command '{arguments[0]}'{_nearest_command(arguments[0])}", status=2)
+    assert name is not None
+    _run(COMMANDS[name], arguments[len(name.split()) :], prog=f"ldm-vae {name}")
+
+
+def _run(command: Command, arguments: list[str], *, prog: str) -> None:
+    from ldm_vae.config_file import parse
+
+    try:
+        options = parse(_resolve(command.options), arguments, prog=prog, positional=command.positional)
+    except ValueError as error:
+        _fail(str(error), status=2)
+    try:
+        summary = _resolve(command.function)(options)
+    except (ValueError, OSError) as error:
+        if os.environ.get("LDM_VAE_TRACEBACK"):
+            raise
+        _fail(str(error), status=1)
+    except RuntimeError as error:
+        if type(error).__module__.startswith("ldm_vae"):
+            _fail(str(error), status=1)
+        raise
+    if os.environ.get("RANK", "0") == "0":
+        print(summary)
+
+
+def _resolve(name: str):  # type: ignore[no-untyped-def]
+    module, _, attribute = name.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def _fail(message: str, *, status: int) -> None:
+    rank = os.environ.get("RANK", "0")
+    who = "ldm-vae" if rank == "0" else f"ldm-vae (process {rank})"
+    print(f"{who}: {' '.join(message.split())}", file=sys.stderr)
+    raise SystemExit(status)
+
+
+def _nearest_command(word: str) -> str:
+    import difflib
+
+    close = difflib.get_close_matches(word, COMMANDS, n=1)
+    return f"; did you mean '{close[0]}'?" if close else f"; commands: {', '.join(COMMANDS)}"
+
+
+def _usage() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {command.help}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: ldm-vae COMMAND [options]",
+            "",
+            "Train, export and use the autoencoders that latent diffusion runs on.",
+            "",
+            *lines,
+            "",
+            "ldm-vae COMMAND --help lists a command's options; LDM_VAE_TRACEBACK=1 shows where an error came from.",
+        ]
+    )

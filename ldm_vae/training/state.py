@@ -1,0 +1,187 @@
+"""All that a run changes while it trains, built from its config."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import torch
+from accelerate import Accelerator
+from diffusers import AutoencoderKL, EMAModel
+from diffusers.optimization import get_scheduler
+from torch import Tensor, nn
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import LambdaLR
+
+from ldm_vae.config import Config, TrainConfig, check_resolution
+from ldm_vae.losses.objective import Objective
+from ldm_vae.losses.perceptual import load_perceptual
+from ldm_vae.models.autoencoder import (
+    TrainableAutoencoder,
+    build_autoencoder,
+    checkpoint_activations,
+    spatial_factor,
+)
+from ldm_vae.models.discriminator import PatchDiscriminator
+from ldm_vae.training.meter import Meter
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+@dataclass(kw_only=True)
+class TrainedNetwork(Generic[Network]):
+    """A network with what trains it. `wrapped` is DDP's, for whatever ends in a backward to its weights."""
+
+    module: Network
+    wrapped: nn.Module
+    optimizer: AdamW
+    lr_scheduler: LambdaLR
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """The trained ones."""
+        return [parameter for parameter in self.module.parameters() if parameter.requires_grad]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BestValidation:
+    """The best validation so far."""
+
+    step: int
+    metric: str
+    value: float
+
+
+@dataclass(kw_only=True)
+class TrainingState:
+    """What a checkpoint holds; `step` counts the updates made."""
+
+    generator: TrainedNetwork[TrainableAutoencoder]
+    discriminator: TrainedNetwork[PatchDiscriminator] | None
+    objective: Objective
+    ema: EMAModel | None
+    lam: Tensor  # [], the adaptive weight that the next step uses
+    meter: Meter
+    step: int = 0
+    best: BestValidation | None = None
+
+    @property
+    def trainable(self) -> TrainableAutoencoder:
+        """The module behind the generator."""
+        return self.generator.module
+
+    @property
+    def autoencoder(self) -> AutoencoderKL:
+        """diffusers' model, with the last weights."""
+        return self.trainable.autoencoder
+
+    @property
+    def ema_parameters(self) -> list[nn.Parameter]:
+        """The parameters that the EMA averages, in its order."""
+        return [parameter for parameter in self.autoencoder.parameters() if parameter.requires_grad]
+
+    @property
+    def learning_rates(self) -> dict[str, float]:
+        """Of the last update."""
+        rates = {"lr": float(self.generator.lr_scheduler.get_last_lr()[0])}
+        if self.discriminator is not None:
+            rates["disc_lr"] = float(self.discriminator.lr_scheduler.get_last_lr()[0])
+        return rates
+
+
+def build_state(config: Config, *, accelerator: Accelerator) -> TrainingState:
+    """Build networks, optimizers and schedules, on the accelerator's device, wrapped for its processes."""
+    autoencoder = build_autoencoder(config.model)
+    check_resolution(config.data.resolution, spatial_factor=spatial_factor(autoencoder))
+    checkpoint_activations(autoencoder, config.train.gradient_checkpointing)
+    trainable = TrainableAutoencoder(
+        autoencoder,
+        decoder_only=config.model.decoder_only,
+        learn_logvar=config.loss.learn_logvar,
+        logvar_init=config.loss.logvar_init,
+    )
+    train = config.train
+    generator = _trained(
+        trainable,
+        train,
+        learning_rate=train.learning_rate,
+        num_steps=train.max_train_steps,
+        accelerator=accelerator,
+    )
+    discriminator = None
+    if config.loss.disc_weight > 0:
+        discriminator = _trained(
+            PatchDiscriminator(
+                in_channels=config.model.in_channels,
+                channels=config.loss.disc_channels,
+                num_layers=config.loss.disc_num_layers,
+                norm=config.loss.disc_norm,
+            ),
+            train,
+            learning_rate=train.disc_learning_rate or train.learning_rate,
+            num_steps=max(1, train.max_train_steps - config.loss.disc_start),  # its schedule counts its own updates
+            accelerator=accelerator,
+        )
+    if config.train.compile == "on" or (config.train.compile == "auto" and accelerator.device.type == "cuda"):
+        trainable.compile_networks()
+        if discriminator is not None:
+            discriminator.module.layers.compile()
+    state = TrainingState(
+        generator=generator,
+        discriminator=discriminator,
+        objective=build_objective(config, device=accelerator.device),
+        ema=None,
+        lam=torch.zeros((), device=accelerator.device),
+        meter=Meter(device=accelerator.device),
+    )
+    if config.train.ema_decay > 0:
+        state.ema = EMAModel(state.ema_parameters, decay=config.train.ema_decay, foreach=True)
+    return state
+
+
+def build_objective(config: Config, *, device: torch.device) -> Objective:
+    """The objective that a config describes."""
+    perceptual = None
+    if config.loss.perceptual != "none" and config.loss.perceptual_weight > 0:
+        perceptual = load_perceptual(config.loss.perceptual, weights=config.loss.perceptual_weights)
+        perceptual = perceptual.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return Objective(
+        perceptual_network=perceptual,
+        reconstruction=config.loss.reconstruction,
+        perceptual_weight=config.loss.perceptual_weight,
+        kl_weight=config.loss.kl_weight,
+        disc_weight=config.loss.disc_weight,
+        disc_loss=config.loss.disc_loss,
+        learn_logvar=config.loss.learn_logvar,
+    )
+
+
+def _trained(
+    module: Network, train: TrainConfig, *, learning_rate: float, num_steps: int, accelerator: Accelerator
+) -> TrainedNetwork[Network]:
+    module.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    # fused: the clipping factor and the verdict on a non-finite step stay on the device (grad_scale, found_inf)
+    optimizer = AdamW(
+        [parameter for parameter in module.parameters() if parameter.requires_grad],
+        lr=learning_rate,
+        betas=(train.adam_beta1, train.adam_beta2),
+        eps=train.adam_epsilon,
+        weight_decay=train.weight_decay,
+        fused=True,
+    )
+    # neither is prepared by accelerate, whose scheduler steps once a process
+    lr_scheduler = get_scheduler(
+        train.lr_scheduler,
+        optimizer,
+        num_warmup_steps=train.lr_warmup_steps,
+        num_training_steps=num_steps,
+    )
+    return TrainedNetwork(
+        module=module, wrapped=accelerator.prepare_model(module), optimizer=optimizer, lr_scheduler=lr_scheduler
+    )
+
+
+def named_trained_parameters(network: TrainedNetwork[Any]) -> Iterable[tuple[str, nn.Parameter]]:
+    """Names and parameters in the order of the optimizer."""
+    return ((name, p) for name, p in network.module.named_parameters() if p.requires_grad)

@@ -1,0 +1,128 @@
+"""What a run tells: metrics.jsonl, the tracker, the progress bar, skipped.jsonl."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from tqdm import tqdm
+
+from ldm_vae.config import Config
+from ldm_vae.data.images import SkippedImage
+from ldm_vae.training.meter import MeterReading
+
+METRICS = "metrics.jsonl"
+SKIPPED = "skipped.jsonl"
+
+
+class Tracking:
+    """Lines for people and machines; all but `skipped` are the main process's."""
+
+    def __init__(self, run: Path, config: Config, *, accelerator: Accelerator, step: int):
+        self.run = run
+        self.accelerator = accelerator
+        self.is_main = accelerator.is_main_process
+        self.batch_size = config.train.batch_size
+        self.bar = tqdm(
+            total=config.train.max_train_steps, initial=step, unit="step", disable=not self.is_main, dynamic_ncols=True
+        )
+        self._since = (time.perf_counter(), step)
+        self._seen: set[int] = set()
+        self.num_skipped_images = 0
+        if self.is_main:
+            _truncate_metrics(run / METRICS, step=step)
+        if config.report_to != "none":
+            accelerator.init_trackers("ldm-vae", config=_flatten(asdict(config)))
+
+    def log(self, reading: MeterReading, *, learning_rates: dict[str, float], step: int) -> None:
+        """Write one line of training figures, and show the main ones."""
+        now = time.perf_counter()
+        seconds, steps = now - self._since[0], step - self._since[1]
+        self._since = (now, step)
+        figures = {
+            **reading.means,
+            **learning_rates,
+            **{f"nonfinite/{name}": float(times) for name, times in reading.nonfinite.items()},
+            "skipped_steps": float(reading.num_skipped),
+            "images_per_second": self.batch_size * steps / seconds,
+        }
+        self._write(figures, step=step)
+        self.bar.set_postfix_str(_readable(figures))
+
+    def validated(self, figures: dict[str, Any], *, step: int) -> None:
+        """Write one line of validation figures."""
+        self._write(figures, step=step)
+        shown = ", ".join(f"{name.split('/')[1]} {value:.4g}" for name, value in figures.items() if _is_number(value))
+        self.say(f"step {step}: validation {shown}")
+
+    def say(self, line: str) -> None:
+        """Print a line above the progress bar."""
+        if self.is_main:
+            self.bar.write(line)
+
+    def skipped(self, images: list[SkippedImage]) -> None:
+        """List unreadable images, each once a process."""
+        new = [image for image in images if image.index not in self._seen]
+        if not new:
+            return
+        self._seen.update(image.index for image in new)
+        self.num_skipped_images += len(new)
+        lines = "".join(json.dumps(asdict(image), ensure_ascii=False) + "\n" for image in new)
+        with (self.run / SKIPPED).open("a") as file:
+            file.write(lines)
+        for image in new:
+            self.say(f"skipped {image.name}: {image.reason}")
+
+    def close(self) -> None:
+        """End trackers and bar."""
+        self.bar.close()
+        self.accelerator.end_training()
+
+    def _write(self, figures: dict[str, Any], *, step: int) -> None:
+        if self.is_main:
+            with (self.run / METRICS).open("a") as file:
+                file.write(json.dumps({"step": step, **figures}) + "\n")
+        self.accelerator.log({name: value for name, value in figures.items() if _is_number(value)}, step=step)
+
+
+def _truncate_metrics(path: Path, *, step: int) -> None:
+    """Drop lines after `step`, and a torn one: a resumed run writes them again."""
+    if not path.is_file():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            if json.loads(line)["step"] > step:
+                break
+        except ValueError:
+            break
+        kept.append(line + "\n")
+    temporary = path.with_name(f".{path.name}.unfinished")
+    temporary.write_text("".join(kept))
+    os.replace(temporary, path)
+
+
+def _readable(figures: dict[str, float]) -> str:
+    shown = {"rec": "rec", "perceptual": "perceptual", "g": "G", "d": "D", "lam": "lam"}
+    words = [f"{label} {figures[name]:.3g}" for name, label in shown.items() if figures.get(name)]
+    return ", ".join([*words, f"{figures['images_per_second']:.3g} images/s"])
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float))
+
+
+def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted names, and values that every tracker takes."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value if isinstance(value, (int, float, str, bool)) else str(value)
+    return flat

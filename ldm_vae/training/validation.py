@@ -1,0 +1,130 @@
+"""Validation on the averaged weights, the same whatever the number of processes, and sample pictures."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from diffusers.utils import make_image_grid
+from PIL import Image
+
+from ldm_vae.config import Config
+from ldm_vae.data.images import EvaluationImages, evaluation_batches
+from ldm_vae.data.transforms import to_image
+from ldm_vae.metrics import ReconstructionMetrics, ReconstructionSummary
+from ldm_vae.models.autoencoder import encode_moments
+from ldm_vae.models.precision import autocast, use_bf16
+from ldm_vae.training.state import BestValidation, TrainingState
+
+NUM_SAMPLES = 8  # pictures in a sample grid
+HIGHER_IS_BETTER = {"psnr": True, "ssim": True, "perceptual": False}
+
+
+@torch.no_grad()
+def validate(
+    state: TrainingState,
+    dataset: EvaluationImages,
+    *,
+    config: Config,
+    accelerator: Accelerator,
+    samples: Path | None = None,
+) -> ReconstructionSummary:
+    """Reconstruct the validation images from their posterior's mean, with the EMA's weights.
+
+    Image i is process i mod P's. Sums are exact in float64, so the tail that the processes don't divide counts like
+    the rest.
+
+    Args:
+        samples: where the main process puts a picture of originals above their reconstructions.
+    """
+    train, device = config.train, accelerator.device
+    metrics = ReconstructionMetrics(
+        perceptual=state.objective.perceptual_network,
+        latent_channels=state.autoencoder.config.latent_channels,
+        device=device,
+    )
+    num_images = min(len(dataset), config.data.validation_images)
+    batches = evaluation_batches(
+        dataset,
+        indices=range(accelerator.process_index, num_images, accelerator.num_processes),
+        batch_size=train.accumulation(num_processes=accelerator.num_processes)[0],
+        num_workers=config.data.num_workers,
+        timeout_seconds=60 * train.timeout_minutes,
+        pin_memory=device.type == "cuda",
+    )
+    pictures: list[Image.Image] = []
+    bf16 = use_bf16(train.mixed_precision, device=device)
+    with averaged_weights(state):
+        for batch in batches:
+            if batch.images is None:
+                continue
+            images = batch.images.to(device, memory_format=torch.channels_last, non_blocking=True)
+            with autocast(device, enabled=bf16):
+                mean, std = encode_moments(state.autoencoder, images)
+                reconstruction = state.autoencoder.decode(mean).sample.float()
+            metrics.update(images, reconstruction, mean, std)
+            if samples is not None and accelerator.is_main_process and len(pictures) < 2 * NUM_SAMPLES:
+                for pair in zip(images, reconstruction, strict=True):
+                    pictures += [to_image(image) for image in pair]
+    sums = metrics.state()
+    if accelerator.num_processes > 1:
+        torch.distributed.all_reduce(sums)
+    metrics.load_state(sums)
+    if pictures and samples is not None:
+        save_samples(pictures[: 2 * NUM_SAMPLES], samples)
+    return metrics.compute()
+
+
+@contextlib.contextmanager
+def averaged_weights(state: TrainingState) -> Iterator[None]:
+    """Put the EMA's weights into the autoencoder for a while."""
+    if state.ema is None:
+        yield
+        return
+    state.ema.store(state.ema_parameters)
+    state.ema.copy_to(state.ema_parameters)
+    try:
+        yield
+    finally:
+        state.ema.restore(state.ema_parameters)
+
+
+def save_samples(pictures: list[Image.Image], path: Path) -> None:
+    """Write pairs of pictures as columns: original above, reconstruction below."""
+    path.parent.mkdir(exist_ok=True)
+    ordered = [picture.convert("RGB") for picture in pictures[0::2] + pictures[1::2]]
+    make_image_grid(ordered, rows=2, cols=len(pictures) // 2).save(path)
+
+
+def better(
+    summary: ReconstructionSummary, best: BestValidation | None, *, config: Config, step: int
+) -> BestValidation:
+    """The better one of the best so far and this validation."""
+    metric = config.train.best_metric
+    if metric == "auto":
+        metric = "psnr" if summary.perceptual is None else "perceptual"
+    value = getattr(summary, metric)
+    if value is None:
+        raise ValueError("train.best_metric is perceptual, but loss.perceptual is none")
+    now = BestValidation(step=step, metric=metric, value=value)
+    if best is None or best.metric != metric:
+        return now
+    improved = value > best.value if HIGHER_IS_BETTER[metric] else value < best.value
+    return now if improved else best
+
+
+def figures(summary: ReconstructionSummary) -> dict[str, float | list[float] | None]:
+    """A validation's line in metrics.jsonl."""
+    return {
+        "validation/psnr": summary.psnr,
+        "validation/ssim": summary.ssim,
+        "validation/perceptual": summary.perceptual,
+        "validation/kl": summary.kl,
+        "validation/kl_per_channel": summary.latents.channel_kl,
+        "validation/active_channels": summary.active_channels,
+        "validation/latent_std": summary.latents.std,
+        "validation/num_images": summary.num_images,
+    }
