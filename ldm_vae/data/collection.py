@@ -8,12 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import datasets
 import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset
+from datasets.utils.file_utils import xopen
 from PIL import Image
 
-from ldm_vae.data.decoding import decode_image, read_crop
+from ldm_vae.data.decoding import decode_image, read_crop, upright_size
 from ldm_vae.data.folders import printable
 from ldm_vae.data.sources import Source, SourceRequest, open_source
 from ldm_vae.data.transforms import Box
@@ -135,6 +135,15 @@ class ImageCollection:
         except OSError:
             return None
 
+    def size(self, i: int) -> tuple[int, int]:
+        """Return the (width, height) of image i, upright, from its header.
+
+        Raises:
+            UnreadableImage: See `decoding.upright_size`.
+        """
+        cell = self._cell(i)
+        return upright_size(cell_content(cell, root=self._root), name=cell_name(cell, row=i))
+
     def read(self, i: int, *, channels: int) -> Image.Image:
         """Return the whole of image i, upright, in mode L, RGB or RGBA for 1, 3 or 4 channels.
 
@@ -146,9 +155,9 @@ class ImageCollection:
         return decode_image(source, channels=channels, name=cell_name(cell, row=i))
 
     def read_crop(
-        self, i: int, *, channels: int, resolution: int, box_of: Callable[[tuple[int, int]], Box]
+        self, i: int, *, channels: int, resolution: int | tuple[int, int], box_of: Callable[[tuple[int, int]], Box]
     ) -> Image.Image:
-        """Return the square `box_of(size)` of image i, resized to `resolution` pixels; see `decoding.read_crop`.
+        """Return the part `box_of(size)` of image i, resized to `resolution` pixels; see `decoding.read_crop`.
 
         Raises:
             UnreadableImage: See `decode_image`.
@@ -182,6 +191,6 @@ def cell_content(cell: Any, *, root: str | None) -> bytes | str:
     if path is None:
         return (cell or {}).get("bytes") or b""
     if "://" in path:
-        with datasets.download.streaming_download_manager.xopen(path, "rb") as file:
+        with xopen(path, "rb") as file:
             return file.read()
     return path

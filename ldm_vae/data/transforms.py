@@ -59,9 +59,11 @@ def crop_box(
     return left, top, min(left + side, float(width)), min(top + side, float(height))
 
 
-def resize_crop(image: Image.Image, box: Box, *, resolution: int) -> Image.Image:
-    """Return `box` of the image as a square of `resolution` pixels: bicubic, antialiased, in one pass."""
-    return image.resize((resolution, resolution), Image.Resampling.BICUBIC, box=box)
+def resize_crop(image: Image.Image, box: Box, *, resolution: int | tuple[int, int]) -> Image.Image:
+    """Return `box` of the image as a square of `resolution` pixels, or of (width, height) pixels: bicubic,
+    antialiased, in one pass."""
+    size = (resolution, resolution) if isinstance(resolution, int) else resolution
+    return image.resize(size, Image.Resampling.BICUBIC, box=box)
 
 
 def to_tensor(image: Image.Image) -> Tensor:
