@@ -114,17 +114,14 @@ def ldm_state_dict(state: Mapping[str, Tensor], *, config: Mapping[str, Any]) ->
     Raises:
         ValueError: A tensor is missing, extra or of the wrong shape, or the layout can't say what `config` does.
     """
-    model = _meta_model(config)
-    if model.config.act_fn != "silu":
-        raise ValueError(f"act_fn is {model.config.act_fn!r}; the LDM layout is for 'silu' alone")
-    named = {modern_name(name): tensor for name, tensor in state.items()}
-    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    named = fit_shapes(named, shapes=shapes)
+    full = full_config(config)
+    if full["act_fn"] != "silu":
+        raise ValueError(f"act_fn is {full['act_fn']!r}; the LDM layout is for 'silu' alone")
     ldm_state = {}
-    for name, shape in shapes.items():
-        ldm = ldm_name(name, num_levels=len(model.config.block_out_channels))
-        ldm_state[ldm] = named[name].reshape(ldm_shape(ldm, shape))
-    if not model.config.mid_block_add_attention:
+    for name, tensor in checked_state_dict(state, config=config).items():
+        ldm = ldm_name(name, num_levels=len(full["block_out_channels"]))
+        ldm_state[ldm] = tensor.reshape(ldm_shape(ldm, tensor.shape))
+    if not full["mid_block_add_attention"]:
         like = ldm_state["encoder.mid.block_1.norm1.weight"]
         for block in MID_ATTENTION:
             ldm_state |= inert_attention(block, like=like)
@@ -162,6 +159,15 @@ def diffusers_state_dict(
     return state, complete
 
 
+def checked_state_dict(state: Mapping[str, Tensor], *, config: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Check an `AutoencoderKL` state dict against its config, and give attention its new names (`to_q`, not `query`).
+
+    Raises `ValueError` that lists what is missing, extra or of the wrong shape.
+    """
+    shapes = {name: tensor.shape for name, tensor in _meta_model(config).state_dict().items()}
+    return fit_shapes({modern_name(name): tensor for name, tensor in state.items()}, shapes=shapes)
+
+
 def infer_config(ldm_state: Mapping[str, Tensor]) -> dict[str, Any]:
     """Read off names and shapes of an LDM state dict what they say of diffusers' config.
 
@@ -196,6 +202,11 @@ def infer_config(ldm_state: Mapping[str, Tensor]) -> dict[str, Any]:
         "use_quant_conv": has("quant_conv."),
         "use_post_quant_conv": has("post_quant_conv."),
     }
+
+
+def full_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Add AutoencoderKL's defaults to a config that leaves fields out."""
+    return dict(_meta_model(config).config)
 
 
 def check_fields(config: Mapping[str, Any]) -> None:
