@@ -111,8 +111,18 @@ class EncodeOptions:
     """Split of the data; none: `train`, or the only one."""
     image_column: Optional[str] = None
     """Column that holds the images; none: the only image column there is."""
+    streaming: bool = False
+    """Read the data as a stream, without a local copy: processes share it by input file, shards follow the input
+    files, and sources that changed are not found."""
     resolution: int = 256
     """Short side is resized to this and the centre is cropped to a square, in pixels."""
+    buckets: bool = False
+    """Keep aspect ratios: each image is resized and cropped to the nearest of a set of sizes with at most resolution²
+    pixels, and images are numbered bucket by bucket, so that a shard holds one shape."""
+    bucket_step: int = 64
+    """Sides of the buckets are multiples of this, in pixels."""
+    bucket_max_aspect: float = 2.0
+    """Longest side of a bucket over its shortest."""
     mode: Literal["moments", "mean", "sample"] = "moments"
     """Store mean and std, the mean alone, or one sample of the posterior."""
     flip: bool = False
@@ -149,9 +159,15 @@ class EncodeOptions:
         needed = ("vae", "data") if self.deep else () if self.verify is not None else ("vae", "data", "output")
         for name in needed:
             require(getattr(self, name) is not None, f"--{name} is missing")
-        require(not self.deep or self.verify is not None, "--deep goes with --verify DIR")
-        for name in ("resolution", "shard_size", "batch_size", "lease_seconds"):
+        for name in ("resolution", "bucket_step", "shard_size", "batch_size", "lease_seconds"):
             require(getattr(self, name) > 0, f"--{name} is {getattr(self, name)}; it must be positive")
+        require(self.bucket_max_aspect >= 1, f"--bucket_max_aspect is {self.bucket_max_aspect}; it can't be below 1")
+        require(not self.deep or self.verify is not None, "--deep goes with --verify DIR")
+        require(not (self.buckets and self.streaming), "--buckets needs all headers first, so it can't be --streaming")
+        require(
+            not self.buckets or self.resolution % self.bucket_step == 0,
+            f"--bucket_step is {self.bucket_step}, which does not divide --resolution {self.resolution}",
+        )
         for name in ("num_workers", "seed"):
             require(getattr(self, name) >= 0, f"--{name} is {getattr(self, name)}; it can't be negative")
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ldm_vae.data.buckets import ImageKey, ShardImages, Size, covering_box
 from ldm_vae.data.collection import ImageCollection
 from ldm_vae.data.decoding import UnreadableImage
 from ldm_vae.data.loading import load
@@ -19,30 +22,16 @@ from ldm_vae.data.shards import Row
 from ldm_vae.data.transforms import Box, crop_box
 
 DetectChanges = Literal["mtime", "digest", "off"]
-
-
-class ImageKey(NamedTuple):
-    """One image of a shard."""
-
-    sample: int
-    """Its number in the output."""
-    image: int
-    """Its number in the collection."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ShardImages:
-    """The images of one shard, in order."""
-
-    stem: str
-    keys: list[ImageKey]
+WORKER_TIMEOUT_SECONDS = 600.0
 
 
 @dataclass(kw_only=True)
-class _Image:
+class EncodingImage:
+    """One image, or the row that says why there is none."""
+
     row: Row
-    pixels: Tensor | None  # [H, W, C], uint8
-    noise: Tensor | None  # [c, h, w], float32
+    pixels: Tensor | None = None  # [H, W, C], uint8
+    noise: Tensor | None = None  # [c, h, w], float32
 
 
 @dataclass(kw_only=True)
@@ -54,6 +43,8 @@ class ImageBatch:
     pixels: Tensor | None  # [n, H, W, C], uint8; None where none can be read
     noise: Tensor | None  # [n, c, h, w], float32, for mode sample
     stem: str = ""
+    size: Size = (0, 0)
+    """(width, height) that the shard's images have."""
     last: bool = False
     """Whether the shard ends with it."""
 
@@ -64,105 +55,117 @@ class ImageBatch:
         return self
 
 
-class EncodingImages(Dataset):
-    """A collection's images by key.
+@dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """From a picture to what the encoder takes, but for the range."""
 
-    Args:
-        collection: the images.
-        channels: 1, 3 or 4.
-        resolution: the short side is resized to so many pixels and the middle is cropped to a square.
-        latent_shape: [c, h, w] of the posterior's noise; none: no noise.
-        seed: of the noise, which is a function of (seed, sample).
-        detect_changes: which stamp of its source a row gets.
-    """
+    channels: int
+    """1, 3 or 4."""
+    spatial_factor: int
+    """Pixels a latent pixel, along one side."""
+    noise_channels: int | None
+    """Channels of the posterior's noise, for mode sample; none: no noise."""
+    seed: int
+    """Of the noise, which is a function of (seed, sample)."""
+
+    def box(self, picture: Size, *, size: Size) -> Box:
+        """Return the part of a picture that is taken: about its middle, as much as fits the shape of `size`."""
+        if size[0] == size[1]:
+            return crop_box(picture, resolution=size[0], crop="center")
+        return covering_box(picture, size=size)
+
+    def pixels(self, picture: Image.Image) -> Tensor:
+        """Return a cropped picture as [H, W, C], uint8."""
+        values = np.asarray(picture).reshape(picture.height, picture.width, self.channels)
+        return torch.from_numpy(values.copy())
+
+    def noise(self, sample: int, *, size: Size) -> Tensor | None:
+        """Return the posterior's noise of a sample [c, h, w], if there is any."""
+        if self.noise_channels is None:
+            return None
+        shape = (self.noise_channels, size[1] // self.spatial_factor, size[0] // self.spatial_factor)
+        rng = sample_rng(sample, seed=self.seed, stream="latents/sample")
+        return torch.from_numpy(rng.standard_normal(shape, dtype=np.float32))
+
+
+class EncodingImages(Dataset):
+    """A collection's images by key, each with what is kept of its row."""
 
     def __init__(
-        self,
-        collection: ImageCollection,
-        *,
-        channels: int,
-        resolution: int,
-        latent_shape: tuple[int, int, int] | None,
-        seed: int,
-        detect_changes: DetectChanges,
+        self, collection: ImageCollection, *, preprocessing: Preprocessing, detect_changes: DetectChanges
     ) -> None:
-        self._collection, self._channels, self._resolution = collection, channels, resolution
-        self._latent_shape, self._seed, self._detect_changes = latent_shape, seed, detect_changes
+        self.collection, self._preprocessing, self._detect_changes = collection, preprocessing, detect_changes
 
-    def __getitem__(self, key: ImageKey) -> _Image:
-        collection, index = self._collection, key.image
-        columns = collection.row(index)
-        columns.pop(collection.label_column or "", None)
+    def __getitem__(self, key: ImageKey) -> EncodingImage:
+        collection, preprocessing, image = self.collection, self._preprocessing, key.image
         row = Row(
             sample=key.sample,
-            source=collection.name(index),
-            stamp=source_stamp(collection, index, detect_changes=self._detect_changes),
-            label=collection.label(index),
-            columns=columns,
+            image=image,
+            source=collection.name(image),
+            stamp=source_stamp(collection, image, detect_changes=self._detect_changes),
+            label=collection.label(image),
+            columns=self._columns(image),
         )
         try:
             picture = collection.read_crop(
-                index, channels=self._channels, resolution=self._resolution, box_of=self._box
+                image,
+                channels=preprocessing.channels,
+                resolution=key.size,
+                box_of=lambda picture: preprocessing.box(picture, size=key.size),
             )
         except UnreadableImage as error:
             row.reason = error.reason
-            return _Image(row=row, pixels=None, noise=None)
-        pixels = np.asarray(picture).reshape(picture.height, picture.width, self._channels)
-        return _Image(row=row, pixels=torch.from_numpy(pixels.copy()), noise=self._noise(key.sample))
+            return EncodingImage(row=row)
+        noise = preprocessing.noise(key.sample, size=key.size)
+        return EncodingImage(row=row, pixels=preprocessing.pixels(picture), noise=noise)
 
-    def _box(self, size: tuple[int, int]) -> Box:
-        return crop_box(size, resolution=self._resolution, crop="center")
-
-    def _noise(self, sample: int) -> Tensor | None:
-        if self._latent_shape is None:
-            return None
-        rng = sample_rng(sample, seed=self._seed, stream="latents/sample")
-        return torch.from_numpy(rng.standard_normal(self._latent_shape, dtype=np.float32))
+    def _columns(self, image: int) -> dict[str, Any]:
+        columns = self.collection.row(image)
+        columns.pop(self.collection.label_column or "", None)
+        return columns
 
 
-def source_stamp(collection: ImageCollection, index: int, *, detect_changes: DetectChanges) -> list[int] | str | None:
+def source_stamp(collection: ImageCollection, image: int, *, detect_changes: DetectChanges) -> list[int] | str | None:
     """What shows whether an image's source is still the same: size and time of change, digest, or nothing."""
     if detect_changes == "digest":
-        return collection.content_digest(index)
-    status = collection.source_stat(index) if detect_changes == "mtime" else None
+        return collection.content_digest(image)
+    status = collection.source_stat(image) if detect_changes == "mtime" else None
     return None if status is None else list(status)
 
 
 def shard_batches(
-    shards: Iterable[ShardImages],
-    dataset: EncodingImages,
-    *,
-    batch_size: int,
-    num_workers: int,
-    timeout_seconds: float,
-    pin_memory: bool,
+    shards: Iterable[ShardImages], images: EncodingImages, *, batch_size: int, num_workers: int, pin_memory: bool
 ) -> Iterator[ImageBatch]:
     """Yield the images of shard after shard, at most `batch_size` at a time.
 
     Batches end with their shard and hold the same images whatever was encoded before, so a shard's bytes don't depend
     on it. `shards` is read ahead by as much as the workers fetch in advance.
+
+    Raises:
+        RuntimeError: a worker died or hung.
     """
-    ahead: list[tuple[str, bool]] = []
+    ahead: deque[tuple[str, Size, bool]] = deque()
 
     def keys() -> Iterator[list[ImageKey]]:
         for shard in shards:
             for start in range(0, len(shard.keys), batch_size):
-                ahead.append((shard.stem, start + batch_size >= len(shard.keys)))
+                ahead.append((shard.stem, shard.size, start + batch_size >= len(shard.keys)))
                 yield shard.keys[start : start + batch_size]
 
     for batch in load(
-        dataset,
-        collate=_collate,
+        images,
+        collate=collate,
         batch_sampler=keys(),
         num_workers=num_workers,
-        timeout_seconds=timeout_seconds,
+        timeout_seconds=WORKER_TIMEOUT_SECONDS,
         pin_memory=pin_memory,
     ):
-        batch.stem, batch.last = ahead.pop(0)
+        batch.stem, batch.size, batch.last = ahead.popleft()
         yield batch
 
 
-def _collate(images: list[_Image]) -> ImageBatch:
+def collate(images: list[EncodingImage]) -> ImageBatch:
+    """Stack the readable ones."""
     pixels = [image.pixels for image in images if image.pixels is not None]
     noise = [image.noise for image in images if image.noise is not None]
     return ImageBatch(

@@ -6,14 +6,29 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
+from ldm_vae.data.buckets import Numbering
+from ldm_vae.data.encoding import DetectChanges, EncodingImages, ImageBatch, shard_batches, source_stamp
 from ldm_vae.data.files import Leases, write_whole
-from ldm_vae.data.shards import INDEX, PLAN, SAMPLES, SKIPPED, Plan, ShardRecord, differences, dump_json, read_record
+from ldm_vae.data.shards import (
+    HEADERS,
+    INDEX,
+    PLAN,
+    SAMPLES,
+    SKIPPED,
+    Plan,
+    ShardRecord,
+    differences,
+    dump_json,
+    read_record,
+)
 
 _OVERWRITE = "overwrite"
 _SHARDS = "latents-*"
-_OURS = (PLAN, INDEX, SAMPLES, SKIPPED, "headers.jsonl")
+_OURS = (PLAN, INDEX, SAMPLES, SKIPPED, HEADERS)
 _POLL_SECONDS = 0.2
 
 
@@ -57,7 +72,7 @@ def _replace(folder: Path, *, plan: Plan, leases: Leases) -> None:
     _clear(folder)
 
 
-def _read_plan(folder: Path) -> dict | None:
+def _read_plan(folder: Path) -> dict[str, Any] | None:
     try:
         return json.loads((folder / PLAN).read_bytes())
     except FileNotFoundError:
@@ -87,15 +102,16 @@ def _clear(folder: Path) -> None:
 
 
 class Work:
-    """The shards that are not whole yet.
+    """The shards of a collection that are not whole yet, and the images of those that this process claims.
 
     Args:
         folder: of the output.
         plan: of the output.
         leases: by which processes share the work.
-        stems: of all shards, in order.
-        is_current: whether a whole shard's sources are still those that it was made from; asked once, here. Shards
-            that aren't current are taken back, and the index with them.
+        numbering: which images are in which shard.
+        images: reads them.
+        detect_changes: how changed sources are found. Looked at once, here: shards that aren't current are taken back,
+            and the index with them.
         on_whole: told of every shard that is whole already, or that another process wrote.
     """
 
@@ -105,53 +121,102 @@ class Work:
         *,
         plan: Plan,
         leases: Leases,
-        stems: list[str],
-        is_current: Callable[[ShardRecord], bool],
+        numbering: Numbering,
+        images: EncodingImages,
+        detect_changes: DetectChanges,
         on_whole: Callable[[ShardRecord], None],
     ) -> None:
-        self.folder, self.plan, self.leases, self.stems, self.on_whole = folder, plan, leases, stems, on_whole
-        self.left: dict[str, None] = dict.fromkeys(stems)
-        """Stems of shards that are not whole, in order."""
+        self._folder, self._plan, self._leases, self._numbering = folder, plan, leases, numbering
+        self._images, self._detect_changes, self._on_whole = images, detect_changes, on_whole
+        self._left: dict[str, None] = dict.fromkeys(numbering.stems)
         self.num_changed = 0
-        for stem in stems:
+        self._remove_surplus()
+        for stem in numbering.stems:
             record = self._record(stem)
-            if record is not None and not is_current(record):
+            if record is not None and not self._is_current(record):
                 self.num_changed += 1
                 (folder / f"{stem}.json").unlink(missing_ok=True)
             elif record is not None:
                 self._whole(record)
-        if self.left:
-            for name in (INDEX, SAMPLES, SKIPPED):
-                (folder / name).unlink(missing_ok=True)
+        if self._left:
+            withdraw_index(folder)
 
-    def claims(self) -> Iterator[str]:
-        """Claim shard after shard, until those left are all claimed by others or by this process."""
-        for stem in list(self.left):
-            check_plan(self.folder, plan=self.plan)
-            if stem in self.left and not self._done_elsewhere(stem) and self.leases.claim(stem):
-                if self._done_elsewhere(stem):  # between the look and the claim
-                    self.leases.release(stem)
-                else:
-                    yield stem
+    @property
+    def num_left(self) -> int:
+        """Shards that are not whole."""
+        return len(self._left)
+
+    @property
+    def stems(self) -> list[str]:
+        """Of all shards, in order."""
+        return self._numbering.stems
+
+    def batches(self, *, batch_size: int, num_workers: int, pin_memory: bool) -> Iterator[ImageBatch]:
+        """Claim shard after shard and yield their images; ends when those left are all claimed."""
+        claims = self._claims()
+        first = next(claims, None)
+        if first is None:
+            return
+        shards = (self._numbering.shard(stem) for stem in chain([first], claims))
+        yield from shard_batches(
+            shards, self._images, batch_size=batch_size, num_workers=num_workers, pin_memory=pin_memory
+        )
 
     def written(self, record: ShardRecord) -> None:
         """Note a shard that this process wrote."""
-        self.left.pop(record.stem, None)
-        self.leases.release(record.stem)
+        self._left.pop(record.stem, None)
+        self._leases.release(record.stem)
 
     def look_again(self) -> None:
         """Find shards that vanished since they were whole."""
-        self.left = {stem: None for stem in self.stems if self._record(stem) is None}
+        self._left = {stem: None for stem in self.stems if self._record(stem) is None}
+
+    def _remove_surplus(self) -> None:
+        """Remove shards that there are no images for, since changed sources went to other buckets."""
+        stems = set(self.stems)
+        for path in self._folder.glob(f"{_SHARDS}.json"):
+            if path.stem not in stems and self._record(path.stem) is not None:
+                path.unlink(missing_ok=True)
+                path.with_suffix(".safetensors").unlink(missing_ok=True)
+
+    def _claims(self) -> Iterator[str]:
+        for stem in list(self._left):
+            check_plan(self._folder, plan=self._plan)
+            if self._done_elsewhere(stem) or not self._leases.claim(stem):
+                continue
+            if self._done_elsewhere(stem):  # between the look and the claim
+                self._leases.release(stem)
+            else:
+                yield stem
 
     def _done_elsewhere(self, stem: str) -> bool:
         record = self._record(stem)
-        if record is not None:
+        if record is not None and stem in self._left:
             self._whole(record)
         return record is not None
 
     def _whole(self, record: ShardRecord) -> None:
-        self.left.pop(record.stem, None)
-        self.on_whole(record)
+        self._left.pop(record.stem, None)
+        self._on_whole(record)
 
     def _record(self, stem: str) -> ShardRecord | None:
-        return read_record(self.folder, stem=stem, plan_digest=self.plan.digest)
+        return read_record(self._folder, stem=stem, plan_digest=self._plan.digest)
+
+    def _is_current(self, record: ShardRecord) -> bool:
+        """Whether a shard holds the images that it should, from the sources as they are now."""
+        keys = self._numbering.shard(record.stem).keys
+        if [(row.sample, row.image) for row in record.rows] != [(key.sample, key.image) for key in keys]:
+            return False
+        if self._detect_changes == "off":
+            return True
+        collection = self._images.collection
+        return all(
+            row.stamp == source_stamp(collection, row.image, detect_changes=self._detect_changes)
+            for row in record.rows
+        )
+
+
+def withdraw_index(folder: Path) -> None:
+    """Remove the index of an output that is not whole any more."""
+    for name in (INDEX, SAMPLES, SKIPPED):
+        (folder / name).unlink(missing_ok=True)

@@ -14,12 +14,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ldm_vae.data.order import sample_rng
-from ldm_vae.data.shards import FORMAT, INDEX, PLAN, SAMPLES, VERSION
+from ldm_vae.data.shards import FORMAT, INDEX, NO_LABEL, PLAN, SAMPLES, VERSION
 
 TORCH_DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
 }  # fmt: skip
-NO_LABEL = -1
 
 
 class LatentSample(NamedTuple):

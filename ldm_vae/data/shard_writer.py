@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ldm_vae.data.latent_stats import ChannelMoments, Rounding
-from ldm_vae.data.shards import Plan, Row, ShardRecord, write_shard
+from ldm_vae.data.shards import NO_LABEL, Plan, Row, ShardRecord, write_shard
 
 STORED_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 QUEUED_BATCHES = 16
@@ -54,14 +54,11 @@ class ShardWriter:
     Args:
         folder: of the output.
         plan: of the output.
-        with_labels: whether shards get a tensor of labels.
         on_written: called in the writer's thread with each whole shard's record.
     """
 
-    def __init__(
-        self, folder: Path, *, plan: Plan, with_labels: bool, on_written: Callable[[ShardRecord], None]
-    ) -> None:
-        self._folder, self._plan, self._with_labels, self._on_written = folder, plan, with_labels, on_written
+    def __init__(self, folder: Path, *, plan: Plan, on_written: Callable[[ShardRecord], None]) -> None:
+        self._folder, self._plan, self._on_written = folder, plan, on_written
         self._open: dict[str, _OpenShard] = {}
         self._queue: queue.Queue[EncodedBatch | None] = queue.Queue(maxsize=QUEUED_BATCHES)
         self._error: BaseException | None = None
@@ -124,8 +121,8 @@ class ShardWriter:
     def _write(self, shard: _OpenShard, batch: EncodedBatch) -> None:
         read = [row for row in shard.rows if row.reason is None]
         tensors = {"sample": torch.tensor([row.sample for row in read], dtype=torch.int64)}
-        if self._with_labels:
-            labels = [-1 if row.label is None else row.label for row in read]
+        if any(row.label is not None for row in read):
+            labels = [NO_LABEL if row.label is None else row.label for row in read]
             tensors["labels"] = torch.tensor(labels, dtype=torch.int64)
         for name in tensor_names(mode=self._plan.mode, flip=self._plan.flip):
             parts = shard.tensors.pop(name, [])

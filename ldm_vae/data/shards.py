@@ -12,6 +12,7 @@ which process wrote it, nor of how many there were. So a shard that two processe
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
@@ -27,7 +28,9 @@ from ldm_vae.data.latent_stats import ChannelMoments, Rounding
 
 FORMAT = "ldm-vae latents"
 VERSION = 1
+NO_LABEL = -1
 PLAN, INDEX, SAMPLES, SKIPPED = "plan.json", "index.json", "samples.jsonl", "skipped.jsonl"
+HEADERS = "headers.jsonl"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,9 +57,14 @@ class Plan:
     def to_json(self) -> dict[str, Any]:
         return {"format": FORMAT, "version": VERSION, **asdict(self)}
 
-    @property
+    @functools.cached_property
     def digest(self) -> str:
-        return hashlib.sha256(dump_json(self.to_json())).hexdigest()
+        return plan_digest(self.to_json())
+
+
+def plan_digest(plan: dict[str, Any]) -> str:
+    """Digest of a plan in JSON."""
+    return hashlib.sha256(dump_json(plan)).hexdigest()
 
 
 def differences(there: dict[str, Any], here: dict[str, Any], *, prefix: str = "") -> list[str]:
@@ -76,7 +84,9 @@ class Row:
     """One image: a row of its shard, or skipped."""
 
     sample: int
-    """Number in the collection."""
+    """Number in the output."""
+    image: int
+    """Number in the collection; another one where images are numbered by buckets."""
     source: str
     """Name of the image: a path within the collection's folder, or a data set's own name."""
     stamp: list[int] | str | None = None
@@ -201,11 +211,20 @@ def assemble_index(folder: Path, *, plan: Plan, stems: Iterable[str]) -> Assembl
                     samples.write(dump_json(line))
                 for row in record.rows:
                     if row.reason is not None:
-                        skipped.write(dump_json({"sample": row.sample, "source": row.source, "reason": row.reason}))
+                        skipped.write(dump_json(_skipped_line(row)))
                 totals.add(record)
         digests = {SAMPLES: sha256_file(samples_path), SKIPPED: sha256_file(skipped_path)}
     write_whole(folder / INDEX, json.dumps(totals.index(plan, digests=digests), indent=1).encode() + b"\n")
     return Assembled(num_rows=totals.num_rows, num_skipped=totals.num_skipped, num_bytes=totals.num_bytes)
+
+
+def _where(row: Row) -> dict[str, Any]:
+    other_number = {"image": row.image} if row.image != row.sample else {}
+    return {"sample": row.sample, **other_number, "source": row.source}
+
+
+def _skipped_line(row: Row) -> dict[str, Any]:
+    return {**_where(row), "reason": row.reason}
 
 
 class _Totals:
@@ -221,8 +240,7 @@ class _Totals:
         number = self.num_rows
         for row in record.rows:
             if row.reason is None:
-                line = {"row": number, "sample": row.sample, "shard": f"{record.stem}.safetensors"}
-                line |= {"source": row.source}
+                line: dict[str, Any] = {"row": number, **_where(row), "shard": f"{record.stem}.safetensors"}
                 line |= {"label": row.label} if row.label is not None else {}
                 yield line | ({"columns": row.columns} if row.columns else {})
                 number += 1
