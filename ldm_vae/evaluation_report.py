@@ -87,7 +87,11 @@ def describe_metrics(result: ReconstructionResult, *, protocol: Protocol) -> dic
     if result.distances is not None:
         metrics |= _set_metrics(result, protocol=protocol)
     metrics |= {
-        "kl": Metric(value=summary.kl, unit="nats/element", protocol="KL from N(0, 1) over the image's elements"),
+        "kl": Metric(
+            value=summary.kl,
+            unit="nats/element",
+            protocol="KL divergence of an image's posterior from N(0, 1) over the image's C·H·W, mean over images",
+        ),
         "bits_per_dim": Metric(value=summary.bits_per_dim, unit="bits/element", protocol="kl / ln 2"),
         "active_channels": Metric(
             value=latents.active_channels,

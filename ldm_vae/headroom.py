@@ -51,11 +51,14 @@ class PrecisionReport:
     errors: dict[str, HalfPrecisionError]
     """For `float16` and `bfloat16`, computed in that type on `device`."""
 
+    def layers(self, network: str) -> list[tuple[str, float]]:
+        """Layers of `encoder` or `decoder` (quant convs counted in) and their magnitudes, the largest first."""
+        layers = [(name, value) for name, value in self.magnitudes.items() if _network(name) == network]
+        return sorted(layers, key=lambda layer: -_nan_is_infinite(layer[1]))
+
     def largest(self, network: str) -> tuple[str, float]:
-        """Layer and magnitude of the largest activation in `encoder` or `decoder` (quant convs counted in)."""
-        names = [name for name in self.magnitudes if _network(name) == network]
-        layer = max(names, key=lambda name: _nan_is_infinite(self.magnitudes[name]))
-        return layer, self.magnitudes[layer]
+        """Layer and magnitude of the largest activation in `encoder` or `decoder`."""
+        return self.layers(network)[0]
 
     @property
     def float16_is_safe(self) -> bool:
@@ -64,9 +67,25 @@ class PrecisionReport:
         error = self.errors["float16"]
         return error.finite and largest * MARGIN <= FLOAT16_LIMIT and error.psnr >= ONE_LEVEL_PSNR
 
+    def why_float16_is_unsafe(self) -> str:
+        """The first of the reasons, as a clause."""
+        layer, magnitude = max(
+            (self.largest(network) for network in ("encoder", "decoder")), key=lambda found: found[1]
+        )
+        if not magnitude * MARGIN <= FLOAT16_LIMIT:
+            return f"{layer} reaches {magnitude:.4g} of {FLOAT16_LIMIT:.0f}"
+        error = self.errors["float16"]
+        if not error.finite:
+            return "its reconstructions aren't finite"
+        return f"its reconstructions are at {error.psnr:.1f} dB from float32's"
+
 
 def measure_precision(autoencoder: AutoencoderKL, batches: Iterable[Tensor]) -> PrecisionReport:
-    """Encode and decode batches [B, C, H, W], [-1, 1], in float32 and both 16-bit types, on the model's device."""
+    """Encode and decode batches [B, C, H, W], [-1, 1], in float32 and both 16-bit types, on the model's device.
+
+    Raises:
+        ValueError: there is no image.
+    """
     halves = {name: nn.Module.to(copy.deepcopy(autoencoder), dtype) for name, dtype in _HALF_TYPES.items()}
     magnitudes: dict[str, Tensor] = {}
     compared: dict[str, list[_Comparison]] = {name: [] for name in halves}
@@ -76,6 +95,8 @@ def measure_precision(autoencoder: AutoencoderKL, batches: Iterable[Tensor]) -> 
         for name, half in halves.items():
             half_mean, half_reconstruction = _reconstruct(half, images)
             compared[name].append(_Comparison.of(mean, reconstruction, half_mean, half_reconstruction))
+    if not magnitudes:
+        raise ValueError("no images to measure activations on: every one was unreadable, or there were none")
     return PrecisionReport(
         num_images=sum(len(comparison.psnr) for comparison in compared["float16"]),
         device=autoencoder.device.type,
@@ -148,6 +169,41 @@ def _nan_is_infinite(value: float) -> float:
     return math.inf if math.isnan(value) else value
 
 
+def fit_float16(
+    autoencoder: AutoencoderKL, batches: Sequence[Tensor], *, repair: bool
+) -> tuple[AutoencoderKL, PrecisionReport, str]:
+    """Measure `autoencoder` and, where float16 isn't safe, whether rescaling its weights makes it so.
+
+    Args:
+        repair: return the rescaled autoencoder, where that helps and leaves the reconstruction as it is.
+    Returns:
+        The autoencoder to use, its report, and a sentence on float16.
+    """
+    report = measure_precision(autoencoder, batches)
+    if report.float16_is_safe:
+        return autoencoder, report, "float16 is safe on the measured images."
+    unsafe = f"float16 is not safe: {report.why_float16_is_unsafe()}."
+    rescaled = rescale_activations(autoencoder, report.magnitudes)
+    if rescaled is None:
+        return autoencoder, report, f"{unsafe} No exact rescaling of weights helps: no norm follows what is too large."
+    rescaled_report = measure_precision(rescaled, batches)
+    difference = max(
+        (_reconstruct(autoencoder, images)[1] - _reconstruct(rescaled, images)[1]).abs().max().item() * 127.5
+        for images in batches
+    )
+    if not rescaled_report.float16_is_safe or not difference < 0.5:
+        return autoencoder, report, f"{unsafe} Rescaling its weights would not make it safe without changing pictures."
+    change = f"(largest change of a pixel: {difference:.2g} of 255)"
+    if not repair:
+        return (
+            autoencoder,
+            report,
+            f"{unsafe} Rescaling its weights would make it safe {change}: export with --repair.",
+        )
+    safe = f"float16 is safe on the measured images, weights having been rescaled by powers of two {change}."
+    return rescaled, rescaled_report, safe
+
+
 def rescale_activations(autoencoder: AutoencoderKL, magnitudes: dict[str, float]) -> AutoencoderKL | None:
     """Return a copy whose activations are scaled down to fit into float16, or None where nothing needs to be.
 
@@ -198,6 +254,6 @@ def _divide_stream(network: nn.Module, divisor: float) -> None:
             if module.conv_shortcut is not None:
                 module.conv_shortcut.bias.div_(divisor)  # its input is divided already
         elif isinstance(module, Attention):
-            _divide(module.to_out[0], divisor)
+            _divide(module.get_submodule("to_out"), divisor)  # linear, dropout
         elif isinstance(module, (Downsample2D, Upsample2D)):
             module.conv.bias.div_(divisor)
