@@ -128,12 +128,18 @@ def read_crop(
 
 
 def upright_size(source: bytes | str | Path, *, name: str | None = None) -> tuple[int, int]:
-    """Return the (width, height) of the upright picture, from the header alone where the format is JPEG.
+    """Return the (width, height) of the upright picture, from the header alone where that tells them.
 
     Raises:
         UnreadableImage: The file is missing, too large or no image; damage behind the header may pass.
     """
-    return _guarded(source, _upright_size, name=name)
+
+    def size(image: Image.Image) -> tuple[int, int]:
+        if image.format == "PNG" and "exif" not in image.info:
+            return image.size  # an orientation behind the pixels isn't worth decoding them
+        return _upright_size(image)
+
+    return _guarded(source, size, name=name)
 
 
 def _guarded(source: bytes | str | Path, read: Callable[[Image.Image], T], *, name: str | None) -> T:

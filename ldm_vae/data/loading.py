@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
+import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 T = TypeVar("T")
 
-_GRACE_SECONDS = 60
 _PREFETCH_FACTOR = 2
 
 
@@ -26,22 +28,34 @@ def load(
 ) -> Iterator[T]:
     """Yield the collated batches of `dataset`, prepared by `num_workers` processes (0: by this one).
 
-    What a dataset raises in a worker is raised here as it is, without the worker's traceback.
+    What the dataset raises in a worker is raised here in one line, without the worker's traceback. Nothing is drawn
+    from torch's global generator.
+
+    Args:
+        dataset: Map-style, or iterable with at most one worker.
+        collate: Makes a batch of a list of samples.
+        num_workers: Processes, each with one torch thread.
+        timeout_seconds: Longest wait for a worker.
+        pin_memory: Call the batches' `pin_memory`.
+        batch_sampler: Gives the indices of each batch (map-style).
+        batch_size: Samples a batch (iterable).
 
     Raises:
         RuntimeError: A worker died, or gave nothing for `timeout_seconds`.
     """
-    guarded = _GuardedStream(dataset) if isinstance(dataset, IterableDataset) else _Guarded(dataset)
-    loader = DataLoader(
-        guarded,
+    if num_workers > 0:
+        dataset = _GuardedStream(dataset) if isinstance(dataset, IterableDataset) else _Guarded(dataset)
+    loader: DataLoader = DataLoader(
+        dataset,
         batch_sampler=batch_sampler,
-        batch_size=batch_size if batch_sampler is None else 1,
+        batch_size=1 if batch_size is None else batch_size,
         collate_fn=_GuardedCollate(collate),
         num_workers=num_workers,
         timeout=timeout_seconds if num_workers > 0 else 0,
         prefetch_factor=_PREFETCH_FACTOR if num_workers > 0 else None,
         worker_init_fn=_init_worker,
         pin_memory=pin_memory,
+        generator=torch.Generator(),
     )
     batches = iter(loader)
     while True:
@@ -50,6 +64,8 @@ def load(
         except StopIteration:
             return
         except RuntimeError as error:
+            if num_workers == 0:
+                raise
             raise RuntimeError(_explain(error, timeout_seconds)) from error
         if isinstance(batch, _Raised):
             raise batch.error
@@ -57,9 +73,13 @@ def load(
 
 
 class _Raised:
-    """What a dataset raised, on its way from the worker."""
+    """What a dataset raised, on its way from the worker; in one line, for not every error survives the way."""
 
     def __init__(self, error: Exception) -> None:
+        if not isinstance(error, (ValueError, RuntimeError)):
+            reason = " ".join(str(error).split())
+            message = f"a data worker failed: {type(error).__name__}: {reason}; set data.num_workers 0 to see where"
+            error = RuntimeError(message)
         self.error = error
 
 
@@ -94,18 +114,25 @@ class _GuardedCollate:
 
 
 def _init_worker(worker: int) -> None:
-    """Leave signals to the main process: a run that saves on SIGTERM or SIGUSR1 still needs its workers meanwhile.
+    """Leave signals to the main process: a run that saves and stops on SIGTERM or SIGUSR1, which Slurm and a terminal
+    send to all of its processes, needs its workers until then. Only the main process itself can terminate them."""
+    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_obey_parent, args=(os.getppid(),), daemon=True).start()
 
-    A worker that is told to terminate ends with the main process, but after a minute in any case.
-    """
-    for name in ("SIGINT", "SIGUSR1", "SIGUSR2"):
-        signal.signal(getattr(signal, name), signal.SIG_IGN)
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(_GRACE_SECONDS) and None)
+
+def _obey_parent(parent: int) -> None:
+    """Wait for the parent's SIGTERM, and end."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)
 
 
 def _explain(error: RuntimeError, timeout_seconds: float) -> str:
-    first_line = str(error).strip().partition("\n")[0]
+    first_line = str(error).strip().partition("\n")[0].strip().rstrip(".")
     if "timed out" in first_line:
         return (
             f"a data worker gave nothing for {timeout_seconds:g} s; is the storage stuck? "

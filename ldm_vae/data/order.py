@@ -7,14 +7,15 @@ import hashlib
 import numpy as np
 
 _MASK = (1 << 64) - 1
-_ROUNDS = 6
+_ROUNDS = 8
+_LEAST_BITS = 8  # with fewer, not all orders of a handful of images are equally frequent
 
 
 def sample_index(k: int, *, num_samples: int, seed: int) -> int:
     """Return the index in the collection of the k-th image of the run.
 
     Each epoch, the run's images [e·n, (e + 1)·n), is a pseudo-random permutation of the collection, keyed by
-    (seed, epoch): a Feistel network over the smallest even number of bits that holds n, walked until it lands inside
+    (seed, epoch): a Feistel network over an even number of bits that holds n, walked until it lands inside
     (Black and Rogaway, "Ciphers with arbitrary finite domains", 2002). Neither memory nor time grow with n.
 
     Args:
@@ -23,7 +24,7 @@ def sample_index(k: int, *, num_samples: int, seed: int) -> int:
         seed: Seed of the run.
     """
     epoch, index = divmod(k, num_samples)
-    half = max((num_samples - 1).bit_length() + 1, 4) // 2
+    half = max((num_samples - 1).bit_length() + 1, _LEAST_BITS) // 2
     mask = (1 << half) - 1
     digest = hashlib.blake2b(f"order/{seed}/{epoch}".encode(), digest_size=8 * _ROUNDS).digest()
     keys = [int.from_bytes(digest[8 * i : 8 * i + 8], "little") for i in range(_ROUNDS)]
