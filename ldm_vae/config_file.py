@@ -15,6 +15,8 @@ from ldm_vae.config import Config
 
 Options = TypeVar("Options")
 
+ALIASES = {"--for": "--target"}  # `for` can't be the name of a field
+
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 
@@ -90,14 +92,14 @@ def find_recipe(name: str) -> Path:
     )
 
 
-def build_parser(options: type, *, prog: str, positional: tuple[str, ...] = ()) -> ArgumentParser:
+def build_parser(options: type, *, prog: str) -> ArgumentParser:
     """A parser whose options are the dataclass's fields, with their docstrings as help."""
     parser = ArgumentParser(
         prog=prog, description=options.__doc__, exit_on_error=False, default_env=False, parser_mode="ldm_vae"
     )
     if options is Config:
         parser.add_argument("--config", action=_RecipeFile, help="YAML file, or the name of a shipped recipe")
-    parser.add_class_arguments(options, as_positional=bool(positional))
+    parser.add_class_arguments(options, as_positional=False)
     return parser
 
 
@@ -107,17 +109,25 @@ def parse(options: type[Options], argv: list[str], *, prog: str, positional: tup
     Raises:
         ValueError: in one line, naming the option, what is wrong, and the nearest valid one.
     """
-    parser = build_parser(options, prog=prog, positional=positional)
+    parser = build_parser(options, prog=prog)
     try:
-        namespace = parser.parse_args(_join_values(argv, parser))
+        namespace = parser.parse_args(_join_values(_name_positional(argv, positional), parser))
     except (ArgumentError, TypeError) as error:
         raise ValueError(_explain(str(error), parser)) from None
     return _instantiate(options, namespace.as_dict())
 
 
+def _name_positional(argv: list[str], positional: tuple[str, ...]) -> list[str]:
+    """Give the leading words their options' names."""
+    count = next((i for i, word in enumerate(argv) if word.startswith("-")), len(argv))
+    named = [word for name, value in zip(positional, argv[:count], strict=False) for word in (f"--{name}", value)]
+    return named + argv[min(count, len(positional)) :]
+
+
 def _join_values(argv: list[str], parser: ArgumentParser) -> list[str]:
     """Let a flag stand without `true`, and a list be given as `--vae A --vae B` or `--vae A B`."""
     kinds = {option: str(getattr(a, "_typehint", "")) for a in parser._actions for option in a.option_strings}
+    argv = [ALIASES.get(word, word) if ALIASES.get(word) in kinds else word for word in argv]
     joined: list[str] = []
     lists: dict[str, list[str]] = {}
     for position, word in enumerate(argv):

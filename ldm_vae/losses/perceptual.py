@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -142,14 +143,24 @@ def _load_lpips(name: str, *, weights: str | None) -> LPIPS:
             f"loss.perceptual {name} needs {trunk_file(name).name}, which could not be downloaded ({error}); put it "
             f"into {trunk_file(name).parent} or name it in loss.perceptual_weights"
         ) from None
-    network = lpips.LPIPS(net=name.removeprefix("lpips_"), pnet_rand=True, verbose=False)
+    network = _empty_lpips(name.removeprefix("lpips_"))
     # lpips keeps torchvision's layer numbers inside its slices: slice2.5.weight is features.5.weight
     renamed = {key: "features." + key.split(".", 1)[1] for key in network.net.state_dict()}
     missing = [key for key in renamed.values() if key not in trunk]
     if missing:
         raise ValueError(f"{weights or trunk_file(name)} is no torchvision file for {name}: it lacks {missing[0]}")
-    network.net.load_state_dict({key: trunk[source] for key, source in renamed.items()})
+    network.net.load_state_dict({key: trunk[source] for key, source in renamed.items()}, assign=True)
     return LPIPS(network)
+
+
+def _empty_lpips(net: str) -> lpips.LPIPS:
+    """lpips's network with its calibrated heads and no trunk weights yet: drawing random ones takes seconds."""
+    with torch.device("meta"), warnings.catch_warnings(action="ignore"):  # lpips calls torchvision the old way
+        network = lpips.LPIPS(net=net, pretrained=False, pnet_rand=True, verbose=False)
+    network.scaling_layer = lpips.ScalingLayer()
+    heads = Path(lpips.__file__).parent / "weights" / "v0.1" / f"{net}.pth"
+    network.load_state_dict(torch.load(heads, map_location="cpu", weights_only=True), strict=False, assign=True)
+    return network
 
 
 def _load_efficientnet() -> EfficientNetLiteDistance:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 from collections.abc import Callable
@@ -21,13 +22,17 @@ from diffusers.models.unets.unet_2d_blocks import (
     UpDecoderBlock2D,
 )
 from diffusers.models.upsampling import Upsample2D
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ldm_vae.config import ModelConfig, require
+from ldm_vae.models.initialisation import quiet_
 from ldm_vae.models.ldm_layout import read_ldm_file
 
 DEFAULT_LATENT_CHANNELS = 4
+HUB_TIMEOUT_SECONDS = 10
 LOGVAR_MIN, LOGVAR_MAX = -30.0, 20.0  # as published, and as diffusers clamps
 
 
@@ -40,7 +45,8 @@ def build_autoencoder(config: ModelConfig) -> AutoencoderKL:
         ValueError: naming the `model.` field, where the pretrained model doesn't fit the config.
     """
     if config.pretrained is None:
-        return AutoencoderKL(**architecture(config))
+        autoencoder = AutoencoderKL(**architecture(config))
+        return quiet_(autoencoder) if config.init == "quiet" else autoencoder
     autoencoder = load_autoencoder(config.pretrained, field="model.pretrained").train()
     require(
         autoencoder.config.in_channels == config.in_channels,
@@ -86,14 +92,29 @@ def load_autoencoder(source: str | Path, *, field: str = "vae") -> AutoencoderKL
         return read_ldm_file(path)
     if path.is_dir():
         return _load_folder(path, field=field)
-    for subfolder in (None, "vae"):
-        try:
-            return AutoencoderKL.from_pretrained(str(source), subfolder=subfolder, torch_dtype=torch.float32).eval()
-        except (OSError, ValueError) as error:  # what diffusers and huggingface_hub raise: missing, private, offline
-            reason = str(error).strip().splitlines()[0]
-    raise ValueError(
-        f"{field}: '{source}' is neither a folder or file here nor a model that the hub could give: {reason}"
-    )
+    return _load_from_hub(str(source), field=field)
+
+
+def _load_from_hub(repository: str, *, field: str) -> AutoencoderKL:
+    try:
+        files = [file.rfilename for file in HfApi().model_info(repository, timeout=HUB_TIMEOUT_SECONDS).siblings or []]
+        offline = False
+    except (HfHubHTTPError, HFValidationError) as error:  # there is none of that name, or it is private
+        raise ValueError(_unreachable(repository, field, error)) from None
+    except Exception as error:  # no network, in the words of whichever client the hub library uses
+        files, offline, reason = ["config.json", "vae/config.json"], True, error
+    subfolders = [name for name, file in ((None, "config.json"), ("vae", "vae/config.json")) if file in files]
+    for subfolder in subfolders:
+        with contextlib.suppress(OSError, ValueError):
+            return AutoencoderKL.from_pretrained(
+                repository, subfolder=subfolder, local_files_only=offline, torch_dtype=torch.float32
+            ).eval()
+    raise ValueError(_unreachable(repository, field, reason if offline else "it holds no AutoencoderKL"))
+
+
+def _unreachable(repository: str, field: str, reason: object) -> str:
+    line = str(reason).strip().splitlines()[0]
+    return f"{field}: '{repository}' is neither a folder or file here nor a model that the hub could give: {line}"
 
 
 def _load_folder(folder: Path, *, field: str) -> AutoencoderKL:
@@ -121,8 +142,8 @@ def spatial_factor(autoencoder: AutoencoderKL) -> int:
 def with_latent_channels(autoencoder: AutoencoderKL, latent_channels: int) -> AutoencoderKL:
     """Return a copy with another number of latent channels, the first min(old, new) kept as they are.
 
-    The moments of the kept channels don't change, and new channels enter the decoder with zero weight, so the
-    reconstruction doesn't change either until training finds a use for them.
+    The moments of the kept channels don't change. New channels enter the decoder with zero weight, so the
+    reconstruction doesn't change either until training finds a use for them; dropped ones are missing there.
     """
     old, new = autoencoder.config.latent_channels, latent_channels
     statistics = {"latents_mean": None, "latents_std": None}  # per old channel, no longer true
@@ -134,6 +155,8 @@ def with_latent_channels(autoencoder: AutoencoderKL, latent_channels: int) -> Au
     for name, target in state.items():
         if target.shape == source[name].shape:
             target.copy_(source[name])
+    if autoencoder.quant_conv is not None and new < old:
+        source |= _fold_quant_conv(source)  # a kept moment may come from a dropped channel of conv_out
     for name in ("encoder.conv_out.weight", "encoder.conv_out.bias"):
         state[name][new_moments] = source[name][old_moments]
     _graft(state, source, "decoder.conv_in", columns=(kept, kept))
@@ -142,6 +165,17 @@ def with_latent_channels(autoencoder: AutoencoderKL, latent_channels: int) -> Au
         _graft(state, source, "post_quant_conv", rows=(kept, kept), columns=(kept, kept))
     widened.load_state_dict(state)
     return widened.train(autoencoder.training)
+
+
+def _fold_quant_conv(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The encoder's last convolution with quant_conv in it, and an identity in quant_conv's place."""
+    mixing = state["quant_conv.weight"][:, :, 0, 0]
+    return {
+        "encoder.conv_out.weight": torch.einsum("om,mihw->oihw", mixing, state["encoder.conv_out.weight"]),
+        "encoder.conv_out.bias": mixing @ state["encoder.conv_out.bias"] + state["quant_conv.bias"],
+        "quant_conv.weight": torch.eye(len(mixing))[:, :, None, None],
+        "quant_conv.bias": torch.zeros(len(mixing)),
+    }
 
 
 Indices = tuple[Tensor, Tensor]

@@ -1,0 +1,138 @@
+"""The whole path on photographs that are at hand: the commands, one after the other, with small settings."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from diffusers import AutoencoderKL
+from PIL import Image
+
+from ldm_vae.config import Config, require
+from ldm_vae.config_file import find_recipe, load_config
+from ldm_vae.decode import decode
+from ldm_vae.encode import encode
+from ldm_vae.evaluate import evaluate
+from ldm_vae.export import export
+from ldm_vae.models.autoencoder import spatial_factor
+from ldm_vae.options import DecodeOptions, EncodeOptions, EvaluateOptions, ExportOptions, QuickstartOptions
+from ldm_vae.training.loop import train
+
+RECIPE = "quickstart"
+MARKER = ".ldm-vae-quickstart"  # says whose folder it is, so that --overwrite removes nothing else
+TRAINING_PHOTOGRAPHS = (
+    "astronaut.png",
+    "chelsea.png",
+    "hubble_deep_field.jpg",
+    "ihc.png",
+    "motorcycle_left.png",
+    "retina.jpg",
+    "rocket.jpg",
+)
+KEPT_OUT = "coffee.png"
+KEPT_OUT_BOX = (0, 0, 576, 384)  # left, top, right, bottom: sides that every factor up to 64 divides
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuickstartSummary:
+    """Where everything is."""
+
+    picture: Path
+    metrics: Path
+    export: Path
+    latents: Path
+    decoded: Path
+    psnr: float
+
+    def __str__(self) -> str:
+        return "\n".join(
+            [
+                "",
+                f"PSNR {self.psnr:.2f} dB on a photograph that training never saw.",
+                f"  picture (original | reconstruction)  {self.picture}",
+                f"  metrics                              {self.metrics}",
+                f"  export, which diffusers loads        {self.export}",
+                f"  latents                              {self.latents}",
+                f"  latents decoded again                {self.decoded}",
+            ]
+        )
+
+
+def quickstart(options: QuickstartOptions) -> QuickstartSummary:
+    """Train, export, encode, decode, evaluate, and load the export with diffusers.
+
+    Raises:
+        ValueError: where the photographs aren't installed, or the output holds something else.
+    """
+    output = Path(options.output)
+    config = load_config(find_recipe(RECIPE))
+    _prepare(output, overwrite=options.overwrite)
+    training, kept_out = gather_photographs(output / "photographs")
+    return run_all(config, output=output, training=options.data or str(training), kept_out=kept_out)
+
+
+def run_all(config: Config, *, output: Path, training: str, kept_out: Path) -> QuickstartSummary:
+    """The commands in their order, as the command line would call them."""
+    data = dataclasses.replace(config.data, train=training, validation=str(kept_out))
+    run = output / "run"
+    print(train(dataclasses.replace(config, output_dir=str(run), data=data)))
+
+    folder = output / "export"
+    print(export(ExportOptions(run=str(run), output=str(folder))))
+
+    latents, decoded = output / "latents", output / "decoded"
+    resolution = 4 * config.data.resolution
+    print(encode(EncodeOptions(vae=str(folder), data=training, output=str(latents), resolution=resolution)))
+    print(decode(DecodeOptions(vae=str(folder), latents=str(latents), output=str(decoded))))
+
+    evaluation = evaluate(EvaluateOptions(vae=[str(folder)], data=str(kept_out), output=str(output / "evaluation")))
+    print(evaluation)
+
+    autoencoder = AutoencoderKL.from_pretrained(folder)
+    print(
+        f"diffusers loads it: {type(autoencoder).__name__}, f{spatial_factor(autoencoder)}, "
+        f"{autoencoder.config.latent_channels} latent channels, scaling_factor {autoencoder.config.scaling_factor:.4f}"
+    )
+    return QuickstartSummary(
+        picture=evaluation.grids[0],
+        metrics=evaluation.metrics,
+        export=folder,
+        latents=latents,
+        decoded=decoded,
+        psnr=evaluation.evaluations[0].psnr,
+    )
+
+
+def _prepare(output: Path, *, overwrite: bool) -> None:
+    """Make the output folder; an earlier quickstart is removed when told to, anything else is left alone."""
+    if output.exists() and any(output.iterdir()):
+        require(
+            (output / MARKER).is_file(), f"--output: {output} holds something else than a quickstart; name another"
+        )
+        require(overwrite, f"--output: {output} holds an earlier quickstart; give --overwrite to replace it")
+        shutil.rmtree(output)
+    output.mkdir(parents=True, exist_ok=True)
+    (output / MARKER).write_text(json.dumps({"recipe": RECIPE}))
+
+
+def gather_photographs(folder: Path) -> tuple[Path, Path]:
+    """Copy scikit-image's photographs into `folder`: those to train on, and the part of one that is kept out."""
+    package = importlib.util.find_spec("skimage")
+    require(
+        package is not None and package.origin is not None,
+        "the quickstart's photographs come with scikit-image: pip install 'ldm-vae[quickstart]'",
+    )
+    assert package is not None and package.origin is not None
+    source = Path(package.origin).parent / "data"
+    training, kept_out = folder / "training", folder / "kept_out"
+    for path in (training, kept_out):
+        path.mkdir(parents=True)
+    for name in TRAINING_PHOTOGRAPHS:
+        shutil.copy(source / name, training / name)
+    with Image.open(source / KEPT_OUT) as image:
+        image.convert("RGB").crop(KEPT_OUT_BOX).save(kept_out / KEPT_OUT)
+    return training, kept_out
