@@ -33,6 +33,11 @@ def part_stem(file: int, part: int) -> str:
     return f"latents-{file:05d}-{part:05d}"
 
 
+def _only(batches: list[_FileBatch]) -> _FileBatch:
+    """Collate what the workers batch themselves (a function by name, for workers that are spawned)."""
+    return batches[0]
+
+
 def _end_name(file: int) -> str:
     return f"latents-{file:05d}.end.json"
 
@@ -105,7 +110,7 @@ class StreamWork:
             return
         for batch in load(
             self._files.of(files, batch_size=batch_size),
-            collate=lambda batches: batches[0],
+            collate=_only,
             batch_size=1,
             num_workers=min(num_workers, len(files)),
             timeout_seconds=WORKER_TIMEOUT_SECONDS,

@@ -1,0 +1,107 @@
+"""Files that are whole or absent, and leases: real processes, killed."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from ldm_vae.data.files import Leases, remove_temporaries, whole_or_absent
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from ldm_vae.data.files import Leases, whole_or_absent
+folder = Path(sys.argv[1])
+with Leases(folder, seconds=float(sys.argv[2])) as leases:
+    assert leases.claim("shard")
+    with whole_or_absent(folder / "shard.bin") as temporary:
+        temporary.write_bytes(b"half")
+        print("held", flush=True)
+        time.sleep(60)
+"""
+
+
+def hold(folder: Path, *, seconds: float) -> subprocess.Popen:
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(folder), str(seconds)], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    return process
+
+
+def test_a_file_is_whole_or_absent(tmp_path: Path) -> None:
+    path = tmp_path / "a.bin"
+
+    def fail() -> None:
+        with whole_or_absent(path) as temporary:
+            temporary.write_bytes(b"half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert os.listdir(tmp_path) == []
+    with whole_or_absent(path) as temporary:
+        temporary.write_bytes(b"whole")
+        assert not path.exists()
+    assert os.listdir(tmp_path) == ["a.bin"]
+    assert path.read_bytes() == b"whole"
+
+
+def test_a_killed_process_leaves_no_file_and_its_lease_expires_at_once(tmp_path: Path) -> None:
+    process = hold(tmp_path, seconds=1000)
+    with Leases(tmp_path, seconds=1000) as leases:
+        assert leases.taken_elsewhere()
+        assert not leases.claim("shard")
+        remove_temporaries(tmp_path, older_than=1000)
+        assert any(name.endswith(".tmp") for name in os.listdir(tmp_path))  # the living one's is kept
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert not (tmp_path / "shard.bin").exists()
+        remove_temporaries(tmp_path, older_than=1000)
+        assert leases.claim("shard")
+        assert os.listdir(tmp_path) == [".shard.lease"]
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_lease_expires_unless_it_is_renewed(tmp_path: Path) -> None:
+    """What another node's process holds: whether it lives can't be seen, only whether it touches the lease."""
+    seconds = 0.6
+    renewed = hold(tmp_path, seconds=seconds)
+    (tmp_path / ".lost.lease").write_text("another-node/pid:[1] 1")
+    (tmp_path / ".renewed.lease").write_text("another-node/pid:[1] 1")
+    (tmp_path / ".shard.lease").write_text("another-node/pid:[1] 1")
+    claimed: dict[str, float] = {}
+    started = time.monotonic()
+    with Leases(tmp_path, seconds=seconds) as leases:
+        while time.monotonic() - started < 4 * seconds:
+            for name in ("lost", "shard"):
+                if name not in claimed and leases.claim(name):
+                    claimed[name] = time.monotonic() - started
+            time.sleep(0.02)
+    renewed.kill()
+    renewed.wait()
+    assert list(claimed) == ["lost"]
+    assert claimed["lost"] > seconds
+
+
+def test_only_one_of_many_gets_a_lease(tmp_path: Path) -> None:
+    race = (
+        "import sys\nfrom pathlib import Path\nfrom ldm_vae.data.files import Leases\n"
+        "with Leases(Path(sys.argv[1]), seconds=1000) as leases:\n"
+        "    print(*[i for i in range(200) if leases.claim(str(i))], flush=True)\n    sys.stdin.read()\n"
+    )
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", race, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        for _ in range(3)
+    ]
+    lines = [process.stdout.readline().split() for process in processes if process.stdout is not None]
+    for process in processes:
+        process.communicate()
+    assert sorted((name for line in lines for name in line), key=int) == [str(i) for i in range(200)]

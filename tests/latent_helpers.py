@@ -1,0 +1,103 @@
+"""A tiny VAE, pictures, and real processes that encode."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from PIL import Image
+from torch import Tensor
+
+from ldm_vae.encode import EncodeSummary, encode
+from ldm_vae.options import EncodeOptions
+
+FACTOR = 2
+RESOLUTION = 16
+
+
+def save_vae(folder: Path, *, seed: int = 0, **config: Any) -> str:
+    torch.manual_seed(seed)
+    levels = 2
+    vae = AutoencoderKL(
+        block_out_channels=(8, 16),
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        layers_per_block=1,
+        norm_num_groups=4,
+        **config,
+    )
+    vae.save_pretrained(folder)
+    return str(folder)
+
+
+def picture(seed: int, *, size: tuple[int, int] = (24, 20), mode: str = "RGB") -> Image.Image:
+    """A smooth picture that no other seed gives."""
+    rng = np.random.default_rng(seed)
+    channels = {"L": 1, "RGB": 3, "RGBA": 4}[mode]
+    small = rng.integers(0, 256, (4, 4, channels), dtype=np.uint8)
+    return Image.fromarray(small.squeeze()).resize(size, Image.Resampling.BICUBIC)
+
+
+def save_pictures(folder: Path, *, count: int) -> str:
+    folder.mkdir(parents=True)
+    for i in range(count):
+        picture(i).save(folder / f"{i:04d}.png")
+    return str(folder)
+
+
+def options(vae: str, data: str, output: Path, **changes: Any) -> EncodeOptions:
+    values: dict[str, Any] = {"resolution": RESOLUTION, "shard_size": 4, "batch_size": 3, "num_workers": 0}
+    values |= {"mixed_precision": "no", "dtype": "float32"}
+    return EncodeOptions(vae=vae, data=data, output=str(output), **{**values, **changes})
+
+
+def moments(vae: str, image: Image.Image) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of a picture of the final size, by diffusers itself."""
+    pixels = torch.from_numpy(np.asarray(image).reshape(image.height, image.width, -1).astype(np.float32))
+    images = (pixels / 127.5 - 1).permute(2, 0, 1)[None]
+    autoencoder = AutoencoderKL.from_pretrained(vae).eval()
+    with torch.no_grad():
+        posterior = autoencoder.encode(images).latent_dist
+    return posterior.mean[0], posterior.std[0]
+
+
+def square(image: Image.Image, *, side: int = RESOLUTION) -> Image.Image:
+    """The middle square of a picture, in whole pixels of the resized picture, written plainly."""
+    short, long = min(image.size), max(image.size)
+    spare = int((long - short) / (short / side))
+    start = spare // 2 * short / side
+    box = (start, 0, start + short, short) if image.width > image.height else (0, start, short, start + short)
+    return image.resize((side, side), Image.Resampling.BICUBIC, box=box)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file of a folder, the hidden ones too."""
+    return {name: (folder / name).read_bytes() for name in os.listdir(folder)}
+
+
+def _encode(options: EncodeOptions) -> EncodeSummary:
+    torch.set_num_threads(1)
+    return encode(options)
+
+
+def start_encodes(options: EncodeOptions, *, count: int) -> list[ForkServerProcess]:
+    """Start processes that encode into one folder, each with one thread."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.latent_helpers"])
+    processes = [context.Process(target=_encode, args=(options,)) for _ in range(count)]
+    for process in processes:
+        process.start()
+    return processes
+
+
+def finish(processes: list[ForkServerProcess]) -> list[int | None]:
+    """Wait for processes; return their exit codes."""
+    for process in processes:
+        process.join(timeout=120)
+    return [process.exitcode for process in processes]

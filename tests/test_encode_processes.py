@@ -1,0 +1,96 @@
+"""`encode` by several processes that share nothing but a folder: killed, resumed, doubled by accident."""
+
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from ldm_vae.data.latents import LatentDataset
+from ldm_vae.options import EncodeOptions
+from tests.latent_helpers import contents, finish, options, save_pictures, save_vae, start_encodes
+
+NUM_IMAGES = 150
+
+
+@pytest.fixture(scope="module")
+def vae(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return save_vae(tmp_path_factory.mktemp("vae"))
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("data") / "photos"
+    save_pictures(folder, count=NUM_IMAGES)
+    (folder / "0044.png").write_bytes(b"no image")
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(vae: str, photos: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """What one process writes that nobody kills."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    assert finish(start_encodes(options(vae, photos, folder), count=1)) == [0]
+    return contents(folder)
+
+
+def kill_midway(arguments: EncodeOptions, *, count: int, after_shards: int) -> None:
+    """Kill encoding processes when they have written some more shards."""
+    folder = Path(str(arguments.output))
+    there = len(list(folder.glob("latents-*.json")))
+    processes = start_encodes(arguments, count=count)
+    deadline = time.monotonic() + 60
+    while len(list(folder.glob("latents-*.json"))) < there + after_shards and time.monotonic() < deadline:
+        time.sleep(random.random() / 200)
+    for process in processes:
+        os.kill(int(process.pid or 0), signal.SIGKILL)
+    assert set(finish(processes)) == {-signal.SIGKILL}
+    assert not (folder / "index.json").exists()
+
+
+def test_killed_and_resumed_by_other_numbers_of_processes(
+    vae: str, photos: str, undisturbed: dict[str, bytes], tmp_path: Path
+) -> None:
+    arguments = options(vae, photos, tmp_path)
+    kill_midway(arguments, count=1, after_shards=3)
+    with pytest.raises(ValueError, match="isn't finished"):
+        LatentDataset(tmp_path)
+    kill_midway(arguments, count=3, after_shards=4)
+    kill_midway(options(vae, photos, tmp_path, num_workers=1), count=2, after_shards=4)
+    assert finish(start_encodes(arguments, count=3)) == [0, 0, 0]
+    assert contents(tmp_path) == undisturbed
+    assert len(LatentDataset(tmp_path)) == NUM_IMAGES - 1
+
+
+def test_a_job_finishes_what_a_process_of_it_leaves(
+    vae: str, photos: str, undisturbed: dict[str, bytes], tmp_path: Path
+) -> None:
+    """One process of a running job dies; and another, on a node that can't be seen, holds a shard and says no more."""
+    (tmp_path / ".latents-00020.lease").write_text("another-node/pid:[1] 1")
+    first, second = start_encodes(options(vae, photos, tmp_path, lease_seconds=1.0), count=2)
+    while not list(tmp_path.glob("latents-*.json")):
+        time.sleep(0.01)
+    os.kill(int(first.pid or 0), signal.SIGKILL)
+    assert finish([first, second]) == [-signal.SIGKILL, 0]
+    assert contents(tmp_path) == undisturbed
+
+
+def test_two_jobs_that_both_replace_an_output(
+    vae: str, photos: str, undisturbed: dict[str, bytes], tmp_path: Path
+) -> None:
+    other = save_vae(tmp_path / "vae", seed=1)
+    assert finish(start_encodes(options(other, photos, tmp_path / "out", shard_size=60), count=1)) == [0]
+    assert finish(start_encodes(options(vae, photos, tmp_path / "out", overwrite=True), count=3)) == [0, 0, 0]
+    assert contents(tmp_path / "out") == undisturbed
+
+
+def test_a_job_does_not_replace_the_output_of_a_living_one(vae: str, photos: str, tmp_path: Path) -> None:
+    running = start_encodes(options(vae, photos, tmp_path, shard_size=2), count=1)
+    while not list(tmp_path.glob("latents-*.json")):
+        time.sleep(0.01)
+    intruder = start_encodes(options(vae, photos, tmp_path, shard_size=2, mode="mean", overwrite=True), count=1)
+    assert finish(running) == [0]
+    intruder_failed = finish(intruder) != [0]
+    assert (LatentDataset(tmp_path).index["mode"] == "moments") == intruder_failed
