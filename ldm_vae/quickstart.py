@@ -103,7 +103,7 @@ def run_all(config: Config, *, output: Path, training: str, kept_out: Path) -> Q
         export=folder,
         latents=latents,
         decoded=decoded,
-        psnr=evaluation.evaluations[0].psnr,
+        psnr=evaluation.evaluations[0]["psnr"],
     )
 
 
@@ -122,11 +122,8 @@ def _prepare(output: Path, *, overwrite: bool) -> None:
 def gather_photographs(folder: Path) -> tuple[Path, Path]:
     """Copy scikit-image's photographs into `folder`: those to train on, and the part of one that is kept out."""
     package = importlib.util.find_spec("skimage")
-    require(
-        package is not None and package.origin is not None,
-        "the quickstart's photographs come with scikit-image: pip install 'ldm-vae[quickstart]'",
-    )
-    assert package is not None and package.origin is not None
+    if package is None or package.origin is None:
+        raise ValueError("the quickstart's photographs come with scikit-image: pip install 'ldm-vae[quickstart]'")
     source = Path(package.origin).parent / "data"
     training, kept_out = folder / "training", folder / "kept_out"
     for path in (training, kept_out):

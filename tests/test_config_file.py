@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
+import inspect
+import itertools
+import re
 from pathlib import Path
 
 import pytest
@@ -110,9 +114,8 @@ def test_dotted_overrides_come_after_the_file() -> None:
 def test_mistakes_in_a_file_are_one_line(content: str, message: str, tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(content)
-    with pytest.raises(ValueError, match=".") as error:
+    with pytest.raises(ValueError, match=re.escape(message)) as error:
         load_config(path)
-    assert message in str(error.value)
     assert "\n" not in str(error.value)
 
 
@@ -126,9 +129,8 @@ def test_mistakes_in_a_file_are_one_line(content: str, message: str, tmp_path: P
     ],
 )
 def test_mistakes_on_the_command_line_are_one_line(arguments: list[str], message: str) -> None:
-    with pytest.raises(ValueError, match=".") as error:
+    with pytest.raises(ValueError, match=re.escape(message)) as error:
         train_config(*arguments)
-    assert message in str(error.value)
     assert "\n" not in str(error.value)
 
 
@@ -157,11 +159,8 @@ def test_batch_sizes_that_do_not_divide_are_named() -> None:
 
 @pytest.mark.parametrize("section", [ModelConfig, DataConfig, LossConfig, TrainConfig, Config])
 def test_every_field_has_a_docstring(section: type) -> None:
-    import ast
-    import inspect
-
     body = ast.parse(inspect.getsource(section)).body[0].body  # type: ignore[attr-defined]
-    for field, following in zip(body, body[1:], strict=False):
+    for field, following in itertools.pairwise(body):
         if isinstance(field, ast.AnnAssign) and "Config" not in ast.unparse(field.annotation):
             assert isinstance(following, ast.Expr), ast.unparse(field)
 

@@ -6,7 +6,8 @@ import math
 
 import pytest
 import torch
-from torch.distributions import Normal, kl_divergence as torch_kl
+from torch.distributions import Normal
+from torch.distributions import kl_divergence as torch_kl
 
 from ldm_vae.losses.adversarial import adaptive_weight, discriminator_loss, generator_loss
 from ldm_vae.losses.kl import kl_divergence

@@ -1,0 +1,85 @@
+"""The command line as a user meets it: real processes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ldm_vae.cli import COMMANDS
+
+HEAVY = ("torch", "diffusers", "datasets", "accelerate", "torchmetrics", "transformers")
+
+
+def run(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "ldm_vae", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        check=False,
+        timeout=120,
+    )
+
+
+def test_help_names_every_command() -> None:
+    result = run("--help")
+    assert result.returncode == 0
+    for name in COMMANDS:
+        assert f"\n  {name} " in result.stdout
+
+
+@pytest.mark.parametrize("arguments", [["--help"], *([*name.split(), "--help"] for name in COMMANDS)])
+def test_help_waits_for_no_heavy_import(arguments: list[str]) -> None:
+    code = (
+        "import sys\n"
+        "from ldm_vae.cli import main\n"
+        f"try: main({arguments})\n"
+        "except SystemExit as stop: assert not stop.code, stop.code\n"
+        f"print('HEAVY', [name for name in {HEAVY} if name in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert result.stdout.endswith("HEAVY []\n")
+    assert len(result.stdout.splitlines()) > 5
+
+
+def test_importing_the_package_is_light() -> None:
+    code = f"import sys, ldm_vae; print([name for name in {HEAVY} if name in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert result.stdout == "[]\n"
+
+
+@pytest.fixture(scope="module")
+def empty_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("empty")
+
+
+SMALL = [
+    "--model.block_out_channels", "[8, 8]", "--model.norm_num_groups", "4", "--loss.perceptual", "none",
+    "--loss.disc_weight", "0", "--report_to", "none", "--data.resolution", "32", "--output_dir", "run",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["trian"], 2, "unknown command 'trian'; did you mean 'train'?"),
+        (["train", "--train.batch_sise", "3"], 2, "did you mean '--train.batch_size'?"),
+        (["train", "--config", "kl_f8", "--data.resolution", "100"], 2, "does not divide; take 96 or 104"),
+        (["train", *SMALL], 1, "data.train is missing"),
+        (["train", *SMALL, "--data.train", "./absent"], 1, "data.train"),
+        (["train", *SMALL, "--data.train", "{empty}"], 1, "holds no image"),
+    ],
+)
+def test_a_mistake_is_one_line_and_a_status(
+    arguments: list[str], status: int, message: str, empty_folder: Path, tmp_path: Path
+) -> None:
+    result = run(*(word.format(empty=empty_folder) for word in arguments), cwd=tmp_path)
+    assert result.returncode == status
+    assert message in result.stderr
+    lines = [line for line in result.stderr.splitlines() if line.startswith("ldm-vae")]
+    assert len(lines) == 1
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "run").exists()  # nothing was begun
