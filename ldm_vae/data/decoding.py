@@ -91,6 +91,11 @@ def decode_image(source: bytes | str | Path, *, channels: int, name: str | None 
     return _guarded(source, whole, name=name)
 
 
+def convert_picture(picture: Image.Image, *, channels: int) -> Image.Image:
+    """Return a picture that is open already upright and in the mode that `decode_image` gives."""
+    return _decode(picture, channels=channels)
+
+
 def read_crop(
     source: bytes | str | Path,
     *,
@@ -168,15 +173,13 @@ def _reason(error: Exception, source: bytes | str | Path) -> str:
 
 def _upright_size(image: Image.Image) -> tuple[int, int]:
     if image.format not in _JPEG_FORMATS:
-        image.load()  # only then are the size (of TIFF) and the orientation (of PNG) known
+        image.load()  # which turns a TIFF upright, and may find a PNG's orientation only behind the pixels
     width, height = image.size
     return (height, width) if _orientation(image) >= 5 else (width, height)
 
 
 def _orientation(image: Image.Image) -> int:
     """Return the EXIF orientation, 1 where there is none or where the EXIF data are broken."""
-    if image.format == "TIFF":  # Pillow turns these itself
-        return 1
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation)
     except _BAD_FILE_ERRORS:

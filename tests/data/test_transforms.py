@@ -5,10 +5,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from image_files import noise
 from PIL import Image
 
 from ldm_vae.data.transforms import Crop, crop_box, resize_crop, to_image, to_tensor
+from tests.data.image_files import noise
 
 SIDES = st.integers(1, 6000)
 
