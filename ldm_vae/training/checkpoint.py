@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from diffusers import AutoencoderKL
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from ldm_vae.config import Config, require
 from ldm_vae.config_file import load_config
-from ldm_vae.data.files import sha256_file, sync_folder
+from ldm_vae.data.files import sha256_file, sync_folder, write_tensors
 from ldm_vae.training.state import BestValidation, TrainedNetwork, TrainingState, named_trained_parameters
 
+CHECKPOINT = "checkpoint-"
 MANIFEST = "manifest.json"
-_NAME = re.compile(r"checkpoint-(\d{6,})")
+_NAME = re.compile(CHECKPOINT + r"(\d{6,})")
 
 
 class CheckpointError(ValueError):
@@ -33,12 +33,12 @@ class CheckpointError(ValueError):
 
 def checkpoint_name(step: int) -> str:
     """`checkpoint-000500`."""
-    return f"checkpoint-{step:06d}"
+    return f"{CHECKPOINT}{step:06d}"
 
 
 def list_checkpoints(run: Path) -> list[Path]:
     """Checkpoint folders of a run, oldest first; unfinished ones have another name."""
-    found = [path for path in run.glob("checkpoint-*") if _NAME.fullmatch(path.name)]
+    found = [path for path in run.glob(f"{CHECKPOINT}*") if _NAME.fullmatch(path.name)]
     return sorted(found, key=checkpoint_step)
 
 
@@ -64,7 +64,7 @@ def save_checkpoint(state: TrainingState, run: Path) -> Path:
     unfinished.mkdir(parents=True)
     try:
         for name, tensors in _tensors(state).items():
-            save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, unfinished / name)
+            write_tensors(unfinished / name, {key: tensor.contiguous() for key, tensor in tensors.items()})
         (unfinished / "state.json").write_text(json.dumps(_scalars(state), indent=1))
         (unfinished / "autoencoder_config.json").write_text(state.autoencoder.to_json_string())
         manifest = {path.name: _digest(path) for path in sorted(unfinished.iterdir())}
@@ -82,15 +82,23 @@ def save_checkpoint(state: TrainingState, run: Path) -> Path:
     return checkpoint
 
 
-def remove_old_checkpoints(run: Path, *, limit: int | None, best: BestValidation | None) -> None:
-    """Keep the newest `limit` checkpoints and the best one; called after a whole one was written."""
+def remove_old_checkpoints(run: Path, *, step: int, limit: int | None, best: BestValidation | None) -> None:
+    """Keep the newest `limit` checkpoints and the best one; called after that of `step` was written.
+
+    The one just written is whole and stays, whatever else there is: any of a later step doesn't count.
+    """
     keep = checkpoint_name(best.step) if best is not None else None
-    for checkpoint in list_checkpoints(run)[: -limit if limit else 0]:
+    checkpoints = [checkpoint for checkpoint in list_checkpoints(run) if checkpoint_step(checkpoint) <= step]
+    for checkpoint in checkpoints[: -limit if limit else 0]:
         if checkpoint.name != keep:
-            # renamed first: a removal that is interrupted leaves no half of a checkpoint under its name
-            removed = run / f".{checkpoint.name}.removed"
-            shutil.rmtree(removed, ignore_errors=True)
-            shutil.rmtree(checkpoint.rename(removed))
+            remove_checkpoint(checkpoint)
+
+
+def remove_checkpoint(checkpoint: Path) -> None:
+    """Remove it under another name: a removal that is interrupted leaves no half of a checkpoint under its own."""
+    removed = checkpoint.with_name(f".{checkpoint.name}.removed")
+    shutil.rmtree(removed, ignore_errors=True)
+    shutil.rmtree(checkpoint.rename(removed))
 
 
 def _tensors(state: TrainingState) -> dict[str, dict[str, Tensor]]:
@@ -190,7 +198,7 @@ def find_checkpoint(run: Path, name: str) -> Path:
         if best is None:
             raise CheckpointError(f"{run} was not validated, so it has no best checkpoint; take 'latest'")
         name = checkpoint_name(best["step"])
-    if not (run / name).is_dir():
+    if not (_NAME.fullmatch(name) and (run / name).is_dir()):
         known = ", ".join(path.name for path in list_checkpoints(run)) or "none"
         raise CheckpointError(f"{run} holds no checkpoint '{name}'; it holds {known}")
     check_whole(run / name)
@@ -201,7 +209,7 @@ def load_checkpoint(state: TrainingState, checkpoint: Path) -> None:
     """Take up all that `save_checkpoint` wrote, bit by bit; called by every process.
 
     Raises:
-        CheckpointError: where the checkpoint is of another architecture, or of a run with or without a discriminator.
+        CheckpointError: where the checkpoint is of another architecture, or of a run that trained other weights.
     """
     scalars = json.loads((checkpoint / "state.json").read_text())
     extra = load_file(checkpoint / "state.safetensors")
@@ -210,10 +218,10 @@ def load_checkpoint(state: TrainingState, checkpoint: Path) -> None:
         if state.discriminator is not None and (checkpoint / "discriminator.safetensors").is_file():
             state.discriminator.module.load_state_dict(load_file(checkpoint / "discriminator.safetensors"))
             _load_optimizer(state.discriminator, load_file(checkpoint / "discriminator_optimizer.safetensors"))
+        _load_optimizer(state.generator, load_file(checkpoint / "optimizer.safetensors"))
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
         raise CheckpointError(f"{checkpoint} is of another model than this config's: {reason}") from None
-    _load_optimizer(state.generator, load_file(checkpoint / "optimizer.safetensors"))
     state.trainable.log_variance.data.copy_(extra["log_variance"])
     if state.ema is not None:
         _load_ema(state, checkpoint, ema_step=scalars["ema_step"])
@@ -239,6 +247,9 @@ def _load_ema(state: TrainingState, checkpoint: Path, *, ema_step: int | None) -
 def _load_optimizer(network: TrainedNetwork[Any], tensors: dict[str, Tensor]) -> None:
     """Take up moments and steps, in the memory format of the weights."""
     parameters = dict(named_trained_parameters(network))
+    updated = {key.rsplit(":", 1)[0] for key in tensors}
+    if tensors and updated != parameters.keys():
+        raise RuntimeError(f"it trained other weights, such as {min(updated ^ parameters.keys())}")
     for key, value in tensors.items():
         name, kind = key.rsplit(":", 1)
         parameter = parameters[name]
@@ -287,22 +298,6 @@ def load_run_autoencoder(run: Path, *, checkpoint: str, weights: Literal["ema", 
         checkpoint=folder,
         best=BestValidation(**state["best"]) if state["best"] else None,
     )
-
-
-def weights_digest(state: TrainingState) -> str:
-    """sha256 of every trained weight and its average: equal on all processes, or something is broken."""
-    digest = hashlib.sha256()
-    for tensor in _weights(state):
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _weights(state: TrainingState) -> Iterable[Tensor]:
-    yield from state.generator.parameters
-    if state.discriminator is not None:
-        yield from state.discriminator.parameters
-    if state.ema is not None:
-        yield from state.ema.shadow_params
 
 
 def _digest(path: Path) -> dict[str, Any]:

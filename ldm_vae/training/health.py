@@ -15,8 +15,9 @@ class NonFiniteError(RuntimeError):
 class Health:
     """Says each thing when it begins, not at every report."""
 
-    def __init__(self, *, disc_loss: str, max_nonfinite_steps: int):
+    def __init__(self, *, disc_loss: str, adaptive: bool, max_nonfinite_steps: int):
         self.blind = 1.0 if disc_loss == "hinge" else VANILLA_BLIND
+        self.adaptive = adaptive  # whether lam is measured
         self.max_nonfinite_steps = max_nonfinite_steps
         self._last = ""
 
@@ -37,19 +38,26 @@ class Health:
                 f"train.learning_rate or train.mixed_precision no may help"
             )
         if reading.num_adversarial == reading.num_finite > 0:
-            verdict = self.judge(reading.means)
+            verdict, figures = self.judge(reading.means)
             if verdict != self._last:
-                said.append(f"step {step}: {verdict}")
+                said.append(f"step {step}: GAN: {verdict} ({figures})")
             self._last = verdict
         return said
 
-    def judge(self, means: dict[str, float]) -> str:
-        """The state of the GAN in words."""
-        d = means["d"] / self.blind
-        if means["lam_clamped"] > 0.5:
-            return "GAN: lam is at its clamp: D's gradient hardly reaches the generator; D may have saturated"
-        if d < WINNING:
-            return f"GAN: D is winning (loss {means['d']:.2g}): it tells all patches apart; lower disc_learning_rate"
-        if d > LOSING:
-            return f"GAN: D is losing (loss {means['d']:.2g}): it can't tell real from reconstructed yet"
-        return f"GAN: balanced (D's loss {means['d']:.2g}, lam {means['lam']:.3g})"
+    def judge(self, means: dict[str, float]) -> tuple[str, str]:
+        """The state of the GAN in words, and the figures that say so."""
+        d, lam = means["d"], means["lam"]
+        figures = f"its loss {d:.2g}, {self.blind:.2g} when blind; lam {lam:.3g}"
+        if self.adaptive and means["lam_clamped"] > 0.5:
+            return (
+                "lam is at its clamp: hardly any of D's gradient reaches the generator; D may have saturated",
+                figures,
+            )
+        if d < WINNING * self.blind:
+            return (
+                "D is winning: it tells nearly all patches apart; a lower train.disc_learning_rate may help",
+                figures,
+            )
+        if d > LOSING * self.blind:
+            return "D is losing: it can't tell real from reconstructed yet", figures
+        return "D and generator are in balance", figures

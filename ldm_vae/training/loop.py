@@ -3,29 +3,26 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from accelerate import Accelerator
-
-from ldm_vae.config import Config, require
-from ldm_vae.data.images import EvaluationImages, TrainingBatch, TrainingImages, open_collection, training_batches
-from ldm_vae.models.autoencoder import spatial_factor
-from ldm_vae.training.checkpoint import (
-    checkpoint_name,
-    load_checkpoint,
-    remove_old_checkpoints,
-    save_checkpoint,
-    weights_digest,
-)
+from ldm_vae.config import Config
+from ldm_vae.training.checkpoint import checkpoint_name, load_checkpoint, remove_old_checkpoints, save_checkpoint
 from ldm_vae.training.health import Health
-from ldm_vae.training.processes import check_ranks_agree, on_main_process, start_accelerator, timeout
-from ldm_vae.training.resume import SAMPLES, prepare_run
+from ldm_vae.training.inputs import open_batches, open_training_images, open_validation_images
+from ldm_vae.training.processes import (
+    check_ranks_agree,
+    on_main_process,
+    start_accelerator,
+    timeout,
+    told_once,
+    waiting_for_others,
+)
+from ldm_vae.training.resume import begin_run, choose_checkpoint
 from ldm_vae.training.signals import StopSignal
 from ldm_vae.training.state import TrainingState, build_state
 from ldm_vae.training.step import TrainingStep
-from ldm_vae.training.tracking import Tracking
+from ldm_vae.training.tracking import SAMPLES, Tracking
 from ldm_vae.training.validation import better, figures, validate
 
 
@@ -52,44 +49,55 @@ def train(config: Config) -> TrainSummary:
     Raises:
         ValueError: in one line, for what the config or the data got wrong.
         NonFiniteError: where a row of updates was not finite; the last checkpoint is kept.
+        LostProcessError, RanksDifferError: where another process is gone, or computes something else.
     """
     # Set up processes, networks and data.
     run = Path(config.output_dir)
     accelerator = start_accelerator(config)
-    state = build_state(config, accelerator=accelerator)
-    training_images, validation_images = open_images(config, state)
+    checkpoint = on_main_process(accelerator, lambda: choose_checkpoint(run, config), purpose="to find the checkpoint")
+    with waiting_for_others("to set up the networks"):
+        state = build_state(config, accelerator=accelerator)
+    training_images = open_training_images(config, state)
+    validation_images = open_validation_images(config, state)
     step = TrainingStep(state, loss=config.loss, train=config.train, accelerator=accelerator)
 
     # Resume.
-    checkpoint = on_main_process(accelerator, lambda: prepare_run(run, config))
     if checkpoint is not None:
         load_checkpoint(state, checkpoint)
-    check_ranks_agree(weights_digest(state), accelerator=accelerator)
+    check_ranks_agree(state, accelerator=accelerator)
+    on_main_process(
+        accelerator, lambda: begin_run(run, config, checkpoint=checkpoint), purpose="to prepare the run's folder"
+    )
     tracking = Tracking(run, config, accelerator=accelerator, step=state.step)
     if checkpoint is not None:
         tracking.say(f"Resumed from {checkpoint}")
     batches = open_batches(training_images, config, state=state, accelerator=accelerator, tracking=tracking)
-    health = Health(disc_loss=config.loss.disc_loss, max_nonfinite_steps=config.train.max_nonfinite_steps)
-    step.rehearse(resolution=config.data.resolution)
+    health = Health(
+        disc_loss=config.loss.disc_loss,
+        adaptive=config.loss.adaptive_weight != "off",
+        max_nonfinite_steps=config.train.max_nonfinite_steps,
+    )
+    with waiting_for_others("in the rehearsal"):
+        step.rehearse(resolution=config.data.resolution)
+        stop = StopSignal(num_processes=accelerator.num_processes, timeout=timeout(config))
 
     stopped_by = None
-    with (
-        StopSignal(num_processes=accelerator.num_processes, timeout=timeout(config)) as stop,
-        contextlib.closing(tracking),
-    ):
+    with stop, contextlib.closing(tracking):
         while state.step < config.train.max_train_steps and not stopped_by:
             # Update generator and discriminator.
-            stop.begin()
-            step(batches)
+            with waiting_for_others(f"in step {state.step + 1}"):
+                stop.begin()
+                step(batches)
+                stopped_by = stop.agreed()
             tracking.bar.update()
-            stopped_by = stop.agreed()
 
             # Report.
             if due(state, config, config.train.log_steps):
                 reading = state.meter.read()
                 tracking.log(reading, learning_rates=state.learning_rates, step=state.step)
-                for line in health.lines(reading, step=state.step):
-                    tracking.say(line)
+                with told_once():
+                    for line in health.lines(reading, step=state.step):
+                        tracking.say(line)
 
             # Validate.
             if validation_images is not None and due(state, config, config.train.validation_steps):
@@ -101,8 +109,10 @@ def train(config: Config) -> TrainSummary:
             # Save.
             is_best = state.best is not None and state.best.step == state.step
             if stopped_by or is_best or due(state, config, config.train.checkpointing_steps):
-                check_ranks_agree(weights_digest(state), accelerator=accelerator)
-                on_main_process(accelerator, lambda: save(state, run, limit=config.train.checkpoints_total_limit))
+                check_ranks_agree(state, accelerator=accelerator)
+                on_main_process(
+                    accelerator, lambda: save(state, run, config, tracking=tracking), purpose="to write the checkpoint"
+                )
     return TrainSummary(
         step=state.step,
         checkpoint=run / checkpoint_name(state.step),
@@ -115,64 +125,9 @@ def due(state: TrainingState, config: Config, every: int) -> bool:
     return state.step % every == 0 or state.step == config.train.max_train_steps
 
 
-def save(state: TrainingState, run: Path, *, limit: int | None) -> None:
+def save(state: TrainingState, run: Path, config: Config, *, tracking: Tracking) -> None:
     """Write a checkpoint, then remove those over the limit."""
+    tracking.sync()
     save_checkpoint(state, run)
-    remove_old_checkpoints(run, limit=limit, best=state.best)
-
-
-def open_images(config: Config, state: TrainingState) -> tuple[TrainingImages, EvaluationImages | None]:
-    """The images to train on and those to validate on.
-
-    Raises:
-        ValueError: where there are none, naming the field.
-    """
-    data = config.data
-    require(data.train is not None, "data.train is missing: name a folder of images, a hub id or files to train on")
-    autoencoder = state.autoencoder
-    factor = spatial_factor(autoencoder)
-    assert data.train is not None
-    training_images = TrainingImages(
-        open_collection(data.train, split=data.split, image_column=data.image_column, field="data.train"),
-        seed=config.seed,
-        channels=config.model.in_channels,
-        resolution=data.resolution,
-        latent_shape=(autoencoder.config.latent_channels, data.resolution // factor, data.resolution // factor),
-        crop=data.crop,
-        min_area=data.crop_min_area,
-        flip=data.flip,
-        strict=data.strict,
-    )
-    if data.validation is None:
-        return training_images, None
-    collection = open_collection(
-        data.validation,
-        split=data.validation_split,
-        default_splits=("validation", "val", "test", "train"),
-        image_column=data.image_column,
-        field="data.validation",
-    )
-    return training_images, EvaluationImages(
-        collection, channels=config.model.in_channels, resolution=data.resolution, multiple_of=factor
-    )
-
-
-def open_batches(
-    images: TrainingImages, config: Config, *, state: TrainingState, accelerator: Accelerator, tracking: Tracking
-) -> Iterator[TrainingBatch]:
-    """This process's micro-batches from the state's step on, unreadable images listed."""
-    micro_batch_size, _ = config.train.accumulation(num_processes=accelerator.num_processes)
-    batches = training_batches(
-        images,
-        start_step=state.step,
-        batch_size=config.train.batch_size,
-        micro_batch_size=micro_batch_size,
-        process_index=accelerator.process_index,
-        num_processes=accelerator.num_processes,
-        num_workers=config.data.num_workers,
-        timeout_seconds=timeout(config).total_seconds(),
-        pin_memory=accelerator.device.type == "cuda",
-    )
-    for batch in batches:
-        tracking.skipped(batch.skipped)
-        yield batch
+    limit = config.train.checkpoints_total_limit
+    remove_old_checkpoints(run, step=state.step, limit=limit, best=state.best)

@@ -1,34 +1,55 @@
-"""The processes of a run: how they start, what they can't be, and that they agree."""
+"""The processes of a run: how they start, what they can't be, that they agree, and what is said when one is lost."""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import os
-from collections.abc import Callable
+import socket
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
 from datetime import timedelta
-from typing import TypeVar
+from pathlib import Path
+from typing import NoReturn, TypeVar
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import (
     DistributedDataParallelKwargs,
-    DistributedType,
     InitProcessGroupKwargs,
+    ProjectConfiguration,
     broadcast_object_list,
     gather_object,
     set_seed,
 )
 
 from ldm_vae.config import Config, require
+from ldm_vae.training.state import TrainingState
+from ldm_vae.training.tracking import LOGS
 
 Result = TypeVar("Result")
 
+_GRACE_SECONDS = (
+    5.0  # in which the main process tells its error, before the launcher sees another one end and kills it
+)
+
 _REFUSED = {
-    DistributedType.DEEPSPEED: "DeepSpeed drives one optimizer and one backward a step; this step has two "
-    "networks, and needs the gradient at one weight before the backward",
-    DistributedType.FSDP: "FSDP shards the weight at which the adversarial balance is measured, and an autoencoder is "
-    "small enough for every GPU to hold whole",
-    DistributedType.MEGATRON_LM: "Megatron is for transformers",
+    "DEEPSPEED": "DeepSpeed drives one optimizer and one backward a step; this step has two networks, and needs the "
+    "gradient at one weight before the backward",
+    "FSDP": "FSDP shards the weight at which the adversarial balance is measured, and an autoencoder is small enough "
+    "for every GPU to hold whole",
+    "MEGATRON_LM": "Megatron-LM is for transformers",
+    "PARALLELISM_CONFIG": "an autoencoder is small enough for every GPU to hold whole",
 }
+
+
+class LostProcessError(RuntimeError):
+    """A wait for the other processes that broke off."""
+
+
+class RanksDifferError(RuntimeError):
+    """Processes that should hold the same weights and don't."""
 
 
 def start_accelerator(config: Config) -> Accelerator:
@@ -37,31 +58,27 @@ def start_accelerator(config: Config) -> Accelerator:
     Raises:
         ValueError: for a launch or a batch size that can't give a right run, with the reason.
     """
-    launched_precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    require(
-        launched_precision not in ("fp16", "fp8"),
-        f"launched with mixed precision {launched_precision}: a VAE's activations overflow float16, and its loss "
-        f"scaling does not survive a gradient put together from two losses; use --train.mixed_precision bf16",
-    )
+    with told_once():
+        _check_launch()
     train = config.train
-    accelerator = Accelerator(
-        mixed_precision="no",  # autocast is the step's own, around each network
-        log_with=None if config.report_to == "none" else config.report_to,
-        project_dir=config.output_dir,
-        kwargs_handlers=[
-            # nothing keeps buffers, so there are none to broadcast
-            DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
-            InitProcessGroupKwargs(timeout=timeout(config)),
-        ],
-    )
-    reason = _REFUSED.get(accelerator.distributed_type)
-    require(reason is None, f"launched with {accelerator.distributed_type.value}, which can't train this: {reason}")
-    _, accumulation = train.accumulation(num_processes=accelerator.num_processes)
-    require(
-        config.loss.adaptive_weight != "same_step" or config.loss.disc_weight == 0 or accumulation == 1,
-        f"loss.adaptive_weight is same_step, which needs the whole batch at once, but train.micro_batch_size makes "
-        f"{accumulation} micro-batches; take lagged, or leave train.micro_batch_size out",
-    )
+    with waiting_for_others("to join them"):
+        accelerator = Accelerator(
+            mixed_precision="no",  # autocast is the step's own, around each network
+            log_with=None if config.report_to == "none" else config.report_to,
+            project_config=ProjectConfiguration(config.output_dir, logging_dir=str(Path(config.output_dir) / LOGS)),
+            kwargs_handlers=[
+                # nothing keeps buffers, so there are none to broadcast
+                DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
+                InitProcessGroupKwargs(timeout=timeout(config)),
+            ],
+        )
+    with told_once():
+        _, accumulation = train.accumulation(num_processes=accelerator.num_processes)
+        require(
+            config.loss.adaptive_weight != "same_step" or config.loss.disc_weight == 0 or accumulation == 1,
+            f"loss.adaptive_weight is same_step, which needs the whole batch at once, but train.micro_batch_size "
+            f"makes {accumulation} micro-batches; take lagged, or leave train.micro_batch_size out",
+        )
     if train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
@@ -70,46 +87,125 @@ def start_accelerator(config: Config) -> Accelerator:
     return accelerator
 
 
+def _check_launch() -> None:
+    """Refuse what `accelerate launch` may have asked for, before accelerate imports or starts any of it."""
+    for name, reason in _REFUSED.items():
+        require(
+            os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() != "true",
+            f"launched with {name}, which can't train this: {reason}; launch with plain data parallelism "
+            f"(accelerate launch --multi_gpu, or torchrun)",
+        )
+    precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    require(
+        precision not in ("fp16", "fp8"),
+        f"launched with mixed precision {precision}: a VAE's activations overflow float16, and its loss scaling does "
+        f"not survive a gradient put together from two losses; launch with --mixed_precision no and use "
+        f"--train.mixed_precision bf16",
+    )
+
+
 def timeout(config: Config) -> timedelta:
     """Longest wait of a process for the others."""
     return timedelta(minutes=config.train.timeout_minutes)
 
 
-def on_main_process(accelerator: Accelerator, work: Callable[[], Result]) -> Result:
+@contextlib.contextmanager
+def waiting_for_others(purpose: str) -> Iterator[None]:
+    """Turn what gloo and NCCL raise, when another process is gone or silent, into a line that says which wait it was.
+
+    Args:
+        purpose: ends "waiting for the other processes ...".
+    Raises:
+        LostProcessError: where the block's wait for the others broke off.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        text = str(error)
+        if not (isinstance(error, torch.distributed.DistError) or "/gloo/transport/" in text or "NCCL" in text):
+            raise
+        reason = text.splitlines()[0].partition("] ")[2] or text.splitlines()[0]
+        raise LostProcessError(
+            f"waiting for the other processes {purpose} broke off: one of them ended, or gave no sign within "
+            f"train.timeout_minutes ({reason.partition('. ')[0]}). What it printed says why; go on with "
+            f"--train.resume_from_checkpoint latest"
+        ) from error
+
+
+@contextlib.contextmanager
+def told_once() -> Iterator[None]:
+    """For what every process raises alike: the main one raises it, the others end after it, without a word."""
+    try:
+        yield
+    except (ValueError, RuntimeError):
+        if os.environ.get("RANK", "0") == "0":
+            raise
+        _end_after_main()
+
+
+def _end_after_main() -> NoReturn:
+    time.sleep(_GRACE_SECONDS)
+    raise SystemExit(1)
+
+
+def on_main_process(accelerator: Accelerator, work: Callable[[], Result], *, purpose: str) -> Result:
     """Have the main process do `work`, and give its result to all; where it fails, all stop with it.
 
+    Args:
+        purpose: what the work is for, as in "to write the checkpoint".
+
     Raises:
-        OSError, ValueError: what `work` raised, in the main process; the others exit without a word of their own.
+        Exception: what `work` raised, in the main process; the others exit without a word of their own.
+        LostProcessError: in the others, where the main process died.
     """
-    outcome: list[object] = [None, None]
+    if accelerator.num_processes == 1:
+        return work()
+    error: Exception | None = None
+    outcome: list[object] = [None, False]  # the result, whether it failed
     if accelerator.is_main_process:
         try:
             outcome[0] = work()
-        except (OSError, ValueError) as error:
-            outcome[1] = error
-    if accelerator.num_processes > 1:
-        failed, result = outcome[1] is not None, outcome[0]
-        shared = broadcast_object_list([result, failed])
-        outcome[0] = shared[0]
-        if shared[1] and not accelerator.is_main_process:
-            raise SystemExit(1)
-    if isinstance(outcome[1], Exception):
-        raise outcome[1]
+        except Exception as raised:
+            error, outcome[1] = raised, True
+    with waiting_for_others(f"(for the main one {purpose})"):
+        outcome = broadcast_object_list(outcome)
+    if error is not None:
+        raise error
+    if outcome[1]:
+        _end_after_main()
     return outcome[0]  # type: ignore[return-value]
 
 
-def check_ranks_agree(digest: str, *, accelerator: Accelerator) -> None:
-    """Stop where a process's weights are not bit-equal to the main process's.
+def check_ranks_agree(state: TrainingState, *, accelerator: Accelerator) -> None:
+    """Stop where a process's weights are not bit-equal to those of the others.
 
     Raises:
-        RuntimeError: naming the ranks.
+        RanksDifferError: naming the ranks that differ from most, or from rank 0, and their hosts.
     """
     if accelerator.num_processes == 1:
         return
-    digests = gather_object([digest])
-    wrong = [str(rank) for rank, other in enumerate(digests) if other != digests[0]]
-    if wrong:
-        raise RuntimeError(
-            f"the weights of rank {', '.join(wrong)} differ from rank 0's; that hardware, or its software, computes "
-            f"something else. The last checkpoint, from before, is whole: take the node out and resume"
-        )
+    with waiting_for_others("to compare weights"):
+        held = gather_object([(weights_digest(state), socket.gethostname())])
+    ((common, _),) = Counter(digest for digest, _ in held).most_common(1)
+    wrong = [f"{rank} (on {host})" for rank, (digest, host) in enumerate(held) if digest != common]
+    with told_once():
+        if wrong:
+            raise RanksDifferError(
+                f"at step {state.step} the weights of rank {', '.join(wrong)} are not those of the other ranks: its "
+                f"hardware is faulty, or its software or files are not theirs. Nothing of that was saved: take it "
+                f"out, and go on with --train.resume_from_checkpoint latest"
+            )
+
+
+def weights_digest(state: TrainingState) -> str:
+    """sha256 of all weights, trained or frozen, and their average: equal on all processes, or something is broken."""
+    networks = [state.trainable, state.objective.perceptual_network]
+    if state.discriminator is not None:
+        networks.append(state.discriminator.module)
+    tensors = [parameter for network in networks if network is not None for parameter in network.parameters()]
+    if state.ema is not None:
+        tensors += state.ema.shadow_params
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

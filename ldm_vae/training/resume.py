@@ -7,29 +7,27 @@ from pathlib import Path
 
 from ldm_vae.config import Config
 from ldm_vae.config_file import dump_config
-from ldm_vae.training.checkpoint import checkpoint_step, find_checkpoint, latest_checkpoint, list_checkpoints
-from ldm_vae.training.tracking import METRICS, SKIPPED
+from ldm_vae.data.files import remove_temporaries, write_whole
+from ldm_vae.training.checkpoint import (
+    CHECKPOINT,
+    checkpoint_step,
+    find_checkpoint,
+    latest_checkpoint,
+    list_checkpoints,
+    remove_checkpoint,
+)
+from ldm_vae.training.tracking import LOGS, METRICS, SAMPLES, SKIPPED, rewind
 
 CONFIG = "config.yaml"
-SAMPLES = "samples"
-LOGS = "logs"
 
 
-def prepare_run(run: Path, config: Config) -> Path | None:
-    """Make the run's folder, write its config, and return the checkpoint to go on from, if any; on the main process.
+def choose_checkpoint(run: Path, config: Config) -> Path | None:
+    """The checkpoint that the run goes on from, or none; nothing is changed. Called by the main process.
 
     Raises:
-        ValueError: where the folder holds a run that the config neither resumes nor overwrites.
+        ValueError: where the folder holds a run that the config neither resumes nor overwrites, or the checkpoint that
+            it names is missing or damaged.
     """
-    checkpoint = _choose_checkpoint(run, config)
-    if checkpoint is None and _holds_run(run):
-        _remove_run(run)
-    run.mkdir(parents=True, exist_ok=True)
-    (run / CONFIG).write_text(dump_config(config))
-    return checkpoint
-
-
-def _choose_checkpoint(run: Path, config: Config) -> Path | None:
     name = config.train.resume_from_checkpoint
     if name is None:
         if _holds_run(run) and not config.overwrite:
@@ -39,20 +37,43 @@ def _choose_checkpoint(run: Path, config: Config) -> Path | None:
             )
         return None
     if name == "latest":
-        checkpoint = latest_checkpoint(run, report=lambda line: print(f"{line}; passed over"))
+        checkpoint = latest_checkpoint(run, report=lambda line: print(f"{line}; the one before is taken"))
         if checkpoint is None:
             print(f"{run} holds no checkpoint yet: starting afresh")
         return checkpoint
     checkpoint = find_checkpoint(run, name)
-    newer = [other for other in list_checkpoints(run) if checkpoint_step(other) > checkpoint_step(checkpoint)]
+    newer = _later(run, checkpoint)
     if newer and not config.overwrite:
         raise ValueError(
             f"train.resume_from_checkpoint: {run} holds checkpoints after {checkpoint.name}, up to {newer[-1].name}; "
             f"give --overwrite true to have them removed"
         )
-    for other in newer:
-        shutil.rmtree(other)
     return checkpoint
+
+
+def begin_run(run: Path, config: Config, *, checkpoint: Path | None) -> None:
+    """Make the run's folder what it was at `checkpoint` (none: empty) and write its config. Called by the main process
+    once the checkpoint is loaded, so that one that can't be leaves everything as it is."""
+    run.mkdir(parents=True, exist_ok=True)
+    for path in run.glob(f".{CHECKPOINT}*"):  # writes and removals that were interrupted
+        shutil.rmtree(path)
+    remove_temporaries(run, older_than=3600)
+    if checkpoint is None:
+        _remove_run(run)
+    else:
+        for other in _later(run, checkpoint):
+            if config.train.resume_from_checkpoint == "latest":  # damaged, or it would be the latest
+                aside = other.with_name(f"{other.name}.damaged")
+                shutil.rmtree(aside, ignore_errors=True)
+                other.rename(aside)
+            else:
+                remove_checkpoint(other)
+        rewind(run, step=checkpoint_step(checkpoint))
+    write_whole(run / CONFIG, dump_config(config).encode())
+
+
+def _later(run: Path, checkpoint: Path) -> list[Path]:
+    return [other for other in list_checkpoints(run) if checkpoint_step(other) > checkpoint_step(checkpoint)]
 
 
 def _holds_run(run: Path) -> bool:
@@ -61,7 +82,7 @@ def _holds_run(run: Path) -> bool:
 
 def _remove_run(run: Path) -> None:
     """Remove what a run writes, and nothing else."""
-    for path in [*list_checkpoints(run), *run.glob(".checkpoint-*"), run / SAMPLES, run / LOGS, run / "ldm-vae"]:
+    for path in [*list_checkpoints(run), *run.glob(f"{CHECKPOINT}*.damaged"), run / SAMPLES, run / LOGS]:
         shutil.rmtree(path, ignore_errors=True)
     for name in (METRICS, SKIPPED, CONFIG):
         (run / name).unlink(missing_ok=True)

@@ -12,18 +12,26 @@ from typing import Any
 from accelerate import Accelerator
 from tqdm import tqdm
 
-from ldm_vae.config import Config
+from ldm_vae.config import Config, require
+from ldm_vae.data.files import write_whole
 from ldm_vae.data.images import SkippedImage
 from ldm_vae.training.meter import MeterReading
 
 METRICS = "metrics.jsonl"
 SKIPPED = "skipped.jsonl"
+SAMPLES = "samples"
+LOGS = "logs"
 
 
 class Tracking:
     """Lines for people and machines; all but `skipped` are the main process's."""
 
     def __init__(self, run: Path, config: Config, *, accelerator: Accelerator, step: int):
+        require(
+            run.is_dir(),
+            f"output_dir: {run}, made by the main process, is not there for process {accelerator.process_index}; it "
+            f"must be on storage that all nodes share",
+        )
         self.run = run
         self.accelerator = accelerator
         self.is_main = accelerator.is_main_process
@@ -32,12 +40,12 @@ class Tracking:
             total=config.train.max_train_steps, initial=step, unit="step", disable=not self.is_main, dynamic_ncols=True
         )
         self._since = (time.perf_counter(), step)
-        self._seen: set[int] = set()
+        self._seen = {(line["index"], line["name"]) for line in _lines(run / SKIPPED)}
         self.num_skipped_images = 0
-        if self.is_main:
-            _truncate_metrics(run / METRICS, step=step)
         if config.report_to != "none":
-            accelerator.init_trackers("ldm-vae", config=_flatten(asdict(config)))
+            accelerator.init_trackers(
+                "ldm-vae", config=_flatten(asdict(config)), init_kwargs={"tensorboard": {"purge_step": step + 1}}
+            )
 
     def log(self, reading: MeterReading, *, learning_rates: dict[str, float], step: int) -> None:
         """Write one line of training figures, and show the main ones."""
@@ -67,16 +75,21 @@ class Tracking:
 
     def skipped(self, images: list[SkippedImage]) -> None:
         """List unreadable images, each once a process."""
-        new = [image for image in images if image.index not in self._seen]
+        new = [image for image in images if (image.index, image.name) not in self._seen]
         if not new:
             return
-        self._seen.update(image.index for image in new)
+        self._seen.update((image.index, image.name) for image in new)
         self.num_skipped_images += len(new)
         lines = "".join(json.dumps(asdict(image), ensure_ascii=False) + "\n" for image in new)
         with (self.run / SKIPPED).open("a") as file:
             file.write(lines)
         for image in new:
             self.say(f"skipped {image.name}: {image.reason}")
+
+    def sync(self) -> None:
+        """Have the lines written so far outlast a power failure, like the checkpoint that comes after them."""
+        with (self.run / METRICS).open("ab") as file:
+            os.fsync(file.fileno())
 
     def close(self) -> None:
         """End trackers and bar."""
@@ -90,21 +103,23 @@ class Tracking:
         self.accelerator.log({name: value for name, value in figures.items() if _is_number(value)}, step=step)
 
 
-def _truncate_metrics(path: Path, *, step: int) -> None:
-    """Drop lines after `step`, and a torn one: a resumed run writes them again."""
-    if not path.is_file():
-        return
-    kept = []
-    for line in path.read_text().splitlines():
+def rewind(run: Path, *, step: int) -> None:
+    """Drop what a run told after `step`, and a line that was torn: a resumed run tells it again."""
+    for name, keep in ((METRICS, lambda line: line["step"] <= step), (SKIPPED, lambda line: True)):
+        if (run / name).is_file():
+            kept = [json.dumps(line, ensure_ascii=False) + "\n" for line in _lines(run / name) if keep(line)]
+            write_whole(run / name, "".join(kept).encode())
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a file, up to the first one that is not."""
+    lines: list[dict[str, Any]] = []
+    for line in path.read_text().splitlines() if path.is_file() else []:
         try:
-            if json.loads(line)["step"] > step:
-                break
+            lines.append(json.loads(line))
         except ValueError:
             break
-        kept.append(line + "\n")
-    temporary = path.with_name(f".{path.name}.unfinished")
-    temporary.write_text("".join(kept))
-    os.replace(temporary, path)
+    return lines
 
 
 def _readable(figures: dict[str, float]) -> str:

@@ -17,6 +17,7 @@ from ldm_vae.data.transforms import to_image
 from ldm_vae.metrics import ReconstructionMetrics, ReconstructionSummary
 from ldm_vae.models.autoencoder import encode_moments
 from ldm_vae.models.precision import autocast, use_bf16
+from ldm_vae.training.processes import waiting_for_others
 from ldm_vae.training.state import BestValidation, TrainingState
 
 NUM_SAMPLES = 8  # pictures in a sample grid
@@ -71,7 +72,8 @@ def validate(
                     pictures += [to_image(image) for image in pair]
     sums = metrics.state()
     if accelerator.num_processes > 1:
-        torch.distributed.all_reduce(sums)
+        with waiting_for_others("to add up a validation"):
+            torch.distributed.all_reduce(sums)
     metrics.load_state(sums)
     if pictures and samples is not None:
         save_samples(pictures[: 2 * NUM_SAMPLES], samples)

@@ -1,0 +1,100 @@
+"""The images of a run: what it trains on, in which batches, and what it validates on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from accelerate import Accelerator
+
+from ldm_vae.config import Config, require
+from ldm_vae.data.images import (
+    EvaluationImages,
+    StreamingImages,
+    TrainingBatch,
+    TrainingImages,
+    open_collection,
+    open_stream,
+    training_batches,
+)
+from ldm_vae.models.autoencoder import spatial_factor
+from ldm_vae.training.processes import timeout
+from ldm_vae.training.state import TrainingState
+from ldm_vae.training.tracking import Tracking
+
+
+def open_training_images(config: Config, state: TrainingState) -> TrainingImages | StreamingImages:
+    """The images to train on, as a collection or as a stream.
+
+    Raises:
+        ValueError: where there are none, naming the field.
+    """
+    data = config.data
+    require(data.train is not None, "data.train is missing: name a folder of images, a hub id or files to train on")
+    assert data.train is not None
+    latent_side = data.resolution // spatial_factor(state.autoencoder)
+    arguments: dict[str, Any] = {
+        "seed": config.seed,
+        "channels": config.model.in_channels,
+        "resolution": data.resolution,
+        "latent_shape": (state.autoencoder.config.latent_channels, latent_side, latent_side),
+        "crop": data.crop,
+        "min_area": data.crop_min_area,
+        "flip": data.flip,
+        "strict": data.strict,
+    }
+    if data.streaming:
+        stream = open_stream(data.train, split=data.split, image_column=data.image_column, field="data.train")
+        return StreamingImages(stream, shuffle_buffer=data.shuffle_buffer, **arguments)
+    collection = open_collection(data.train, split=data.split, image_column=data.image_column, field="data.train")
+    return TrainingImages(collection, **arguments)
+
+
+def open_validation_images(config: Config, state: TrainingState) -> EvaluationImages | None:
+    """The images to validate on, if any.
+
+    Raises:
+        ValueError: where there are none in what the config names, naming the field.
+    """
+    data = config.data
+    if data.validation is None:
+        return None
+    collection = open_collection(
+        data.validation,
+        split=data.validation_split,
+        default_splits=("validation", "val", "test", "train"),
+        image_column=data.image_column,
+        field="data.validation",
+    )
+    return EvaluationImages(
+        collection,
+        channels=config.model.in_channels,
+        resolution=data.resolution,
+        multiple_of=spatial_factor(state.autoencoder),
+    )
+
+
+def open_batches(
+    images: TrainingImages | StreamingImages,
+    config: Config,
+    *,
+    state: TrainingState,
+    accelerator: Accelerator,
+    tracking: Tracking,
+) -> Iterator[TrainingBatch]:
+    """This process's micro-batches from the state's step on, unreadable images listed."""
+    micro_batch_size, _ = config.train.accumulation(num_processes=accelerator.num_processes)
+    batches = training_batches(
+        images,
+        start_step=state.step,
+        batch_size=config.train.batch_size,
+        micro_batch_size=micro_batch_size,
+        process_index=accelerator.process_index,
+        num_processes=accelerator.num_processes,
+        num_workers=config.data.num_workers,
+        timeout_seconds=timeout(config).total_seconds(),
+        pin_memory=accelerator.device.type == "cuda",
+    )
+    for batch in batches:
+        tracking.skipped(batch.skipped)
+        yield batch
