@@ -1,9 +1,9 @@
 """`convert`: between a diffusers folder and a single LDM file, bit by bit, config included.
 
-Our LDM files are read by ComfyUI and A1111 as far as their fixed architecture goes, and by diffusers as
-`AutoencoderKL.from_single_file(path, config=folder)`, offline with a folder that holds the config.json. Without `config`
-diffusers takes that of the Stable Diffusion version it guesses from the hub. It maps no attention inside levels: such a
-file needs `convert` or `read_ldm_file`.
+Our LDM files are read by ComfyUI and A1111 as far as their fixed architecture goes, and by diffusers, offline, as
+`AutoencoderKL.from_single_file(path, config=folder)`, where folder holds the config.json. Without `config` diffusers
+takes that of the Stable Diffusion version it guesses, from the hub. It maps no attention inside levels: such a file
+needs `convert`, or `load_autoencoder`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ldm_vae.data.files import sync_folder, whole_or_absent, write_whole
-from ldm_vae.models.ldm_layout import CONFIG_METADATA, check_fields, checked_state_dict, full_config, ldm_state_dict, read_ldm_weights
+from ldm_vae.models.ldm_layout import (
+    CONFIG_METADATA,
+    check_fields,
+    checked_state_dict,
+    full_config,
+    ldm_state_dict,
+    read_ldm_weights,
+)
 from ldm_vae.models.ldm_names import listed
 from ldm_vae.models.weight_files import open_weights
 from ldm_vae.options import ConvertOptions
@@ -30,7 +37,8 @@ from ldm_vae.options import ConvertOptions
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
 
-_EXPORT_PARTS = (CONFIG_NAME, "diffusion_pytorch_model*", "*.md", "*.png", "*.jpg", "*.json", ".gitattributes")
+_EXPORT_PARTS = (CONFIG_NAME, "diffusion_pytorch_model*", "README.md", "measurements.json", "reconstruction.png",
+                 ".gitattributes")  # fmt: skip
 # What ComfyUI and A1111 build whatever a file holds.
 _INTERFACES = {"block_out_channels": ([128, 256, 512, 512], [128, 256, 512]), "layers_per_block": (2,),
                "norm_num_groups": (32,), "in_channels": (3,), "out_channels": (3,)}  # fmt: skip
