@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from ldm_vae.training.meter import MeterReading
 
-WINNING, LOSING = 0.1, 0.95  # discriminator losses; 1 (hinge) is that of one that sees nothing, 0 of a perfect one
-VANILLA_BLIND = 0.6931
+BLIND = {"hinge": 1.0, "vanilla": 0.6931}  # discriminator's loss where it sees nothing; 0 where it sees everything
+WINNING, LOSING = 0.1, 0.95  # parts of that
 
 
 class NonFiniteError(RuntimeError):
@@ -16,7 +16,7 @@ class Health:
     """Says each thing when it begins, not at every report."""
 
     def __init__(self, *, disc_loss: str, adaptive: bool, max_nonfinite_steps: int):
-        self.blind = 1.0 if disc_loss == "hinge" else VANILLA_BLIND
+        self.blind = BLIND[disc_loss]
         self.adaptive = adaptive  # whether lam is measured
         self.max_nonfinite_steps = max_nonfinite_steps
         self._last = ""
@@ -38,26 +38,22 @@ class Health:
                 f"train.learning_rate or train.mixed_precision no may help"
             )
         if reading.num_adversarial == reading.num_finite > 0:
-            verdict, figures = self.judge(reading.means)
+            verdict = self.judge(reading.means)
             if verdict != self._last:
-                said.append(f"step {step}: GAN: {verdict} ({figures})")
+                means = reading.means
+                said.append(
+                    f"step {step}: GAN: {verdict} (D's loss {means['d']:.2g}, {self.blind:.2g} if blind; "
+                    f"lam {means['lam']:.3g})"
+                )
             self._last = verdict
         return said
 
-    def judge(self, means: dict[str, float]) -> tuple[str, str]:
-        """The state of the GAN in words, and the figures that say so."""
-        d, lam = means["d"], means["lam"]
-        figures = f"its loss {d:.2g}, {self.blind:.2g} when blind; lam {lam:.3g}"
+    def judge(self, means: dict[str, float]) -> str:
+        """The state of the GAN in words."""
         if self.adaptive and means["lam_clamped"] > 0.5:
-            return (
-                "lam is at its clamp: hardly any of D's gradient reaches the generator; D may have saturated",
-                figures,
-            )
-        if d < WINNING * self.blind:
-            return (
-                "D is winning: it tells nearly all patches apart; a lower train.disc_learning_rate may help",
-                figures,
-            )
-        if d > LOSING * self.blind:
-            return "D is losing: it can't tell real from reconstructed yet", figures
-        return "D and generator are in balance", figures
+            return "lam is at its clamp: hardly any of D's gradient reaches the generator; D may have saturated"
+        if means["d"] < WINNING * self.blind:
+            return "D is winning: it tells nearly all patches apart; a lower train.disc_learning_rate may help"
+        if means["d"] > LOSING * self.blind:
+            return "D is losing: it can't tell real from reconstructed yet"
+        return "D and the generator are in balance"
