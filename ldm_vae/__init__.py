@@ -1,3 +1,35 @@
-"""Train, export and use the autoencoders that latent diffusion runs on."""
+"""Train, export and use the autoencoders that latent diffusion runs on.
+
+`load_autoencoder`, `encode_images`, `decode_latents` and `LatentDataset` are the surface for Python; they are imported
+when first used, so that `import ldm_vae` is instant.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ldm_vae.data.latents import LatentDataset
+    from ldm_vae.inference import decode_latents, encode_images
+    from ldm_vae.models.autoencoder import load_autoencoder
 
 __version__ = "0.1.0"
+__all__ = ["LatentDataset", "__version__", "decode_latents", "encode_images", "load_autoencoder"]
+
+_MODULES = {
+    "LatentDataset": "ldm_vae.data.latents",
+    "decode_latents": "ldm_vae.inference",
+    "encode_images": "ldm_vae.inference",
+    "load_autoencoder": "ldm_vae.models.autoencoder",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULES:
+        raise AttributeError(f"module 'ldm_vae' has no attribute '{name}'")
+    return getattr(import_module(_MODULES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -6,6 +6,7 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import torch
 from diffusers import AutoencoderKL
 from PIL import Image
 
@@ -20,9 +21,9 @@ from ldm_vae.measure import (
     measure_reconstructions,
     short_name,
     spread_indices,
-    weights_fingerprint,
 )
 from ldm_vae.models.autoencoder import load_autoencoder, spatial_factor
+from ldm_vae.models.fingerprint import fingerprint
 from ldm_vae.models.precision import use_bf16
 from ldm_vae.options import EvaluateOptions
 from ldm_vae.picture import save_grid
@@ -64,7 +65,7 @@ def evaluate(options: EvaluateOptions) -> EvaluateSummary:
     held = _check_output(output, overwrite=options.overwrite)
     processes = join_processes()
     device = processes.device
-    autoencoders = [load_autoencoder(source).to(device) for source in options.vae]
+    autoencoders = [load_autoencoder(source).to(device, memory_format=torch.channels_last) for source in options.vae]
     channels = _common_channels(options.vae, autoencoders)
     factor = max(spatial_factor(autoencoder) for autoencoder in autoencoders)
     resolutions: list[int | None] = [None] if options.resolution is None else [*options.resolution]
@@ -167,7 +168,7 @@ def _evaluations(
         Evaluation(
             vae=source,
             name=name,
-            weights_fingerprint=weights_fingerprint(autoencoder),
+            vae_fingerprint=fingerprint(autoencoder).whole,
             resolution=protocol.resolution,
             num_images=result.summary.num_images,
             num_skipped=len(measured.images.skipped),

@@ -51,7 +51,8 @@ class Evaluation:
 
     vae: str
     name: str
-    weights_fingerprint: str
+    vae_fingerprint: str
+    """SHA-256 of architecture, scaling and weights."""
     resolution: int | None
     num_images: int
     num_skipped: int

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
@@ -91,7 +92,7 @@ def export(options: ExportOptions) -> ExportSummary:
     run = load_run_autoencoder(Path(options.run).expanduser(), checkpoint=options.checkpoint, weights=options.weights)
     _check_target(options, latent_channels=run.autoencoder.config.latent_channels)
     with export_place(options, is_main=processes.is_main_process) as place:
-        autoencoder = run.autoencoder.to(processes.device)
+        autoencoder = run.autoencoder.to(processes.device, memory_format=torch.channels_last)
         scaling_data, reconstruction_data = _open_data(run, options)
         autoencoder, precision, statement = fit_float16(
             autoencoder, list(_precision_batches(reconstruction_data, options)), repair=options.repair

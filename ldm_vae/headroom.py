@@ -247,7 +247,7 @@ def _divide(layer: nn.Module, divisor: float) -> None:
 @torch.no_grad()
 def _divide_stream(network: nn.Module, divisor: float) -> None:
     """Divide all that is written into the residual stream of an encoder or decoder."""
-    _divide(network.conv_in, divisor)
+    _divide(network.get_submodule("conv_in"), divisor)
     for module in network.modules():
         if isinstance(module, ResnetBlock2D):
             _divide(module.conv2, divisor)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 
 
 def push_folder(folder: Path, *, repo_id: str, private: bool, api: HfApi | None = None) -> str:
@@ -21,7 +20,7 @@ def push_folder(folder: Path, *, repo_id: str, private: bool, api: HfApi | None 
     try:
         api.create_repo(repo_id, private=private, exist_ok=True, repo_type="model")
         api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Export by ldm-vae")
-    except (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OSError) as error:
+    except Exception as error:  # which ones depends on huggingface_hub's HTTP library
         reason = " ".join(str(error).split())
-        raise ValueError(f"push_to_hub: {repo_id} was not uploaded, the export is in {folder}: {reason}") from None
+        raise ValueError(f"push_to_hub: {repo_id} was not uploaded, the export is in {folder}: {reason}") from error
     return f"{api.endpoint}/{repo_id}"

@@ -186,15 +186,6 @@ def choose_perceptual(
     return name, load_perceptual(name, weights=weights).to(device)
 
 
-def weights_fingerprint(autoencoder: AutoencoderKL) -> str:
-    """SHA-256 over names, types, shapes and bytes of the weights."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(autoencoder.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
 def short_name(source: str) -> str:
     """What to call an autoencoder in a table: a folder's or file's own name, or the hub id."""
     path = Path(source).expanduser()
