@@ -1,4 +1,4 @@
-"""What a training run is: dataclasses that a YAML file and the command line fill. No torch here, so `--help` is instant."""
+"""What a training run is: dataclasses that a YAML file and the command line fill. No torch: `--help` is instant."""
 
 from __future__ import annotations
 
@@ -36,6 +36,9 @@ class ModelConfig:
     """Self-attention in the middle block, as published."""
     use_quant_conv: bool = True
     """1x1 convolutions on both sides of the latent, as published (SD3 and FLUX have none)."""
+    init: Literal["torch", "quiet"] = "torch"
+    """First weights, from scratch only: torch's, or `quiet` ones: fan-in, every residual block the identity, a sharp
+    posterior. With `pretrained` it has no effect."""
     decoder_only: bool = False
     """Train the decoder and post_quant_conv alone; encoder and quant_conv, and so every latent, stay bit-unchanged."""
 
@@ -59,7 +62,7 @@ class ModelConfig:
         for level in self.attention_levels:
             require(
                 0 <= level < len(self.block_out_channels),
-                f"model.attention_levels names level {level}; there are levels 0 to {len(self.block_out_channels) - 1}",
+                f"model.attention_levels names {level}; there are levels 0 to {len(self.block_out_channels) - 1}",
             )
 
     @property
@@ -166,12 +169,19 @@ class TrainConfig:
     """Images that a process holds at once; accumulation follows. None: batch_size over the processes."""
     max_train_steps: int = 250000
     """Updates in all."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """Of the autoencoder. `muon` orthogonalises the update of each inner convolution and attention weight and leaves
+    the rest to AdamW; it needs the extra of that name. The discriminator's is AdamW always."""
     learning_rate: float = 5.4e-5
     """Peak learning rate of the autoencoder."""
     disc_learning_rate: Optional[float] = None
     """Peak learning rate of the discriminator; none: the autoencoder's."""
-    lr_scheduler: Literal["constant", "constant_with_warmup", "linear", "cosine", "polynomial"] = "constant"
-    """Schedule, by diffusers' names."""
+    lr_scheduler: Literal[
+        "constant", "constant_with_warmup", "constant_with_decay", "linear", "cosine", "polynomial"
+    ] = "constant"
+    """Schedule, by diffusers' names; `constant_with_decay` is ours: constant, then linear to 0 at the end."""
+    lr_decay_fraction: float = 0.4
+    """Last part of the updates, over which `constant_with_decay` falls."""
     lr_warmup_steps: int = 0
     """Updates of linear warm-up, for every schedule but `constant`."""
     adam_beta1: float = 0.5
@@ -217,6 +227,10 @@ class TrainConfig:
             require(getattr(self, name) > 0, f"train.{name} is {getattr(self, name)}; it must be positive")
         for name in ("lr_warmup_steps", "weight_decay", "max_grad_norm"):
             require(getattr(self, name) >= 0, f"train.{name} is {getattr(self, name)}; it can't be negative")
+        require(
+            0 < self.lr_decay_fraction <= 1,
+            f"train.lr_decay_fraction is {self.lr_decay_fraction}; it must lie in (0, 1]",
+        )
         for name in ("adam_beta1", "adam_beta2", "ema_decay"):
             require(0 <= getattr(self, name) < 1, f"train.{name} is {getattr(self, name)}; it must lie in [0, 1)")
         for name in ("micro_batch_size", "checkpoints_total_limit", "disc_learning_rate"):
@@ -275,6 +289,5 @@ def check_resolution(resolution: int, *, spatial_factor: int) -> None:
     nearest = " or ".join(str(n) for n in (below, below + spatial_factor) if n > 0)
     require(
         resolution % spatial_factor == 0,
-        f"data.resolution is {resolution}, which the model's factor {spatial_factor} does not divide; "
-        f"take {nearest}",
+        f"data.resolution is {resolution}, which the model's factor {spatial_factor} does not divide; take {nearest}",
     )

@@ -81,6 +81,11 @@ def architecture(config: ModelConfig) -> dict[str, object]:
 def load_autoencoder(source: str | Path, *, field: str = "vae") -> AutoencoderKL:
     """Load an AutoencoderKL in float32, in eval mode.
 
+    >>> from ldm_vae import load_autoencoder
+    >>> autoencoder = load_autoencoder("export")
+    >>> autoencoder.config.latent_channels
+    4
+
     Args:
         source: a diffusers folder (or a pipeline's, with a `vae` subfolder), a single LDM file, or a hub id.
         field: the option's name, for the error.

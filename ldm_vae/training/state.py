@@ -9,7 +9,6 @@ from typing import Any, Generic, TypeVar
 import torch
 from accelerate import Accelerator
 from diffusers import AutoencoderKL, EMAModel
-from diffusers.optimization import get_scheduler
 from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
@@ -24,7 +23,9 @@ from ldm_vae.models.autoencoder import (
     spatial_factor,
 )
 from ldm_vae.models.discriminator import PatchDiscriminator
+from ldm_vae.models.precision import use_bf16
 from ldm_vae.training.meter import Meter
+from ldm_vae.training.optimizers import build_optimizer, build_schedule
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -105,6 +106,7 @@ def build_state(config: Config, *, accelerator: Accelerator) -> TrainingState:
     generator = _trained(
         trainable,
         train,
+        optimizer_name=train.optimizer,
         learning_rate=train.learning_rate,
         num_steps=train.max_train_steps,
         accelerator=accelerator,
@@ -119,6 +121,7 @@ def build_state(config: Config, *, accelerator: Accelerator) -> TrainingState:
                 norm=config.loss.disc_norm,
             ),
             train,
+            optimizer_name="adamw",
             learning_rate=train.disc_learning_rate or train.learning_rate,
             num_steps=max(1, train.max_train_steps - config.loss.disc_start),  # its schedule counts its own updates
             accelerator=accelerator,
@@ -158,25 +161,18 @@ def build_objective(config: Config, *, device: torch.device) -> Objective:
 
 
 def _trained(
-    module: Network, train: TrainConfig, *, learning_rate: float, num_steps: int, accelerator: Accelerator
+    module: Network,
+    train: TrainConfig,
+    *,
+    optimizer_name: str,
+    learning_rate: float,
+    num_steps: int,
+    accelerator: Accelerator,
 ) -> TrainedNetwork[Network]:
     module.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    # fused: the clipping factor and the verdict on a non-finite step stay on the device (grad_scale, found_inf)
-    optimizer = AdamW(
-        [parameter for parameter in module.parameters() if parameter.requires_grad],
-        lr=learning_rate,
-        betas=(train.adam_beta1, train.adam_beta2),
-        eps=train.adam_epsilon,
-        weight_decay=train.weight_decay,
-        fused=True,
-    )
-    # neither is prepared by accelerate, whose scheduler steps once a process
-    lr_scheduler = get_scheduler(
-        train.lr_scheduler,
-        optimizer,
-        num_warmup_steps=train.lr_warmup_steps,
-        num_training_steps=num_steps,
-    )
+    bf16 = use_bf16(train.mixed_precision, device=accelerator.device)
+    optimizer = build_optimizer(module, train, name=optimizer_name, learning_rate=learning_rate, bf16=bf16)
+    lr_scheduler = build_schedule(optimizer, train, num_steps=num_steps)
     return TrainedNetwork(
         module=module, wrapped=accelerator.prepare_model(module), optimizer=optimizer, lr_scheduler=lr_scheduler
     )

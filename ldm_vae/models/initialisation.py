@@ -1,0 +1,44 @@
+"""First weights of an autoencoder that learns from the first update on."""
+
+from __future__ import annotations
+
+import torch
+from diffusers import AutoencoderKL
+from diffusers.models.attention_processor import Attention
+from diffusers.models.resnet import ResnetBlock2D
+from torch import nn
+
+QUIET_LOGVAR = -6.0  # a posterior standard deviation of 0.05, beside means of about 1
+
+
+@torch.no_grad()
+def quiet_(autoencoder: AutoencoderKL) -> AutoencoderKL:
+    """Give a fresh autoencoder weights that let signal and gradient through, in place.
+
+    - Convolutions and linear layers are normal with variance 1 / fan-in and zero bias, so that a layer keeps its
+      input's scale. torch's default has a third of that variance, so each layer without a norm before it damps it.
+    - The last layer of every residual branch (`conv2` of a block, `to_out` of an attention) is zero: at the start the
+      network is its stem, its resamplings and its shortcuts, however deep it is, and blocks come in as they learn to
+      help (Goyal et al. 2017, section 5.1; Zhang et al. 2019, "Fixup").
+    - The posterior starts narrow: the log-variance has no weight and a bias of -6. torch's default starts at a
+      standard deviation of about 1, and the decoder has to learn from a latent that is mostly noise.
+
+    Args:
+        autoencoder: any AutoencoderKL, attention or quant convolutions or none.
+    """
+    for module in autoencoder.modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            fan_in = module.weight[0].numel()
+            nn.init.normal_(module.weight, std=fan_in**-0.5)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    for module in autoencoder.modules():
+        if isinstance(module, ResnetBlock2D):
+            nn.init.zeros_(module.conv2.weight)
+        elif isinstance(module, Attention):
+            nn.init.zeros_(module.to_out[0].weight)
+    moments = autoencoder.encoder.conv_out if autoencoder.quant_conv is None else autoencoder.quant_conv
+    latent_channels = autoencoder.config.latent_channels
+    nn.init.zeros_(moments.weight[latent_channels:])
+    nn.init.constant_(moments.bias[latent_channels:], QUIET_LOGVAR)
+    return autoencoder

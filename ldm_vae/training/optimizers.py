@@ -1,0 +1,150 @@
+"""Optimizers and learning-rate schedules: AdamW or Muon, diffusers' schedules and one of ours."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from diffusers.optimization import get_scheduler
+from torch import Tensor, nn
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import LambdaLR
+
+from ldm_vae.config import TrainConfig
+
+MUON_MOMENTUM = 0.95
+# Coefficients of the five Newton-Schulz iterations X <- aX + (bA + cA²)X, A = XX', that bring singular values to about
+# 1 (Cesista et al. 2025, "Squeezing 1-2% efficiency gains out of Muon by optimizing the Newton-Schulz coefficients").
+NEWTON_SCHULZ = [
+    (4.0848, -6.8946, 2.9270),
+    (3.9505, -6.3029, 2.6377),
+    (3.7418, -5.5913, 2.3037),
+    (2.8769, -3.1427, 1.2046),
+    (2.8366, -3.0525, 1.2012),
+]
+
+
+class MuonAdamW(AdamW):
+    """AdamW whose groups with `muon: True` are updated by Muon (Jordan et al. 2024).
+
+    The momentum M of a weight, as a matrix [out, in·kh·kw], is brought to the nearest orthogonal one, and scaled so
+    that its elements' root mean square is that of an AdamW update (Liu et al. 2025, "Muon is scalable for LLM
+    training"):
+
+        M <- 0.95 M + 0.05 grad;   W <- W - lr · 0.2 · sqrt(max(out, in·kh·kw)) · orthogonal(M)
+
+    The iteration is timm's. The loop around it is here because, like fused AdamW and unlike timm's class, it has to
+    take the clipping factor and the verdict on a non-finite step from the device (`grad_scale`, `found_inf`), without
+    a wait for the host; and because weights of one shape go through the iteration together.
+
+    Args:
+        groups: parameter groups with a `muon` key.
+        orthogonalise: [k, out, in] to its orthogonal factors, up to rounding.
+        arguments: AdamW's.
+    """
+
+    def __init__(
+        self, groups: list[dict[str, Any]], *, orthogonalise: Callable[[Tensor], Tensor], **arguments: Any
+    ) -> None:
+        super().__init__(groups, fused=True, **arguments)
+        self._orthogonalise = orthogonalise
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Update all groups, or none where `found_inf` says so."""
+        for group in self.param_groups:
+            if group["muon"]:
+                shapes: dict[torch.Size, list[nn.Parameter]] = {}
+                for parameter in group["params"]:
+                    if parameter.grad is not None:
+                        shapes.setdefault(parameter.shape, []).append(parameter)
+                for parameters in shapes.values():
+                    self._muon(parameters, learning_rate=group["lr"], weight_decay=group["weight_decay"])
+        super().step()  # passes over parameters without a gradient
+
+    def _muon(self, parameters: list[nn.Parameter], *, learning_rate: float, weight_decay: float) -> None:
+        """Update parameters of one shape, [out, in, ...], and use up their gradients."""
+        for parameter in parameters:
+            if not self.state[parameter]:
+                self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        grad_scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
+        buffers = [self.state[parameter]["momentum_buffer"] for parameter in parameters]
+        held = torch.stack(buffers)  # [k, out, in, ...]
+        gradients = torch.stack([parameter.grad for parameter in parameters if parameter.grad is not None])
+        momentum = held.lerp(gradients if grad_scale is None else gradients / grad_scale, 1 - MUON_MOMENTUM)
+        if found_inf is not None:
+            momentum = torch.where(found_inf > 0, held, momentum)
+        updates = self._orthogonalise(momentum.flatten(2)).view_as(momentum)
+        rate = learning_rate * 0.2 * max(updates[0].flatten(1).shape) ** 0.5
+        for parameter, buffer, new, update in zip(parameters, buffers, momentum, updates, strict=True):
+            buffer.copy_(new)
+            changed = parameter * (1 - learning_rate * weight_decay) - rate * update
+            parameter.copy_(changed if found_inf is None else torch.where(found_inf > 0, parameter, changed))
+            parameter.grad = None
+
+
+def build_optimizer(module: nn.Module, train: TrainConfig, *, name: str, learning_rate: float, bf16: bool) -> AdamW:
+    """The optimizer `name` (`adamw`, `muon`) of a module's trained parameters.
+
+    Args:
+        bf16: whether Muon iterates in bfloat16, which is enough for it, or in float32.
+    Raises:
+        ValueError: where Muon's package is missing.
+    """
+    arguments: dict[str, Any] = {
+        "lr": learning_rate,
+        "betas": (train.adam_beta1, train.adam_beta2),
+        "eps": train.adam_epsilon,
+        "weight_decay": train.weight_decay,
+    }
+    trained = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
+    if name == "adamw":
+        # fused: the clipping factor and the verdict on a non-finite step stay on the device (grad_scale, found_inf)
+        return AdamW([parameter for _, parameter in trained], fused=True, **arguments)
+    inner = [parameter for name, parameter in trained if takes_muon(name, parameter)]
+    rest = [parameter for name, parameter in trained if not takes_muon(name, parameter)]
+    groups = [{"params": rest, "muon": False}, {"params": inner, "muon": True}]
+    return MuonAdamW(groups, orthogonalise=_newton_schulz(torch.bfloat16 if bf16 else torch.float32), **arguments)
+
+
+def takes_muon(name: str, parameter: nn.Parameter) -> bool:
+    """Whether a parameter of the autoencoder is an inner weight: a convolution or linear layer inside a block, not one
+    that borders on the image or the latent, where rows and columns have a meaning of their own."""
+    return parameter.ndim >= 2 and "block" in name
+
+
+def _newton_schulz(dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+    try:
+        from timm.optim.muon import zeropower_via_newtonschulz
+    except ImportError:
+        raise ValueError(
+            "train.optimizer is muon, which needs timm 1.0.20 or later: pip install 'ldm-vae[muon]', or take adamw"
+        ) from None
+
+    def orthogonalise(matrices: Tensor) -> Tensor:
+        iterated: Tensor = zeropower_via_newtonschulz(matrices, len(NEWTON_SCHULZ), NEWTON_SCHULZ, dtype=dtype)
+        return iterated.float()
+
+    return orthogonalise
+
+
+def build_schedule(optimizer: AdamW, train: TrainConfig, *, num_steps: int) -> LambdaLR:
+    """The learning rate's schedule over `num_steps` updates: a function of the update's number alone."""
+    if train.lr_scheduler == "constant_with_decay":
+        return LambdaLR(optimizer, constant_with_decay(train, num_steps=num_steps))
+    # not prepared by accelerate, whose scheduler steps once a process
+    return get_scheduler(
+        train.lr_scheduler, optimizer, num_warmup_steps=train.lr_warmup_steps, num_training_steps=num_steps
+    )
+
+
+def constant_with_decay(train: TrainConfig, *, num_steps: int) -> Callable[[int], float]:
+    """Part of the peak rate at each update: linear warm-up, constant, linear to 0 in the last `lr_decay_fraction`."""
+    decay_steps = max(1, round(train.lr_decay_fraction * num_steps))
+
+    def rate(step: int) -> float:
+        warmup = step / train.lr_warmup_steps if step < train.lr_warmup_steps else 1.0
+        return max(0.0, min(warmup, (num_steps - step) / decay_steps))
+
+    return rate
