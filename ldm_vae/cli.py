@@ -32,7 +32,12 @@ COMMANDS = {
         "ldm_vae.options:ExportOptions", "ldm_vae.export:export", "export a run for diffusers, its scaling measured"
     ),
     "encode": Command(
-        "ldm_vae.options:EncodeOptions", "ldm_vae.encode:encode", "encode images into shards of latents"
+        "ldm_vae.options:EncodeOptions", "ldm_vae.encode:encode_or_verify", "encode images into shards of latents"
+    ),
+    "latents export": Command(
+        "ldm_vae.options:LatentsExportOptions",
+        "ldm_vae.latents_export:export_latents",
+        "write latents in the layout of another trainer",
     ),
     "decode": Command("ldm_vae.options:DecodeOptions", "ldm_vae.decode:decode", "decode latents into pictures"),
     "evaluate": Command(

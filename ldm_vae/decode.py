@@ -56,7 +56,7 @@ def decode(options: DecodeOptions) -> DecodeSummary:
     require(
         options.other_vae or fingerprint(autoencoder).encoder == dataset.index["vae"]["encoder"],
         f"--vae {options.vae} is not the autoencoder that {options.latents} was encoded with; "
-        f"--other_vae true decodes all the same",
+        f"--other_vae decodes all the same",
     )
     channels = len(dataset.index["stats"]["mean"]) or autoencoder.config.latent_channels
     require(
@@ -117,7 +117,7 @@ def _open_folder(folder: Path, *, dataset: LatentDataset, names: list[str], over
     """Make the folder and list in it what pictures it will hold, so that they can be told from other things."""
     folder.mkdir(parents=True, exist_ok=True)
     if os.listdir(folder):
-        require(overwrite, f"--output {folder} holds other things; take an empty folder, or --overwrite true")
+        require(overwrite, f"--output {folder} holds other things; take an empty folder, or --overwrite")
         if (folder / PICTURES).exists():
             for line in (folder / PICTURES).read_bytes().splitlines():
                 (folder / json.loads(line)["picture"]).unlink(missing_ok=True)

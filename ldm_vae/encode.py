@@ -224,7 +224,7 @@ class _Encode:
         except torch.OutOfMemoryError:
             raise ValueError(
                 f"--batch_size {self.options.batch_size} of {self.options.resolution} pixels a side doesn't fit in "
-                f"the device's memory; take fewer, or --tile true"
+                f"the device's memory; take fewer, or --tile"
             ) from None
         return tensors
 

@@ -43,7 +43,12 @@ def make_plan(
         data = {"num_images": len(images), "names": _digest_names(images), "changes": options.detect_changes}
         data |= {"label_names": images.label_names}
     return Plan(
-        vae={"fingerprint": digests.whole, "encoder": digests.encoder, **scaling(autoencoder)},
+        vae={
+            "fingerprint": digests.whole,
+            "encoder": digests.encoder,
+            "spatial_factor": spatial_factor(autoencoder),
+            **scaling(autoencoder),
+        },
         preprocessing=preprocessing,
         mode=options.mode,
         dtype=options.dtype,

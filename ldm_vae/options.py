@@ -173,6 +173,27 @@ class EncodeOptions:
 
 
 @dataclass(kw_only=True)
+class LatentsExportOptions:
+    """Write a folder of latents in the layout of another trainer."""
+
+    latents: str
+    """Folder of latents that `encode` wrote."""
+    output: str
+    """Folder to write; for kohya the folder of the images, beside which it looks for their latents."""
+    layout: Literal["lightningdit", "kohya", "parquet", "webdataset"]
+    """Safetensors with labels and statistics for LightningDiT, an .npz an image for sd-scripts, parquet for
+    `datasets.load_dataset`, or tar files for webdataset."""
+    kohya_model: Literal["sd", "sdxl", "sd3", "flux"] = "sdxl"
+    """Kind of model that sd-scripts trains, which names its files."""
+    sample: bool = False
+    """Write a sample of each posterior instead of its mean (lightningdit and kohya)."""
+    seed: int = 0
+    """Seed of the samples."""
+    overwrite: bool = False
+    """Replace an earlier export in the output folder."""
+
+
+@dataclass(kw_only=True)
 class DecodeOptions:
     """Decode shards of latents into PNG pictures, named by their sources."""
 

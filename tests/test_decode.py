@@ -75,7 +75,7 @@ def test_what_is_refused_and_what_is_replaced(vae: str, latents: str, tmp_path: 
     arguments = {"vae": vae, "latents": latents, "output": str(out)}
     decode(DecodeOptions(**arguments))
     (out / "mine.txt").write_text("kept")
-    with pytest.raises(ValueError, match="holds other things; take an empty folder, or --overwrite true"):
+    with pytest.raises(ValueError, match="holds other things; take an empty folder, or --overwrite"):
         decode(DecodeOptions(**arguments))
     decode(DecodeOptions(**arguments, num_images=2, overwrite=True))
     assert {path.name for path in out.iterdir()} == {"0000.png", "0001.png", "pictures.jsonl", "mine.txt"}

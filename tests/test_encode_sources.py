@@ -104,9 +104,10 @@ def test_a_stream_is_shared_by_input_file(vae: str, tmp_path: Path) -> None:
         (tmp_path / "out" / name).unlink()  # killed in the middle of two files
     assert encode(arguments).encoded_images == 5
     assert contents(tmp_path / "out") == before
-    whole = options(vae, data, tmp_path / "processes", streaming=True, num_workers=2)
-    assert finish(start_encodes(whole, count=2)) == [0, 0]
-    assert contents(tmp_path / "processes") == before
+    assert finish(start_encodes(options(vae, data, tmp_path / "two", streaming=True), count=2)) == [0, 0]
+    assert contents(tmp_path / "two") == before
+    encode(options(vae, data, tmp_path / "workers", streaming=True, num_workers=2))
+    assert contents(tmp_path / "workers") == before
 
 
 def test_parquet_with_random_access_and_webdataset(vae: str, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -74,6 +74,16 @@ class Preprocessing:
             return crop_box(picture, resolution=size[0], crop="center")
         return covering_box(picture, size=size)
 
+    def read(self, crop: Callable[[Callable[[Size], Box]], Image.Image], *, size: Size) -> tuple[Image.Image, Size]:
+        """Let `crop` read a picture's part; return it with the (width, height) of the whole picture."""
+        seen: list[Size] = []
+
+        def box_of(picture: Size) -> Box:
+            seen.append(picture)
+            return self.box(picture, size=size)
+
+        return crop(box_of), seen[0]
+
     def pixels(self, picture: Image.Image) -> Tensor:
         """Return a cropped picture as [H, W, C], uint8."""
         values = np.asarray(picture).reshape(picture.height, picture.width, self.channels)
@@ -107,15 +117,16 @@ class EncodingImages(Dataset):
             columns=self._columns(image),
         )
         try:
-            picture = collection.read_crop(
-                image,
-                channels=preprocessing.channels,
-                resolution=key.size,
-                box_of=lambda picture: preprocessing.box(picture, size=key.size),
+            picture, original = preprocessing.read(
+                lambda box_of: collection.read_crop(
+                    image, channels=preprocessing.channels, resolution=key.size, box_of=box_of
+                ),
+                size=key.size,
             )
         except UnreadableImage as error:
             row.reason = error.reason
             return EncodingImage(row=row)
+        row.size = list(original)
         noise = preprocessing.noise(key.sample, size=key.size)
         return EncodingImage(row=row, pixels=preprocessing.pixels(picture), noise=noise)
 

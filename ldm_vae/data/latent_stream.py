@@ -254,15 +254,16 @@ class _StreamedFiles(IterableDataset):
         row = Row(sample=sample, image=sample, source=name, label=label, columns=example)
         size, preprocessing = self._size, self._preprocessing
         try:
-            picture = read_crop(
-                cell_content(cell, root=self._stream.root),
-                channels=preprocessing.channels,
-                resolution=size,
-                box_of=lambda picture: preprocessing.box(picture, size=size),
-                name=name,
+            content = cell_content(cell, root=self._stream.root)
+            picture, original = preprocessing.read(
+                lambda box_of: read_crop(
+                    content, channels=preprocessing.channels, resolution=size, box_of=box_of, name=name
+                ),
+                size=size,
             )
         except UnreadableImage as error:
             row.reason = error.reason
             return EncodingImage(row=row)
+        row.size = list(original)
         noise = preprocessing.noise(sample, size=size)
         return EncodingImage(row=row, pixels=preprocessing.pixels(picture), noise=noise)

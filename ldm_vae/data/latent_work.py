@@ -46,7 +46,7 @@ def open_output(folder: Path, *, plan: Plan, overwrite: bool, leases: Leases) ->
         others = sorted(name for name in os.listdir(folder) if not name.startswith("."))
         if others and not overwrite:
             raise ValueError(
-                f"--output {folder} holds other things ({others[0]}); take an empty folder, or --overwrite true"
+                f"--output {folder} holds other things ({others[0]}); take an empty folder, or --overwrite"
             )
         _write_plan_first(folder, plan)
     check_plan(folder, plan=plan)
@@ -58,7 +58,7 @@ def check_plan(folder: Path, *, plan: Plan) -> None:
     if differing:
         raise ValueError(
             f"--output {folder} holds latents of another kind ({'; '.join(differing)}); take another folder, or "
-            f"--overwrite true to replace them"
+            f"--overwrite to replace them"
         )
 
 

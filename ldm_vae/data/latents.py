@@ -45,6 +45,15 @@ class LatentDataset(Dataset[LatentSample]):
     opening a folder costs one small file whatever its size. An instance can be pickled, forked and sent to spawned
     DataLoader workers, which each map the shards for themselves.
 
+    >>> import torch
+    >>> from ldm_vae import LatentDataset
+    >>> dataset = LatentDataset("latents", sample=True)
+    >>> dataset[0].latents.shape
+    torch.Size([4, 16, 16])
+    >>> latents, labels, samples = next(iter(torch.utils.data.DataLoader(dataset, batch_size=2)))
+    >>> samples
+    tensor([0, 1])
+
     Args:
         directory: what `ldm-vae encode --output` wrote.
         sample: draw from the posterior instead of returning its mean (folders of mode `moments` only). The noise is a
@@ -77,7 +86,7 @@ class LatentDataset(Dataset[LatentSample]):
                 f"{directory} holds mode {self.index['mode']}, which can't be sampled; encode with --mode moments"
             )
         if random_flip and not self.index["flip"]:
-            raise ValueError(f"{directory} holds no mirrored latents; encode with --flip true")
+            raise ValueError(f"{directory} holds no mirrored latents; encode with --flip")
         counts = [shard["count"] for shard in self.index["shards"]]
         self._starts = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # seen by the workers that run already
@@ -93,7 +102,7 @@ class LatentDataset(Dataset[LatentSample]):
         number = int(tensors["sample"][at])
         label = int(tensors["labels"][at]) if "labels" in tensors else NO_LABEL
         flipped = self.random_flip and self._rng(number, "flip").random() < 0.5
-        return LatentSample(self._normalized(self._read(tensors, at, number, flipped=flipped)), label, number)
+        return LatentSample(self._normalized(self.latents(row, flipped=flipped)), label, number)
 
     def set_epoch(self, epoch: int) -> None:
         """Draw other noise and flips from here on, in workers that run already too."""
@@ -112,6 +121,18 @@ class LatentDataset(Dataset[LatentSample]):
     def denormalize(self, latents: Tensor) -> Tensor:
         """Undo the normalisation: latents [..., c, h, w] become what the VAE's decoder takes."""
         return latents / self.scale.to(latents) + self.shift.to(latents)
+
+    def latents(self, row: int, *, flipped: bool = False) -> Tensor:
+        """Return the VAE's own latents of a row, float32 [c, h, w], or of the mirrored image: the posterior's sample
+        where `sample` is set, else its mean."""
+        tensors, at = self._locate(row)
+        suffix = "_flip" if flipped else ""
+        name = "mean" if self.index["mode"] == "moments" else "latents"
+        latents = tensors[name + suffix][at].to(torch.float32, copy=True)
+        if self.sample:
+            noise = self._rng(int(tensors["sample"][at]), "noise").standard_normal(latents.shape, dtype=np.float32)
+            latents.addcmul_(tensors["std" + suffix][at].to(torch.float32), torch.from_numpy(noise))
+        return latents
 
     def moments(self, row: int) -> dict[str, Tensor]:
         """Return a row's tensors as they are stored: `mean` and `std`, or `latents`, and their `_flip` twins."""
@@ -160,17 +181,6 @@ class LatentDataset(Dataset[LatentSample]):
             entry = self.index["shards"][shard]
             self._shards[shard] = map_tensors(self.directory / entry["file"], size=entry["size"])
         return self._shards[shard], row - int(self._starts[shard])
-
-    def _read(self, tensors: dict[str, Tensor], at: int, number: int, *, flipped: bool) -> Tensor:
-        suffix = "_flip" if flipped else ""
-        if self.index["mode"] != "moments":
-            name = "latents" + suffix
-            return tensors[name][at].to(torch.float32, copy=True)
-        mean = tensors["mean" + suffix][at].to(torch.float32, copy=True)
-        if not self.sample:
-            return mean
-        noise = self._rng(number, "noise").standard_normal(mean.shape, dtype=np.float32)
-        return mean.addcmul_(tensors["std" + suffix][at].to(torch.float32), torch.from_numpy(noise))
 
     def _normalized(self, latents: Tensor) -> Tensor:
         return latents if self.normalize == "none" else latents.sub_(self.shift).mul_(self.scale)

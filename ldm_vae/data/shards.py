@@ -20,10 +20,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
 from torch import Tensor
 
-from ldm_vae.data.files import sha256_file, whole_or_absent, write_whole
+from ldm_vae.data.files import sha256_file, whole_or_absent, write_tensors, write_whole
 from ldm_vae.data.latent_stats import ChannelMoments, Rounding
 
 FORMAT = "ldm-vae latents"
@@ -93,6 +92,8 @@ class Row:
     """[size, mtime in ns] of the source or its SHA-256 when it was read; none where the source is no file."""
     reason: str | None = None
     """Why it was skipped; none: it has a row."""
+    size: list[int] | None = None
+    """Its [width, height], upright; none where it could not be read."""
     label: int | None = None
     columns: dict[str, Any] = field(default_factory=dict)
     """The other columns of the collection: captions and so on."""
@@ -160,10 +161,7 @@ def write_shard(
     # A single key: safetensors writes several in no fixed order.
     metadata = {"ldm_vae": json.dumps({"format": FORMAT, "plan": plan.digest, "stem": stem}, sort_keys=True)}
     with whole_or_absent(path) as temporary:
-        temporary.touch()
-        permissions = temporary.stat().st_mode  # safetensors would leave 0600, unreadable to one's group
-        save_file(tensors, temporary, metadata=metadata)
-        temporary.chmod(permissions)
+        write_tensors(temporary, tensors, metadata=metadata)
         size, sha256 = temporary.stat().st_size, sha256_file(temporary)
         record = ShardRecord(
             stem=stem, plan=plan.digest, size=size, sha256=sha256, shape=list(shape), rows=rows,
@@ -241,6 +239,7 @@ class _Totals:
         for row in record.rows:
             if row.reason is None:
                 line: dict[str, Any] = {"row": number, **_where(row), "shard": f"{record.stem}.safetensors"}
+                line |= {"size": row.size} if row.size is not None else {}
                 line |= {"label": row.label} if row.label is not None else {}
                 yield line | ({"columns": row.columns} if row.columns else {})
                 number += 1

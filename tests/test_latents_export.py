@@ -1,0 +1,136 @@
+"""`latents export`: each layout as its consumer finds and reads it."""
+
+import json
+from glob import glob
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+
+from ldm_vae.data.latents import LatentDataset
+from ldm_vae.encode import encode
+from ldm_vae.latents_export import export_latents, kohya_crop
+from ldm_vae.options import LatentsExportOptions
+from tests.latent_helpers import options, picture, save_vae
+
+SIZES = [(24, 20), (20, 30), (16, 16), (40, 20), (30, 20), (21, 20)]
+
+
+@pytest.fixture(scope="module")
+def vae(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return save_vae(tmp_path_factory.mktemp("vae"))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Pictures in two classes, with captions, one of them broken."""
+    folder = tmp_path_factory.mktemp("data")
+    lines = []
+    for i, size in enumerate(SIZES):
+        name = f"{'cat' if i < 4 else 'dog'}/{i} é.png"
+        (folder / name).parent.mkdir(exist_ok=True)
+        picture(i, size=size).save(folder / name)
+        lines.append({"file_name": name, "caption": f"nº {i}" if i != 2 else None, "rating": i / 2})
+    (folder / "cat" / "broken.png").write_bytes(b"no image")
+    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def latents(vae: str, data: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("latents")
+    encode(options(vae, data, folder, flip=True, dtype="float16"))
+    return str(folder)
+
+
+def test_lightningdit(latents: str, tmp_path: Path) -> None:
+    export_latents(LatentsExportOptions(latents=latents, output=str(tmp_path), layout="lightningdit", sample=True))
+    dataset = LatentDataset(latents, sample=True, normalize="none")
+    rows = 0
+    for path in sorted(glob(str(tmp_path / "*.safetensors"))):
+        with safe_open(path, framework="pt", device="cpu") as file:
+            for i in range(file.get_slice("labels").get_shape()[0]):
+                assert torch.equal(file.get_slice("latents")[i : i + 1][0], dataset.latents(rows))
+                assert torch.equal(file.get_slice("latents_flip")[i : i + 1][0], dataset.latents(rows, flipped=True))
+                assert int(file.get_slice("labels")[i : i + 1]) == dataset[rows].label
+                rows += 1
+    assert rows == len(dataset) == 6
+    stats = torch.load(tmp_path / "latents_stats.pt")
+    means = LatentDataset(latents, sample=True).stats()
+    assert stats["mean"].shape == stats["std"].shape == (1, 4, 1, 1)
+    torch.testing.assert_close(stats["mean"].flatten(), means.mean.float())
+    torch.testing.assert_close(stats["std"].flatten(), means.std.float())
+
+
+@pytest.mark.parametrize("model", ["sdxl", "flux"])
+def test_kohya(latents: str, data: str, tmp_path: Path, model: str) -> None:
+    export_latents(LatentsExportOptions(latents=latents, output=str(tmp_path), layout="kohya", kohya_model=model))
+    dataset = LatentDataset(latents, normalize="none")
+    by_source = {line["source"]: line["row"] for line in dataset.rows()}
+    for i, (width, height) in enumerate(SIZES):
+        image = f"{'cat' if i < 4 else 'dog'}/{i} é.png"
+        found = np.load(tmp_path / f"{image[:-4]}_{width:04d}x{height:04d}_{model}.npz")
+        suffix = "_8x8" if model == "flux" else ""
+        assert found["latents" + suffix].dtype == np.float32
+        assert np.array_equal(found["latents" + suffix], dataset.latents(by_source[image]).numpy())
+        flipped = dataset.latents(by_source[image], flipped=True).numpy()
+        assert np.array_equal(found["latents_flipped" + suffix], flipped)
+        assert found["original_size" + suffix].tolist() == [width, height]
+        assert found["crop_ltrb" + suffix].shape == (4,)
+    assert kohya_crop((64, 64), original=(200, 100)) == (0, 16, 64, 48)
+    assert kohya_crop((64, 32), original=(100, 100)) == (16, 0, 48, 32)
+    with pytest.raises(ValueError, match="is there already; --overwrite replaces it"):
+        export_latents(LatentsExportOptions(latents=latents, output=str(tmp_path), layout="kohya", kohya_model=model))
+
+
+def check_rows(loaded: datasets.Dataset, dataset: LatentDataset, *, suffix: str) -> None:
+    assert len(loaded) == len(dataset)
+    for row, found in enumerate(loaded):
+        for name, tensor in dataset.moments(row).items():
+            assert np.array_equal(np.asarray(found[name + suffix], dtype=np.float32), tensor.float().numpy())
+
+
+def test_parquet(latents: str, tmp_path: Path) -> None:
+    output = tmp_path / "parquet"
+    export_latents(LatentsExportOptions(latents=latents, output=str(output), layout="parquet"))
+    loaded = datasets.load_dataset(str(output), split="train", cache_dir=str(tmp_path / "cache"))
+    dataset = LatentDataset(latents, normalize="none")
+    check_rows(loaded, dataset, suffix="")
+    assert loaded.features["mean"] == datasets.Array3D(shape=(4, 8, 8), dtype="float16")
+    assert loaded["label"][:] == [0, 0, 0, 0, 1, 1]
+    assert loaded["source"][:] == [line["source"] for line in dataset.rows()]
+    assert loaded["caption"][:] == ["nº 0", "nº 1", None, "nº 3", "nº 4", "nº 5"]
+    assert loaded["rating"][:] == [i / 2 for i in range(6)]
+    assert loaded["sample"][:] == [line["sample"] for line in dataset.rows()]
+
+
+def test_webdataset(latents: str, tmp_path: Path) -> None:
+    output = tmp_path / "tars"
+    export_latents(LatentsExportOptions(latents=latents, output=str(output), layout="webdataset"))
+    tars = sorted(map(str, output.glob("*.tar")))
+    loaded = datasets.load_dataset("webdataset", data_files=tars, split="train", cache_dir=str(tmp_path / "cache"))
+    check_rows(loaded, LatentDataset(latents, normalize="none"), suffix=".npy")
+    assert loaded["cls"][:] == [0, 0, 0, 0, 1, 1]
+    assert loaded["json"][4]["caption"] == "nº 4"
+
+
+def test_buckets_and_what_is_refused(vae: str, data: str, latents: str, tmp_path: Path) -> None:
+    encode(options(vae, data, tmp_path / "buckets", buckets=True, bucket_step=4, dtype="bfloat16", flip=True))
+    buckets, out = str(tmp_path / "buckets"), str(tmp_path / "out")
+    export_latents(LatentsExportOptions(latents=buckets, output=out, layout="parquet"))
+    loaded = datasets.load_dataset(out, split="train", cache_dir=str(tmp_path / "cache"))
+    check_rows(loaded, LatentDataset(buckets, normalize="none"), suffix="")
+    with pytest.raises(ValueError, match="holds other things; take an empty folder, or --overwrite"):
+        export_latents(LatentsExportOptions(latents=latents, output=out, layout="webdataset"))
+    with pytest.raises(ValueError, match="buckets of several shapes, for which lightningdit has no place"):
+        export_latents(LatentsExportOptions(latents=buckets, output=str(tmp_path / "a"), layout="lightningdit"))
+    with pytest.raises(ValueError, match="--sample is not for parquet"):
+        export_latents(LatentsExportOptions(latents=latents, output=out, layout="parquet", sample=True))
+    encode(options(vae, data, tmp_path / "plain"))
+    with pytest.raises(ValueError, match="no mirrored latents, which lightningdit needs"):
+        export_latents(
+            LatentsExportOptions(latents=str(tmp_path / "plain"), output=str(tmp_path / "b"), layout="lightningdit")
+        )
