@@ -144,15 +144,15 @@ class _Comparison:
         return cls(
             psnr=psnr(to_pixels(reconstruction), to_pixels(half_reconstruction)).cpu(),
             max_error=(reconstruction - half_reconstruction).abs().max().item() * 127.5,
-            squared_error=(mean - half_mean).double().square().mean().item(),
+            squared_error=(mean - half_mean).double().square().sum().item(),
             latent=mean.double().cpu(),
             finite=bool(half_mean.isfinite().all() and half_reconstruction.isfinite().all()),
         )
 
 
 def _summarise(comparisons: Sequence[_Comparison]) -> HalfPrecisionError:
-    squared_error = sum(comparison.squared_error for comparison in comparisons) / len(comparisons)
     latents = torch.cat([comparison.latent.flatten() for comparison in comparisons])
+    squared_error = sum(comparison.squared_error for comparison in comparisons) / latents.numel()
     return HalfPrecisionError(
         finite=all(comparison.finite for comparison in comparisons),
         psnr=torch.cat([comparison.psnr for comparison in comparisons]).mean().item(),

@@ -232,6 +232,8 @@ def set_distances(
     same order, n at least 2. Every image is in one of the KID's subsets, which are drawn by `seed`."""
     num_images, num_features = reference.shape
     reference, features = reference.double(), features.double()
+    if not features.isfinite().all():
+        with_fid = False  # there are no eigenvalues; the KID becomes NaN
     order = torch.randperm(num_images, generator=torch.Generator().manual_seed(seed)).to(reference.device)
     subsets = order.tensor_split(math.ceil(num_images / max_subset_size))
     kid = torch.stack([paired_kernel_distance(reference[subset], features[subset]) for subset in subsets])

@@ -15,8 +15,11 @@ from PIL import Image
 from torchmetrics.image.fid import NoTrainInceptionV3
 
 from ldm_vae.evaluate import EvaluateSummary, evaluate
+from ldm_vae.evaluation_report import Protocol, describe_metrics
+from ldm_vae.measure import ReconstructionResult
+from ldm_vae.metrics import ReconstructionMetrics, set_distances
 from ldm_vae.options import EvaluateOptions
-from ldm_vae.set_features import load_set_features
+from ldm_vae.set_features import SetFeatures, load_set_features
 
 
 def save_autoencoder(folder: Path, *, seed: int, channels: int = 3, levels: int = 2) -> str:
@@ -203,10 +206,36 @@ def test_inception_is_used_where_its_weights_are_and_read_without_running_code(
 
     harmful = tmp_path / "harmful.pth"
     marker = tmp_path / "ran"
-    harmful.write_bytes(pickle.dumps(_Runs(marker)))
+    harmful.write_bytes(pickle.dumps(_Runs(marker), protocol=2))
     with pytest.raises(ValueError, match=r"harmful\.pth"):
         load_set_features(inception_weights=str(harmful))
     assert not marker.exists()
+
+
+def test_set_distances_are_named_for_their_network() -> None:
+    metrics = ReconstructionMetrics(perceptual=None, latent_channels=4)
+    images, moments = torch.zeros(4, 3, 8, 8), torch.ones(4, 4, 2, 2)
+    metrics.update(images, images, moments, moments)
+    features = torch.randn(4, 8)
+    network = SetFeatures(name="inception", network=torch.nn.Identity(), with_fid=True, protocol="pool3")
+    result = ReconstructionResult(summary=metrics.compute(), distances=set_distances(features, features + 1))
+    protocol = Protocol(resolution=8, factor=2, bf16=True, perceptual=None, set_features=network)
+    described = describe_metrics(result, protocol=protocol)
+    assert described["rfid_inception"].value == pytest.approx(8, rel=1e-4)
+    assert "4 originals" in described["rkid_inception"].protocol
+    assert "subsets of at most 4" in described["rkid_inception"].protocol
+    assert "bf16" in described["psnr"].protocol
+
+
+def test_a_broken_autoencoder_shows_and_spoils_no_other(vaes: list[str], photos: Path, tmp_path: Path) -> None:
+    broken = AutoencoderKL.from_pretrained(vaes[0])
+    broken.decoder.conv_out.bias.data[:] = float("nan")
+    broken.save_pretrained(tmp_path / "broken")
+    options = {"resolution": [32], "perceptual": "efficientnet_lite0"}
+    both = run([vaes[1], str(tmp_path / "broken")], photos, tmp_path / "both", **options)
+    alone = run([vaes[1]], photos, tmp_path / "alone", **options)
+    assert both.evaluations[0] == alone.evaluations[0]
+    assert np.isnan(both.evaluations[1]["psnr"])
 
 
 class _Runs:

@@ -168,3 +168,5 @@ def test_set_distances_use_every_image_once_and_repeat() -> None:
     assert distances == set_distances(reference, features, max_subset_size=20)
     assert distances.fid == pytest.approx(8 * 0.5**2, rel=1e-4)  # equal covariances: the distance of the means
     assert set_distances(reference, features, with_fid=False).fid is None
+    features[3] = float("nan")  # of a broken autoencoder, beside which others are measured
+    assert math.isnan(set_distances(reference, features).kid)
