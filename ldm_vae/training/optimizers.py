@@ -119,7 +119,7 @@ def _newton_schulz(dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
         from timm.optim.muon import zeropower_via_newtonschulz
     except ImportError:
         raise ValueError(
-            "train.optimizer is muon, which needs timm 1.0.20 or later: pip install 'ldm-vae[muon]', or take adamw"
+            "train.optimizer is muon, which needs timm 1.0.21 or later: pip install 'ldm-vae[muon]', or take adamw"
         ) from None
 
     def orthogonalise(matrices: Tensor) -> Tensor:
