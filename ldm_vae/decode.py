@@ -23,7 +23,8 @@ from ldm_vae.data.shards import dump_json
 from ldm_vae.data.transforms import to_image
 from ldm_vae.models.autoencoder import load_autoencoder
 from ldm_vae.models.fingerprint import fingerprint
-from ldm_vae.models.inference import InferenceAutoencoder
+from ldm_vae.models.inference import InferenceAutoencoder, local_device
+from ldm_vae.models.precision import use_bf16
 from ldm_vae.options import DecodeOptions
 
 PICTURES = "pictures.jsonl"
@@ -68,9 +69,9 @@ def decode(options: DecodeOptions) -> DecodeSummary:
     names = picture_names([row for row, _ in zip(dataset.rows(), range(count), strict=False)])
     folder = Path(options.output).expanduser()
     _open_folder(folder, dataset=dataset, names=names, overwrite=options.overwrite)
-    decoder = InferenceAutoencoder(autoencoder, mixed_precision=options.mixed_precision, tile=options.tile)
+    bf16 = use_bf16(options.mixed_precision, device=local_device())
+    decoder = InferenceAutoencoder(autoencoder, bf16=bf16, tile=options.tile)
     with (
-        decoder,
         ThreadPoolExecutor(_WRITING_THREADS) as threads,
         tqdm(total=count, unit="img", desc="decode", dynamic_ncols=True, disable=None) as bar,
     ):

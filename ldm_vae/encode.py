@@ -26,7 +26,8 @@ from ldm_vae.data.streaming import ImageStream, open_stream
 from ldm_vae.latents_plan import check_sizes, latent_shape, make_plan, make_preprocessing
 from ldm_vae.latents_verify import VerifyReport, verify
 from ldm_vae.models.autoencoder import load_autoencoder
-from ldm_vae.models.inference import InferenceAutoencoder
+from ldm_vae.models.inference import InferenceAutoencoder, local_device
+from ldm_vae.models.precision import use_bf16
 from ldm_vae.options import EncodeOptions
 
 _POLL_SECONDS = 0.5
@@ -83,10 +84,11 @@ def encode(options: EncodeOptions) -> EncodeSummary:
     check_sizes(options, autoencoder=autoencoder)
     open_images = open_stream if options.streaming else open_collection
     images = open_images(options.data, split=options.split, image_column=options.image_column, field="--data")
-    encoder = InferenceAutoencoder(autoencoder, mixed_precision=options.mixed_precision, tile=options.tile)
+    bf16 = use_bf16(options.mixed_precision, device=local_device())
+    plan = make_plan(options, images=images, autoencoder=autoencoder, bf16=bf16)
+    encoder = InferenceAutoencoder(autoencoder, bf16=bf16, tile=options.tile)
     if options.tile:
         warnings.warn(_TILE_WARNING, stacklevel=2)
-    plan = make_plan(options, images=images, autoencoder=autoencoder, bf16=encoder.bf16)
     return _Encode(options, plan=plan, images=images, encoder=encoder).run()
 
 
@@ -116,7 +118,6 @@ class _Encode:
             leases = stack.enter_context(Leases(self.folder, seconds=self.options.lease_seconds))
             open_output(self.folder, plan=self.plan, overwrite=self.options.overwrite, leases=leases)
             self.work = self._work(leases)
-            stack.enter_context(self.encoder)
             self.writer = stack.enter_context(ShardWriter(self.folder, plan=self.plan, on_written=self._written))
             totals = None
             while totals is None:

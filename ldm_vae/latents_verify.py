@@ -104,27 +104,21 @@ def _encode_again(dataset: LatentDataset, options: EncodeOptions, problems: list
     )
     precision = index["preprocessing"]["precision"]
     tolerance = TOLERANCE[precision] + STORED[index["dtype"]]
-    encoder = InferenceAutoencoder(
-        autoencoder,
-        mixed_precision="bf16" if precision == "bf16" else "no",
-        tile=index["preprocessing"]["tile"],
-    )
+    encoder = InferenceAutoencoder(autoencoder, bf16=precision == "bf16", tile=index["preprocessing"]["tile"])
     preprocessing = make_preprocessing(autoencoder, mode=index["mode"], seed=index["seed"] or 0)
     images = EncodingImages(collection, preprocessing=preprocessing, detect_changes="off")
     factor = spatial_factor(autoencoder)
     count = min(DEEP_IMAGES, len(dataset))
     errors = []
-    with encoder:
-        for row in sorted(np.random.default_rng().choice(len(dataset), size=count, replace=False).tolist()):
-            line, (_, h, w) = dataset.row(row), dataset.shape(row)
-            key = ImageKey(
-                sample=line["sample"], image=line.get("image", line["sample"]), size=(w * factor, h * factor)
-            )
-            error = _relative_error(encoder, images[key], dataset.moments(row))
-            errors.append(error)
-            if images[key].row.source != line["source"] or not error <= tolerance:
-                detail = f"row {row} is not what {line['source']} encodes to (relative error {error:.2g})"
-                problems.append(Problem(kind="damaged", file=line["shard"], detail=detail))
+    for row in sorted(np.random.default_rng().choice(len(dataset), size=count, replace=False).tolist()):
+        line, (_, h, w) = dataset.row(row), dataset.shape(row)
+        key = ImageKey(sample=line["sample"], image=line.get("image", line["sample"]), size=(w * factor, h * factor))
+        image = images[key]
+        error = _relative_error(encoder, image, dataset.moments(row))
+        errors.append(error)
+        if image.row.source != line["source"] or not error <= tolerance:
+            detail = f"row {row} is not what {line['source']} encodes to (relative error {error:.2g})"
+            problems.append(Problem(kind="damaged", file=line["shard"], detail=detail))
     return errors
 
 

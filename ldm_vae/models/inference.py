@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import os
-from contextlib import ExitStack
-from types import TracebackType
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from diffusers import AutoencoderKL
-from torch import Tensor
+from diffusers.models.resnet import ResnetBlock2D
+from torch import Tensor, nn
 
 from ldm_vae.models.autoencoder import encode_moments
-from ldm_vae.models.precision import MixedPrecision, autocast, use_bf16
 
 
 def local_device() -> torch.device:
@@ -22,42 +23,34 @@ def local_device() -> torch.device:
 
 
 class InferenceAutoencoder:
-    """An autoencoder with channels_last weights, encoding and decoding without gradients.
+    """An autoencoder that encodes and decodes batches, without gradients.
 
-    Use it as a context manager: under bf16 autocast the weights are then rounded once, not for each batch.
+    Weights and activations are channels_last. In bf16 they are bf16, rounded once and not for each batch, but for the
+    last layers (the encoder's conv_out, quant_conv, post_quant_conv, the decoder's conv_out), which cost little and
+    would round the result itself; sums of norms and convolutions are float32 in any case.
 
     Args:
-        autoencoder: moved to the device.
-        mixed_precision: auto, no or bf16.
-        device: None: `local_device()`.
+        autoencoder: moved to the device and changed in place; it can't be trained any more.
+        bf16: compute in bf16.
+        device: by default `local_device()`.
         tile: encode and decode in overlapping tiles, which are blended: bounded memory, but not the same result.
     """
 
     def __init__(
-        self,
-        autoencoder: AutoencoderKL,
-        *,
-        mixed_precision: MixedPrecision,
-        device: torch.device | None = None,
-        tile: bool = False,
+        self, autoencoder: AutoencoderKL, *, bf16: bool, device: torch.device | None = None, tile: bool = False
     ) -> None:
+        self.autoencoder = autoencoder.eval().requires_grad_(False)
         self.device = device or local_device()
-        self.bf16 = use_bf16(mixed_precision, device=self.device)
-        self.autoencoder = autoencoder.eval().to(self.device, memory_format=torch.channels_last)
         self.tile = tile
         if tile:
             autoencoder.enable_tiling()
-        self._contexts = ExitStack()
-
-    def __enter__(self) -> InferenceAutoencoder:
-        self._contexts.enter_context(torch.no_grad())
-        self._contexts.enter_context(autocast(self.device, enabled=self.bf16))
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
-    ) -> None:
-        self._contexts.close()
+        for half in (autoencoder.encoder, autoencoder.decoder):
+            if bf16:
+                _round_weights(half)
+            for module in half.modules():
+                if isinstance(module, ResnetBlock2D) and module.output_scale_factor == 1:
+                    module.forward = functools.partial(_resnet_block, module)
+        autoencoder.to(self.device, memory_format=torch.channels_last)
 
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Posterior mean and standard deviation, float32 [B, c, h, w], of images [B, C, H, W] in [-1, 1]."""
@@ -78,4 +71,26 @@ class InferenceAutoencoder:
     def decode(self, latents: Tensor) -> Tensor:
         """Images, float32 [B, C, H, W], about in [-1, 1], of the VAE's own (unscaled) latents [B, c, h, w]."""
         latents = latents.to(self.device, torch.float32, non_blocking=True)
-        return self.autoencoder.decode(latents.contiguous(memory_format=torch.channels_last)).sample.float()
+        with torch.no_grad():
+            return self.autoencoder.decode(latents.contiguous(memory_format=torch.channels_last)).sample.float()
+
+
+def _round_weights(half: Any) -> None:
+    """Make an encoder or decoder bf16, all but its last convolution, taking and giving float32."""
+    half.to(torch.bfloat16)
+    half.conv_out.to(torch.float32)
+    for convolution in (half.conv_in, half.conv_out):
+        convolution.register_forward_pre_hook(_take_own_type)
+
+
+def _take_own_type(convolution: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    weight = convolution.weight
+    assert isinstance(weight, Tensor)
+    return tuple(value.to(weight.dtype) for value in inputs)
+
+
+def _resnet_block(block: ResnetBlock2D, hidden: Tensor, temb: None = None) -> Tensor:
+    """diffusers' ResnetBlock2D without time embedding, bit for bit, with activations and the sum in place."""
+    residual = block.conv1(F.silu(block.norm1(hidden), inplace=True))
+    residual = block.conv2(F.silu(block.norm2(residual), inplace=True))
+    return residual.add_(hidden if block.conv_shortcut is None else block.conv_shortcut(hidden))

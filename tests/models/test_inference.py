@@ -1,0 +1,88 @@
+"""The autoencoder at its fastest gives what diffusers gives."""
+
+import copy
+
+import pytest
+import torch
+from diffusers import AutoencoderKL
+
+from ldm_vae.models.fingerprint import fingerprint
+from ldm_vae.models.inference import InferenceAutoencoder
+
+
+def tiny(*, seed: int = 0, **config: object) -> AutoencoderKL:
+    torch.manual_seed(seed)
+    return AutoencoderKL(
+        block_out_channels=(16, 32),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        layers_per_block=1,
+        norm_num_groups=8,
+        **config,
+    ).eval()
+
+
+@pytest.fixture(scope="module")
+def images() -> torch.Tensor:
+    return torch.rand(2, 3, 16, 24, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+@pytest.mark.parametrize("use_quant_conv", [True, False])
+def test_float32_is_bit_equal_to_diffusers(images: torch.Tensor, use_quant_conv: bool) -> None:
+    plain = tiny(use_quant_conv=use_quant_conv, use_post_quant_conv=use_quant_conv).to(
+        memory_format=torch.channels_last
+    )
+    fast = InferenceAutoencoder(copy.deepcopy(plain), bf16=False)
+    images = images.contiguous(memory_format=torch.channels_last)
+    with torch.no_grad():
+        posterior = plain.encode(images).latent_dist
+        mean, std = fast.encode(images)
+        assert torch.equal(mean, posterior.mean)
+        assert torch.equal(std, posterior.std)
+        latents = mean.contiguous(memory_format=torch.channels_last)
+        assert torch.equal(fast.decode(mean), plain.decode(latents).sample)
+
+
+def test_bf16_is_as_near_as_autocast(images: torch.Tensor) -> None:
+    plain = tiny()
+    fast = InferenceAutoencoder(copy.deepcopy(plain), bf16=True)
+    with torch.no_grad():
+        exact = plain.encode(images).latent_dist.mean
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            autocast = plain.encode(images).latent_dist.mean.float()
+        mean, std = fast.encode(images)
+        decoded, exact_decoded = fast.decode(exact), plain.decode(exact).sample
+    assert mean.dtype == std.dtype == decoded.dtype == torch.float32
+    assert not torch.equal(mean, mean.bfloat16().float())  # the last layers don't round
+    error = (mean - exact).norm() / exact.norm()
+    assert 0 < error < 1.2 * (autocast - exact).norm() / exact.norm()
+    assert (decoded - exact_decoded).norm() / exact_decoded.norm() < 0.03
+
+
+def test_pixels_and_tiles(images: torch.Tensor) -> None:
+    fast = InferenceAutoencoder(tiny(), bf16=False)
+    pixels = torch.arange(2 * 16 * 24 * 3, dtype=torch.int64).remainder(256).to(torch.uint8).view(2, 16, 24, 3)
+    expected = pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
+    assert torch.equal(fast.to_images(pixels), expected)
+    assert torch.equal(fast.encode_pixels(pixels)[0], fast.encode(expected)[0])
+    tiled = InferenceAutoencoder(tiny(sample_size=16), bf16=True, tile=True)
+    wide = torch.cat([images, images], dim=-1)
+    assert tiled.encode(wide)[0].shape == fast.encode(wide)[0].shape
+    assert not torch.allclose(tiled.encode(wide)[0], fast.encode(wide)[0], atol=1e-2)
+
+
+def test_fingerprints_tell_weights_scaling_and_halves_apart() -> None:
+    first = fingerprint(tiny())
+    assert fingerprint(tiny()) == first
+    assert fingerprint(tiny(seed=1)).encoder != first.encoder
+    rescaled = fingerprint(tiny(scaling_factor=0.5))
+    assert rescaled.whole != first.whole
+    assert rescaled.encoder == first.encoder
+    for name in ("decoder.conv_out.bias", "post_quant_conv.bias"):
+        autoencoder = tiny()
+        autoencoder.get_parameter(name).data[0] += 1e-6
+        assert fingerprint(autoencoder).whole != first.whole
+        assert fingerprint(autoencoder).encoder == first.encoder
+    autoencoder = tiny()
+    autoencoder.get_parameter("quant_conv.bias").data[0] += 1e-6
+    assert fingerprint(autoencoder).encoder != first.encoder
