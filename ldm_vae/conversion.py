@@ -159,10 +159,10 @@ def write_ldm_file(
         raise ValueError(f"output: {path} must end in .safetensors, the only kind of LDM file that is written")
     if path.is_dir() or (path.exists() and not overwrite):
         raise ValueError(f"output: {path} is there already" + ("" if path.is_dir() else "; --overwrite replaces it"))
-    ldm_state = {name: tensor.contiguous() for name, tensor in ldm_state_dict(state, config=config).items()}
+    ldm_state = ldm_state_dict(state, config=config)
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole_or_absent(path) as temporary:
-        save_file(ldm_state, temporary, metadata={"format": "pt", CONFIG_METADATA: json.dumps(dict(config))})
+        _save_tensors(ldm_state, temporary, metadata={CONFIG_METADATA: json.dumps(dict(config))})
 
 
 def write_diffusers_folder(
@@ -181,9 +181,7 @@ def write_diffusers_folder(
     """
     with whole_folder(folder, overwrite=overwrite) as temporary:
         with whole_or_absent(temporary / WEIGHTS_NAME) as weights:
-            save_file(
-                {name: tensor.contiguous() for name, tensor in state.items()}, weights, metadata={"format": "pt"}
-            )
+            _save_tensors(state, weights, metadata={})
         text = json.dumps(dict(config), indent=2, sort_keys=True) + "\n"  # as diffusers writes it
         write_whole(temporary / CONFIG_NAME, text.encode())
 
@@ -225,6 +223,14 @@ def _check_replaceable(folder: Path, *, overwrite: bool) -> None:
         raise ValueError(f"output: {folder} holds {listed(others or held)}, which no export does; take another folder")
     if held and not overwrite:
         raise ValueError(f"output: {folder} holds an export already; --overwrite replaces it")
+
+
+def _save_tensors(state: Mapping[str, Tensor], path: Path, *, metadata: dict[str, str]) -> None:
+    path.touch()
+    mode = path.stat().st_mode
+    tensors = {name: tensor.contiguous() for name, tensor in state.items()}
+    save_file(tensors, path, metadata={"format": "pt", **metadata})
+    path.chmod(mode)  # safetensors leaves a file that only its owner may read
 
 
 def _read_json(path: Path, *, field: str) -> dict[str, Any]:

@@ -505,6 +505,15 @@ def test_a_full_disk_leaves_what_was_there(tmp_path: Path, direction: str) -> No
     assert everything_in(tmp_path) == before
 
 
+def test_others_may_read_what_the_umask_lets_them(tmp_path: Path) -> None:
+    build().save_pretrained(tmp_path / "vae")
+    run(tmp_path / "vae", tmp_path / "vae.safetensors")
+    run(tmp_path / "vae.safetensors", tmp_path / "back")
+    (tmp_path / "plain").touch()
+    written = (tmp_path / "vae.safetensors", tmp_path / "back" / WEIGHTS_NAME, tmp_path / "back/config.json")
+    assert {path.stat().st_mode for path in written} == {(tmp_path / "plain").stat().st_mode}
+
+
 def test_a_folder_is_replaced_only_when_all_of_it_is_written(tmp_path: Path) -> None:
     """A config that JSON can't say fails after the weights are on the disk."""
     autoencoder = build()

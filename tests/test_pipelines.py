@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import runpy
 import shutil
 from pathlib import Path
 from typing import Any
@@ -237,3 +239,25 @@ def test_folders_of_another_kind_are_refused(tmp_path: Path) -> None:
         pipeline_check(tmp_path / "vae", tmp_path)
     with pytest.raises(ValueError, match=r"vae: there is no .*config\.json"):
         pipeline_check(tmp_path, tmp_path)
+
+
+def test_the_example_shows_the_reconstruction(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`scripts/img2img_tiny.py`: a picture of both, and no more than a step's noise beside the VAE's own output."""
+    tiny_vae(scaling_factor=20.0).save_pretrained(tmp_path / "vae")
+    (tmp_path / "photos").mkdir()
+    for i in range(2):
+        photograph().resize((40, 32)).save(tmp_path / f"photos/{i}.png")
+    (tmp_path / "photos/2.png").write_bytes(b"not a picture")
+    output = tmp_path / "picture.png"
+    arguments = ["--vae", str(tmp_path / "vae"), "--data", str(tmp_path / "photos"), "--output", str(output)]
+    monkeypatch.setattr("sys.argv", ["img2img_tiny.py", *arguments, "--resolution", "32"])
+    runpy.run_path(str(Path(__file__).parents[1] / "scripts/img2img_tiny.py"), run_name="__main__")
+    printed = capsys.readouterr().out
+    assert printed.count("skipped") == 1
+    distances = [float(found) for found in re.findall(r"([\d.]+) dB from each other", printed)]
+    assert len(distances) == 2
+    assert min(distances) > 35
+    with Image.open(output) as grid:
+        assert grid.height > 2 * 32
