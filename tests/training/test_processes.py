@@ -1,0 +1,177 @@
+"""Real launches: how many processes ran and how the batch was cut leaves no trace."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.training.launching import drive, largest_difference, last_checkpoint, metrics, start, torchrun
+
+pytestmark = pytest.mark.processes
+
+STEPS = 8
+BATCH_SIZE = 8
+TOLERANCE = 1e-5
+MICRO_BATCHES = {1: [1, 2, 4, 8], 2: [1, 2, 4]}
+FAULTS = ["per_rank_lam", "per_rank_noise", "bypassed_reducer"]
+
+
+@dataclass(frozen=True)
+class Launches:
+    """Where two launches, of 1 and of 2 processes, left their runs."""
+
+    folder: Path
+
+    def run(self, name: str, *, num_processes: int) -> Path:
+        return self.folder / f"{num_processes}-{name}"
+
+    def told(self, name: str, *, num_processes: int = 2) -> list[dict[str, Any]]:
+        """Outcome and digests of each rank."""
+        run = self.run(name, num_processes=num_processes)
+        return [json.loads(Path(f"{run}-outcome-{rank}.json").read_text()) for rank in range(num_processes)]
+
+
+@pytest.fixture(scope="module")
+def launches(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Launches:
+    launches = Launches(tmp_path_factory.mktemp("launches"))
+
+    def job(name: str, *changes: str, num_processes: int = 2, smooth: bool = True, **train: Any) -> Any:
+        config = {
+            "output_dir": str(launches.run(name, num_processes=num_processes)),
+            "model": {"decoder_only": name == "decoder_only"},
+            "data": {"train": str(pictures), "validation": str(pictures)},  # 11: a tail of 1 for 2 processes
+            "loss": {"perceptual": "efficientnet_lite0", "kl_weight": 1e-3, "learn_logvar": True},
+            "train": {
+                "batch_size": BATCH_SIZE, "max_train_steps": STEPS, "disc_learning_rate": 4e-3, "adam_epsilon": 1e-4,
+                "max_grad_norm": 0.5, "lr_scheduler": "cosine", "lr_warmup_steps": 2, "weight_decay": 0.01,
+                "validation_steps": 4, "checkpointing_steps": 4, **train,
+            },
+        }  # fmt: skip
+        if smooth:
+            config["loss"]["reconstruction"] = "l2"
+        return {"config": config, "changes": [*(["smooth"] if smooth else []), *changes]}
+
+    jobs: dict[int, list[Any]] = {1: [], 2: []}
+    for num_processes, micro_batches in MICRO_BATCHES.items():
+        for size in micro_batches:
+            jobs[num_processes].append(job(f"full-{size}", num_processes=num_processes, micro_batch_size=size))
+        jobs[num_processes] += [
+            job("decoder_only", num_processes=num_processes, micro_batch_size=2),
+            job("published", num_processes=num_processes, smooth=False, learning_rate=1e-4, disc_learning_rate=1e-4),
+        ]
+    jobs[2] += [job(fault, fault, micro_batch_size=2) for fault in FAULTS]
+    jobs[2] += [
+        job("differing_at_start", "differing_at_start:1"),
+        job("differing_after_step", "differing_after_step:6"),
+        job("nan_images", "nan_images:3-4"),
+        job("row_of_nan", "nan_images:5-99", max_nonfinite_steps=3, log_steps=1),
+    ]
+    started = {
+        num_processes: start(
+            torchrun(num_processes, *drive(listed, launches.folder, name=f"jobs-{num_processes}")),
+            output=launches.folder / f"launch-{num_processes}.txt",
+        )
+        for num_processes, listed in jobs.items()
+    }
+    for num_processes, process in started.items():
+        printed = launches.folder / f"launch-{num_processes}.txt"
+        assert process.wait(timeout=300) == 0, printed.read_text()[-3000:]
+    return launches
+
+
+def lines_with(name: str, run: Path) -> list[dict[str, Any]]:
+    return [line for line in metrics(run) if name in line]
+
+
+CUTS = [(n, f"full-{size}") for n, sizes in MICRO_BATCHES.items() for size in sizes if (n, size) != (1, BATCH_SIZE)]
+
+
+@pytest.mark.parametrize(("num_processes", "name"), [*CUTS, (2, "decoder_only")])
+def test_weights_are_those_of_one_process_and_one_batch(launches: Launches, num_processes: int, name: str) -> None:
+    """Also the averaged weights, the discriminator, the learnt log-variance and lam."""
+    alone = launches.run("decoder_only" if name == "decoder_only" else f"full-{BATCH_SIZE}", num_processes=1)
+    run = launches.run(name, num_processes=num_processes)
+    assert last_checkpoint(run).name == last_checkpoint(alone).name == f"checkpoint-{STEPS:06d}"
+    assert largest_difference(run, alone) < TOLERANCE
+
+
+def test_published_objective_does_not_depend_on_them_either(launches: Launches) -> None:
+    """L1, ReLU and hinge: the kinks take a rounding error to where it shows, in a few weights, after a few steps."""
+    one, two = (launches.run("published", num_processes=n) for n in (1, 2))
+    assert largest_difference(one, two, but_for=["state"]) < 10 * TOLERANCE
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_published_faults_fail_that_comparison(launches: Launches, fault: str) -> None:
+    assert last_checkpoint(launches.run(fault, num_processes=2)).name == f"checkpoint-{STEPS:06d}"
+    difference = largest_difference(
+        launches.run(fault, num_processes=2), launches.run(f"full-{BATCH_SIZE}", num_processes=1)
+    )
+    assert difference > 5 * TOLERANCE
+
+
+@pytest.mark.parametrize("name", [*(f"full-{size}" for size in MICRO_BATCHES[2]), "decoder_only"])
+def test_ranks_are_bit_equal_after_every_step(launches: Launches, name: str) -> None:
+    zero, one = (told["digests"] for told in launches.told(name))
+    assert zero == one
+    assert len(set(zero)) == STEPS
+
+
+def test_bypassed_reducer_leaves_different_ranks(launches: Launches) -> None:
+    zero, one = (told["digests"] for told in launches.told("bypassed_reducer"))
+    assert all(a != b for a, b in zip(zero[1:], one[1:], strict=True))  # the warm-up's first rate is 0
+
+
+def test_validation_and_latent_statistics_are_those_of_one_process(launches: Launches) -> None:
+    alone = [
+        line for line in metrics(launches.run(f"full-{BATCH_SIZE}", num_processes=1)) if "validation/psnr" in line
+    ]
+    shared = [line for line in metrics(launches.run("full-2", num_processes=2)) if "validation/psnr" in line]
+    assert [line["step"] for line in alone] == [4, 8]
+    for one, two in zip(alone, shared, strict=True):
+        assert one["validation/num_images"] == two["validation/num_images"] == 11
+        assert one.keys() == two.keys()
+        for name, value in one.items():
+            assert two[name] == pytest.approx(value, rel=1e-4), name
+
+
+def test_training_figures_are_those_of_one_process(launches: Launches) -> None:
+    alone = lines_with("rec", launches.run(f"full-{BATCH_SIZE}", num_processes=1))
+    shared = lines_with("rec", launches.run("full-2", num_processes=2))
+    assert alone[-1]["grad_norm"] > 0.5  # clipping was at work,
+    assert 0 < alone[-1]["lam"] < 1  # and the adaptive weight, below its clamp
+    assert alone[-1]["lam_clamped"] == 0
+    for one, two in zip(alone, shared, strict=True):
+        for name, value in one.items():
+            assert two[name] == pytest.approx(value, rel=1e-3, abs=1e-6), name
+
+
+@pytest.mark.parametrize(("name", "step"), [("differing_at_start", 0), ("differing_after_step", 8)])
+def test_rank_with_other_weights_is_named(launches: Launches, name: str, step: int) -> None:
+    zero, one = (told["outcome"] for told in launches.told(name))
+    assert zero.startswith(f"RanksDifferError: at step {step} the weights of rank 1 (on ")
+    assert one == "SystemExit: 1"  # told once
+    checkpoints = [path.name for path in launches.run(name, num_processes=2).glob("checkpoint-*")]
+    assert checkpoints == (["checkpoint-000004"] if step else [])
+
+
+def test_one_ranks_nan_skips_the_step_on_all(launches: Launches) -> None:
+    zero, one = (told["digests"] for told in launches.told("nan_images"))
+    assert zero == one
+    lines = {line["step"]: line for line in lines_with("rec", launches.run("nan_images", num_processes=2))}
+    for term in ("rec", "perceptual", "kl", "g", "d", "gradient"):
+        assert lines[4][f"nonfinite/{term}"] == 2, term  # steps 3 and 4
+    assert lines[4]["skipped_steps"] == 2
+    assert lines[2]["skipped_steps"] == lines[6]["skipped_steps"] == 0
+
+
+def test_row_of_nan_stops_all_and_keeps_the_checkpoint_before(launches: Launches) -> None:
+    zero, one = (told["outcome"] for told in launches.told("row_of_nan"))
+    assert zero.startswith("NonFiniteError: 3 updates in a row, up to step 7, were not finite")
+    assert "perceptual" in zero
+    assert one == "SystemExit: 1"
+    assert last_checkpoint(launches.run("row_of_nan", num_processes=2)).name == "checkpoint-000004"
