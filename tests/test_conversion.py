@@ -254,6 +254,17 @@ def test_old_folder_names_are_read(tmp_path: Path) -> None:
     assert_same(read_ldm_file(tmp_path / "vae.safetensors").state_dict(), autoencoder.state_dict())
 
 
+def test_a_variant_in_a_pipelines_folder_is_read(tmp_path: Path) -> None:
+    """What `export --dtype float16` writes, inside a pipeline; the unnamed weights come first where there are both."""
+    half, full = build().half(), build(scaling_factor=0.5)
+    half.save_pretrained(tmp_path / "pipeline/vae", variant="fp16")
+    run(tmp_path / "pipeline", tmp_path / "half.safetensors")
+    assert_same(load_file(tmp_path / "half.safetensors"), ldm_of(half))
+    full.save_pretrained(tmp_path / "pipeline/vae")
+    run(tmp_path / "pipeline", tmp_path / "full.safetensors")
+    assert_same(load_file(tmp_path / "full.safetensors"), ldm_of(full))
+
+
 def full_checkpoint(path: Path, *, autoencoder: AutoencoderKL, other: str) -> None:
     """Write a full checkpoint whose other part claims 2 GiB (of a sparse file)."""
     save_file({f"first_stage_model.{name}": tensor for name, tensor in ldm_of(autoencoder).items()}, path)
