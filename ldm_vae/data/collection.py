@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.compute as pc
-from datasets import ClassLabel, Dataset
+from datasets import ClassLabel, Dataset, Features
 from datasets.utils.file_utils import xopen
 from PIL import Image
 
@@ -18,7 +18,7 @@ from ldm_vae.data.folders import printable
 from ldm_vae.data.sources import Source, SourceRequest, open_source
 from ldm_vae.data.transforms import Box
 
-_LABEL_COLUMNS = ("label", "labels", "cls")
+LABEL_COLUMNS = ("label", "labels", "cls")
 
 
 def open_collection(
@@ -69,25 +69,13 @@ class ImageCollection:
         self._cells = source.dataset.select_columns([column])
         self._rows = source.dataset.remove_columns([column])
         self._image_column = column
+        self.columns: list[str] = list(self._rows.column_names)
+        """Names of the columns that `row` gives: all but the images."""
+        self.label_column = _label_column(self._rows.features)
+        """The column that `label` reads: `label`, `labels` or `cls` with whole numbers, else the only class column."""
 
     def __len__(self) -> int:
         return len(self._cells)
-
-    @property
-    def columns(self) -> list[str]:
-        """Names of the columns that `row` gives: all but the images."""
-        return list(self._rows.column_names)
-
-    @property
-    def label_column(self) -> str | None:
-        """The column that `label` reads: `label`, `labels` or `cls` with whole numbers, else the only class column."""
-        features = self._rows.features
-        for name in _LABEL_COLUMNS:
-            feature = features.get(name)
-            if isinstance(feature, ClassLabel) or "int" in str(getattr(feature, "dtype", "")):
-                return name
-        classes = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
-        return classes[0] if len(classes) == 1 else None
 
     @property
     def label_names(self) -> list[str] | None:
@@ -114,8 +102,7 @@ class ImageCollection:
 
     def label(self, i: int) -> int | None:
         """The class of image i; None where it has none."""
-        column = self.label_column
-        value = None if column is None else self._rows[i][column]
+        value = None if self.label_column is None else self._rows[i][self.label_column]
         return None if value is None else int(value)
 
     def source_stat(self, i: int) -> tuple[int, int] | None:
@@ -169,6 +156,15 @@ class ImageCollection:
 
     def _cell(self, i: int) -> Any:
         return self._cells[i][self._image_column]
+
+
+def _label_column(features: Features) -> str | None:
+    for name in LABEL_COLUMNS:
+        feature = features.get(name)
+        if isinstance(feature, ClassLabel) or "int" in str(getattr(feature, "dtype", "")):
+            return name
+    classes = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
+    return classes[0] if len(classes) == 1 else None
 
 
 def cell_name(cell: Any, *, row: int) -> str:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
+from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
 
 import torch
@@ -14,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 T = TypeVar("T")
 
 _PREFETCH_FACTOR = 2
+_CHECK_SECONDS = 2
 
 
 def load(
@@ -51,25 +55,52 @@ def load(
         batch_size=1 if batch_size is None else batch_size,
         collate_fn=_GuardedCollate(collate),
         num_workers=num_workers,
-        timeout=timeout_seconds if num_workers > 0 else 0,
+        timeout=min(timeout_seconds, _CHECK_SECONDS) if num_workers > 0 else 0,
         prefetch_factor=_PREFETCH_FACTOR if num_workers > 0 else None,
         worker_init_fn=_init_worker,
         pin_memory=pin_memory,
         generator=torch.Generator(),
     )
-    batches = iter(loader)
+    batches = _start(loader)
     while True:
         try:
-            batch = next(batches)
+            batch = _next(batches, timeout_seconds) if num_workers > 0 else next(batches)
         except StopIteration:
             return
-        except RuntimeError as error:
-            if num_workers == 0:
-                raise
-            raise RuntimeError(_explain(error, timeout_seconds)) from error
         if isinstance(batch, _Raised):
             raise batch.error
         yield batch
+
+
+def _start(loader: DataLoader) -> Iterator[Any]:
+    """Start the workers, without torch's handler that raises a worker's death wherever the main thread happens to be,
+    be it amid writing a checkpoint: `_next` finds it."""
+    if threading.current_thread() is not threading.main_thread():
+        return iter(loader)
+    handler = signal.getsignal(signal.SIGCHLD)
+    try:
+        return iter(loader)
+    finally:
+        signal.signal(signal.SIGCHLD, handler)
+
+
+def _next(batches: Iterator[Any], timeout_seconds: float) -> Any:
+    """Return the next batch. The loader's own timeout is short, for only then does it see whether workers live."""
+    start = time.monotonic()
+    while True:
+        try:
+            return next(batches)
+        except RuntimeError as error:
+            reason = str(error).strip().partition("\n")[0].strip().rstrip(".")
+            if "timed out" not in reason:
+                raise RuntimeError(
+                    f"a data worker died ({reason}); is memory short? Set data.num_workers 0 to see the error itself"
+                ) from error
+            if time.monotonic() - start >= timeout_seconds:
+                raise RuntimeError(
+                    f"a data worker gave nothing for {timeout_seconds:g} s; is the storage stuck? "
+                    "Set data.num_workers 0 to see where"
+                ) from error
 
 
 class _Raised:
@@ -116,26 +147,18 @@ class _GuardedCollate:
 def _init_worker(worker: int) -> None:
     """Leave signals to the main process: a run that saves and stops on SIGTERM or SIGUSR1, which Slurm and a terminal
     send to all of its processes, needs its workers until then. Only the main process itself can terminate them."""
+    parent = multiprocessing.parent_process()
     for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if hasattr(signal, "sigtimedwait") and parent is not None:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_obey_parent, args=(os.getppid(),), daemon=True).start()
+        threading.Thread(target=_end_with_parent, args=(parent,), daemon=True).start()
 
 
-def _obey_parent(parent: int) -> None:
-    """Wait for the parent's SIGTERM, and end."""
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
-        pass
-    os._exit(0)
-
-
-def _explain(error: RuntimeError, timeout_seconds: float) -> str:
-    first_line = str(error).strip().partition("\n")[0].strip().rstrip(".")
-    if "timed out" in first_line:
-        return (
-            f"a data worker gave nothing for {timeout_seconds:g} s; is the storage stuck? "
-            "Set data.num_workers 0 to see where"
-        )
-    return f"a data worker died ({first_line}); is memory short? Set data.num_workers 0 to see the error itself"
+def _end_with_parent(parent: BaseProcess) -> None:
+    """End when the parent says so or is gone (which torch misses where a fork server is the worker's real parent)."""
+    while parent.is_alive():
+        received = signal.sigtimedwait({signal.SIGTERM}, _CHECK_SECONDS)
+        if received is not None and received.si_pid == parent.pid:
+            break
+    os._exit(1)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
+import numpy as np
 from datasets import Dataset
 from datasets import IterableDataset as Stream
 from datasets.distributed import split_dataset_by_node
@@ -18,6 +19,7 @@ from torch.utils.data import IterableDataset
 
 from ldm_vae.data.collection import cell_content, cell_name
 from ldm_vae.data.decoding import UnreadableImage, read_crop
+from ldm_vae.data.order import sample_rng
 from ldm_vae.data.sources import SourceRequest, open_source
 from ldm_vae.data.training import Augmentation, SkippedImage, TrainingSample
 from ldm_vae.data.transforms import Crop
@@ -192,20 +194,17 @@ class StreamingImages:
 
     def _examples(self, start: int, process_index: int, num_processes: int) -> Iterator[_Example]:
         """Yield this process's undecoded images from the `start`-th on, pass after pass."""
-        column = self._stream.image_column
-        stream = self._stream.dataset.select_columns([column])
-        if self._shuffle_buffer:
-            stream = stream.shuffle(seed=self._augmentation.seed, buffer_size=self._shuffle_buffer)
+        stream = self._stream.dataset.select_columns([self._stream.image_column])
         part = split_dataset_by_node(stream, rank=process_index, world_size=num_processes)
         position = 0
         for epoch in count():
             length = 0
-            if self._shuffle_buffer:  # without, `datasets` would still shuffle the files of later epochs
+            rng = sample_rng(epoch * num_processes + process_index, seed=self._augmentation.seed, stream="stream")
+            if self._shuffle_buffer:  # without, the files of later epochs stay in order too
                 part.set_epoch(epoch)
-            for row, example in enumerate(self._unbroken(part)):
+            for row, cell in enumerate(self._shuffled(self._cells(part), rng)):
                 if position >= start:
-                    k = position * num_processes + process_index
-                    yield _Example(k=k, epoch=epoch, row=row, cell=example[column])
+                    yield _Example(k=position * num_processes + process_index, epoch=epoch, row=row, cell=cell)
                 position, length = position + 1, row + 1
             if length == 0:
                 if part is stream:
@@ -214,10 +213,27 @@ class StreamingImages:
             elif position < start and not self._shuffle_buffer:
                 position += (start - position) // length * length  # all passes are alike
 
-    def _unbroken(self, part: Stream) -> Iterator[dict[str, Any]]:
-        """Yield the part's examples; what `datasets` raises at broken files and connections becomes one clear line."""
+    def _shuffled(self, cells: Iterator[Any], rng: np.random.Generator) -> Iterator[Any]:
+        """Yield each cell once, in random order within the buffer. (Not by `datasets`, which can't be trusted here:
+        version 5.2 waits for ever where a process has few of the files.)"""
+        buffer: list[Any] = []
+        for cell in cells:
+            if len(buffer) < self._shuffle_buffer:
+                buffer.append(cell)
+            elif buffer:
+                place = int(rng.integers(len(buffer)))
+                yield buffer[place]
+                buffer[place] = cell
+            else:
+                yield cell
+        for place in rng.permutation(len(buffer)):
+            yield buffer[place]
+
+    def _cells(self, part: Stream) -> Iterator[Any]:
+        """Yield the part's images; what `datasets` raises at broken files and connections becomes one clear line."""
         try:
-            yield from part
+            for example in part:
+                yield example[self._stream.image_column]
         except Exception as error:
             reason = str(error).strip().partition("\n")[0] or type(error).__name__
             raise RuntimeError(f"reading {self._stream.source} broke off: {reason}") from error

@@ -1,0 +1,233 @@
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from ldm_vae.data.images import (
+    EvaluationBatch,
+    EvaluationImages,
+    TrainingBatch,
+    TrainingImages,
+    TrainingSample,
+    UnreadableImage,
+    evaluation_batches,
+    open_collection,
+    training_batches,
+)
+from ldm_vae.data.order import sample_index
+from ldm_vae.data.transforms import to_image
+from tests.data.image_files import encoded, noise, smooth_picture, write_grey
+
+SEED = 3
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten pictures, each different everywhere; 3 and 4 are damaged."""
+    folder = tmp_path_factory.mktemp("photos")
+    for i in range(10):
+        Image.fromarray(noise(40, 52, 3, seed=i)).save(folder / f"{i}.png")
+    (folder / "3.png").write_bytes(b"")
+    (folder / "4.png").write_bytes((folder / "5.png").read_bytes()[:1000])
+    return folder
+
+
+def training_images(folder: Path, **options: Any) -> TrainingImages:
+    options = {"channels": 3, "resolution": 16, "latent_shape": (4, 2, 2), "crop": "random_resized"} | options
+    return TrainingImages(open_collection(str(folder)), seed=SEED, **options)
+
+
+def assert_rows_are(batch: TrainingBatch, samples: list[TrainingSample]) -> None:
+    assert torch.equal(batch.images, torch.stack([sample.image for sample in samples]))
+    assert torch.equal(batch.noise, torch.stack([sample.noise for sample in samples]))
+
+
+def test_an_unreadable_image_is_replaced_and_nothing_else_shifts(photos: Path, tmp_path: Path) -> None:
+    samples = [training_images(photos)[k] for k in range(30)]
+    for i in (3, 4):  # the same collection with these two readable
+        Image.fromarray(noise(40, 52, 3, seed=i)).save(tmp_path / f"{i}.png")
+    for i in (0, 1, 2, 5, 6, 7, 8, 9):
+        (tmp_path / f"{i}.png").write_bytes((photos / f"{i}.png").read_bytes())
+    whole = [training_images(tmp_path)[k] for k in range(30)]
+    for k, (sample, other) in enumerate(zip(samples, whole, strict=True)):
+        due = sample_index(k, num_samples=10, seed=SEED)
+        assert [skipped.index for skipped in sample.skipped] == {3: [3, 4], 4: [4]}.get(due, [])
+        assert torch.equal(sample.noise, other.noise)
+        assert torch.equal(sample.image, other.image) == (due not in (3, 4))
+    first = next(sample for sample in samples if sample.skipped)
+    assert (first.skipped[-1].name, first.skipped[-1].reason) == ("4.png", "image file is truncated")
+
+
+def test_replacements_wrap_around_and_end(tmp_path: Path) -> None:
+    write_grey(tmp_path / "0.png", 255)
+    for i in (1, 2):
+        (tmp_path / f"{i}.png").touch()
+    assert all(training_images(tmp_path)[k].image.min() == 1 for k in range(6))
+    (tmp_path / "0.png").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"none of the 3 training images can be read; the first: .\.png: it is empty"):
+        training_images(tmp_path)[0]
+
+
+def test_flips_and_noise(tmp_path: Path) -> None:
+    Image.fromarray(np.tile(np.arange(16, dtype=np.uint8) * 16, (16, 1))).save(tmp_path / "ramp.png")
+    options = {"crop": "center", "channels": 1, "latent_shape": (16, 8, 8)}
+    samples = [training_images(tmp_path, **options)[k] for k in range(400)]
+    flipped = [bool(sample.image[0, 0, 0] > sample.image[0, 0, -1]) for sample in samples]
+    assert 150 < sum(flipped) < 250
+    plain = [training_images(tmp_path, flip=False, **options)[k] for k in range(20)]
+    assert all(torch.equal(sample.image, plain[0].image) for sample in plain)
+    assert all(torch.equal(sample.noise, samples[k].noise) for k, sample in enumerate(plain))
+    values = torch.stack([sample.noise for sample in samples])
+    assert values.shape == (400, 16, 8, 8)
+    assert values.mean().abs() < 5 / 640
+    assert values.std().item() == pytest.approx(1, abs=0.01)
+    assert values.unique().numel() > 0.95 * values.numel()
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    num_processes=st.integers(1, 4),
+    micro_batch_size=st.integers(1, 3),
+    accumulation=st.integers(1, 3),
+    start_step=st.integers(0, 10**6),
+)
+def test_samples_are_the_same_however_the_batch_is_cut(
+    photos: Path, num_processes: int, micro_batch_size: int, accumulation: int, start_step: int
+) -> None:
+    dataset = training_images(photos)
+    batch_size = num_processes * micro_batch_size * accumulation
+    streams = [
+        training_batches(
+            dataset,
+            start_step=start_step,
+            batch_size=batch_size,
+            micro_batch_size=micro_batch_size,
+            process_index=process_index,
+            num_processes=num_processes,
+        )
+        for process_index in range(num_processes)
+    ]
+    for step in (start_step, start_step + 1):
+        batches = [next(stream) for _ in range(accumulation) for stream in streams]
+        images = torch.cat([batch.images for batch in batches])
+        joined = TrainingBatch(images=images, noise=torch.cat([batch.noise for batch in batches]), skipped=[])
+        assert_rows_are(joined, [dataset[k] for k in range(step * batch_size, (step + 1) * batch_size)])
+
+
+def test_workers_change_nothing_and_count_what_is_skipped(photos: Path) -> None:
+    dataset = training_images(photos, channels=4)
+    state = torch.get_rng_state()
+    with closing(training_batches(dataset, start_step=5, batch_size=4, micro_batch_size=4, num_workers=2)) as batches:
+        found = list(islice(batches, 5))
+    assert torch.equal(torch.get_rng_state(), state)
+    samples = [dataset[k] for k in range(20, 40)]
+    for i, batch in enumerate(found):
+        assert_rows_are(batch, samples[4 * i : 4 * i + 4])
+        assert batch.images.is_contiguous(memory_format=torch.channels_last)
+        assert (batch.images.shape, batch.images.dtype) == ((4, 4, 16, 16), torch.float32)
+    assert [skipped for batch in found for skipped in batch.skipped] == [
+        s for sample in samples for s in sample.skipped
+    ]
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_strict_stops_at_the_first_unreadable_image(photos: Path, num_workers: int) -> None:
+    batches = training_batches(
+        training_images(photos, strict=True), start_step=0, batch_size=5, micro_batch_size=5, num_workers=num_workers
+    )
+    with closing(batches), pytest.raises(UnreadableImage, match=r"^the image [34]\.png can't be read: "):
+        list(islice(batches, 2))
+
+
+def started(folder: Path, **options: Any) -> Iterator[TrainingBatch]:
+    """Batches of two workers, after the first."""
+    batches = training_batches(
+        training_images(folder), start_step=0, batch_size=2, micro_batch_size=2, num_workers=2, **options
+    )
+    next(batches)
+    return batches
+
+
+def test_a_dead_worker_is_an_error(photos: Path) -> None:
+    with closing(started(photos)) as batches:
+        os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+        with pytest.raises(RuntimeError, match=r"^a data worker died \(.*Set data.num_workers 0"):
+            list(islice(batches, 50))
+
+
+def test_a_stuck_worker_is_an_error(photos: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")  # opening it waits for a writer, as on dead storage
+    batches = training_batches(
+        training_images(tmp_path), start_step=0, batch_size=2, micro_batch_size=2, num_workers=1, timeout_seconds=1
+    )
+    start = time.monotonic()
+    with closing(batches), pytest.raises(RuntimeError, match=r"^a data worker gave nothing for 1 s; .*num_workers 0"):
+        next(batches)
+    assert time.monotonic() - start < 30
+    assert not multiprocessing.active_children()
+
+
+def test_signals_to_all_processes_leave_the_workers_to_the_main_one(photos: Path) -> None:
+    with closing(started(photos)) as batches:
+        workers = multiprocessing.active_children()
+        for name in ("TERM", "USR1", "INT"):
+            subprocess.run(["kill", f"-{name}", *(str(worker.pid) for worker in workers)], check=True)
+        time.sleep(0.3)
+        assert len(list(islice(batches, 12))) == 12
+        workers[0].terminate()  # the main process's own
+        workers[0].join(5)
+        assert not workers[0].is_alive()
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_evaluation_batches(photos: Path, num_workers: int) -> None:
+    dataset = EvaluationImages(open_collection(str(photos)), channels=3, resolution=20)
+    batches = list(evaluation_batches(dataset, indices=[9, 3, 0, 4, 3, 2, 5], batch_size=3, num_workers=num_workers))
+    assert [batch.indices for batch in batches] == [[9, 0], [2], [5]]
+    assert [batch.names for batch in batches] == [["9.png", "0.png"], ["2.png"], ["5.png"]]
+    assert [[skipped.index for skipped in batch.skipped] for batch in batches] == [[3], [4, 3], []]
+    assert batches[0].images is not None
+    assert batches[0].images.is_contiguous(memory_format=torch.channels_last)
+    expected = Image.open(photos / "9.png").resize((20, 20), Image.Resampling.BICUBIC, box=(6, 0, 46, 40))
+    assert to_image(batches[0].images[0]).tobytes() == expected.tobytes()
+    assert list(evaluation_batches(dataset, indices=[4], batch_size=3)) == [
+        EvaluationBatch(indices=[], images=None, names=[], skipped=batches[1].skipped[:1])
+    ]
+    assert list(evaluation_batches(dataset, indices=[], batch_size=3, num_workers=num_workers)) == []
+
+
+def test_whole_pictures_come_alone_cut_about_their_middle(photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "0.png").write_bytes((photos / "0.png").read_bytes())
+    write_grey(tmp_path / "small.png", 5)
+    picture = smooth_picture(48, 64)
+    (tmp_path / "tall.jpg").write_bytes(encoded(picture, "JPEG", quality=95))
+    dataset = EvaluationImages(open_collection(str(tmp_path)), channels=3, resolution=None, multiple_of=16)
+    wide, small, tall = evaluation_batches(dataset, indices=range(3), batch_size=8)
+    assert wide.images is not None
+    assert to_image(wide.images[0]).tobytes() == Image.open(photos / "0.png").crop((2, 4, 50, 36)).tobytes()
+    assert tall.images is not None
+    assert tall.images.shape == (1, 3, 64, 48)
+    assert small.skipped[0].reason == "its 12x8 pixels are fewer than the model's factor 16 a side"
+
+
+def test_datasets_travel_to_workers_by_pickle(photos: Path) -> None:
+    dataset = training_images(photos)
+    copy = pickle.loads(pickle.dumps(dataset))
+    assert all(torch.equal(dataset[k].image, copy[k].image) for k in range(4))
