@@ -1,0 +1,301 @@
+"""How fast recipes learn: runs them at equal updates and at equal time, over several seeds, and draws what came of it.
+
+    python scripts/speedrun.py --train DIR --validation DIR --output DIR
+        [--runs published:400 fast:400 fast:1300 my.yaml:400] [--seeds 0 1 2] [--equal_time]
+        [--sizes 128 256 512 --large DIR] [--gan_updates 400]
+
+A run is a recipe and its number of updates; a recipe is one of RECIPES below, a config file or a shipped recipe.
+What was done before is kept: finished runs are passed over, interrupted ones go on from their last checkpoint. Writes
+results.json (every number) and curves.png (PSNR, SSIM and perceptual distance against updates and against seconds).
+
+Seconds are updates times the seconds an update takes, which is measured apart, all recipes in turn in one process: so
+neither validation nor what else the machine does counts for one recipe and not for another.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from ldm_vae.config import Config
+from ldm_vae.config_file import parse
+from ldm_vae.data.files import write_whole
+from ldm_vae.data.images import EvaluationImages, TrainingBatch, open_collection
+from ldm_vae.losses.perceptual import load_perceptual
+from ldm_vae.measure import measure_reconstructions
+from ldm_vae.models.autoencoder import spatial_factor
+from ldm_vae.models.precision import use_bf16
+from ldm_vae.training.checkpoint import checkpoint_step, list_checkpoints, load_run_autoencoder
+from ldm_vae.training.state import build_state
+from ldm_vae.training.step import TrainingStep
+
+# The architecture and the objective that all recipes share: a small f8, L1 + KL, no GAN.
+COMMON = {
+    "report_to": "none",
+    "model.block_out_channels": "[32, 64, 64, 64]",
+    "model.layers_per_block": "1",
+    "model.norm_num_groups": "16",
+    "data.resolution": "128",
+    "data.crop": "center",
+    "data.num_workers": "1",
+    "loss.perceptual": "none",
+    "loss.kl_weight": "1e-6",
+    "loss.disc_weight": "0",
+    "train.batch_size": "4",
+    "train.lr_warmup_steps": "30",
+    "train.adam_beta1": "0.9",
+    "train.adam_beta2": "0.99",
+    "train.ema_decay": "0.98",
+}
+PUBLISHED = {"train.learning_rate": "1e-3", "train.lr_scheduler": "constant_with_warmup"}
+DECAY = {"train.learning_rate": "1e-3", "train.lr_scheduler": "constant_with_decay"}
+MUON = {"model.init": "quiet", "train.optimizer": "muon", "train.learning_rate": "2e-3"}
+RECIPES: dict[str, dict[str, str]] = {
+    "published": COMMON | PUBLISHED,
+    "published_decay": COMMON | DECAY,
+    "quiet": COMMON | PUBLISHED | {"model.init": "quiet"},
+    "quiet_decay": COMMON | DECAY | {"model.init": "quiet"},
+    "muon_attention": COMMON | DECAY | MUON,
+    "fast": COMMON | DECAY | MUON | {"model.mid_block_add_attention": "false"},
+}
+# What a run is continued with: perceptual distance and GAN.
+GAN = {
+    "loss.perceptual": "efficientnet_lite0",
+    "loss.perceptual_weight": "0.1",
+    "loss.disc_weight": "0.5",
+    "loss.disc_start": "0",
+    "loss.disc_warmup_steps": "50",
+    "train.disc_learning_rate": "2e-4",
+}
+MEASURES = {"psnr": "PSNR, dB", "ssim": "SSIM", "perceptual": "perceptual distance"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A recipe, its number of updates and its seed; with `start`, one that goes on from another run's autoencoder."""
+
+    recipe: str
+    updates: int
+    seed: int
+    start: Run | None = None
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        own = f"{Path(self.recipe).stem}-{self.updates}-seed{self.seed}"
+        return own if self.start is None else f"{self.start.name}-gan-{self.updates}"
+
+
+def recipe_arguments(recipe: str) -> list[str]:
+    """The command line of a recipe."""
+    if recipe not in RECIPES:
+        return ["--config", recipe]
+    return [word for name, value in RECIPES[recipe].items() for word in (f"--{name}", value)]
+
+
+def run_arguments(run: Run, options: argparse.Namespace) -> list[str]:
+    """The command line of a run."""
+    own = {
+        "output_dir": str(options.output / "runs" / run.name),
+        "seed": str(run.seed),
+        "data.train": options.train,
+        "train.max_train_steps": str(run.updates),
+        "train.checkpointing_steps": str(options.every),
+        "train.checkpoints_total_limit": "null",
+        "train.log_steps": "10",
+        "train.resume_from_checkpoint": "latest",
+    }
+    if run.start is not None:
+        own |= GAN | {"model.pretrained": str(options.output / "runs" / run.start.name / "autoencoder")}
+    return recipe_arguments(run.recipe) + [word for name, value in own.items() for word in (f"--{name}", value)]
+
+
+def train(run: Run, options: argparse.Namespace) -> None:
+    """Train a run to its end, unless it is there."""
+    folder = options.output / "runs" / run.name
+    checkpoints = list_checkpoints(folder)
+    if not checkpoints or checkpoint_step(checkpoints[-1]) < run.updates:
+        print(f"training {run.name}", flush=True)
+        subprocess.run([sys.executable, "-m", "ldm_vae", "train", *run_arguments(run, options)], check=True)
+    if not (folder / "autoencoder").is_dir():
+        load_run_autoencoder(folder, checkpoint="latest", weights="ema").autoencoder.save_pretrained(
+            folder / "autoencoder"
+        )
+
+
+def measure(run: Run, options: argparse.Namespace, *, perceptual: nn.Module) -> dict[str, Any]:
+    """Quality of the averaged weights of a run's checkpoints, on the validation images at the training resolution, and
+    of the last one on the large images at `sizes`; what was measured before is read."""
+    folder = options.output / "runs" / run.name
+    path = folder / "quality.json"
+    quality: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {"updates": {}, "sizes": {}}
+    for checkpoint in list_checkpoints(folder):
+        step = checkpoint_step(checkpoint)
+        if str(step) in quality["updates"] or (step % options.every and step != run.updates):
+            continue
+        loaded = load_run_autoencoder(folder, checkpoint=checkpoint.name, weights="ema")
+        quality["updates"][str(step)] = _quality(loaded.autoencoder, loaded.config, options.validation, perceptual)
+        write_whole(path, json.dumps(quality, indent=1).encode())
+    for size in options.sizes if options.large else []:
+        if str(size) not in quality["sizes"]:
+            loaded = load_run_autoencoder(folder, checkpoint="latest", weights="ema")
+            quality["sizes"][str(size)] = _quality(
+                loaded.autoencoder, loaded.config, options.large, perceptual, size=size
+            )
+            write_whole(path, json.dumps(quality, indent=1).encode())
+    return quality
+
+
+def _quality(
+    autoencoder: Any, config: Config, images: str, perceptual: nn.Module, *, size: int | None = None
+) -> dict[str, float]:
+    device = Accelerator().device
+    dataset = EvaluationImages(
+        open_collection(images, default_splits=("validation", "val", "test", "train")),
+        channels=config.model.in_channels,
+        resolution=size or config.data.resolution,
+        multiple_of=spatial_factor(autoencoder),
+    )
+    measured = measure_reconstructions(
+        [autoencoder.to(device)],
+        dataset,
+        indices=range(len(dataset)),
+        batch_size=10 if size is None else 1,
+        num_workers=0,
+        bf16=use_bf16(config.train.mixed_precision, device=device),
+        perceptual=perceptual.to(device),
+        set_features=None,
+        num_pictures=0,
+        strict=True,
+    )
+    summary = measured.results[0].summary
+    return {name: float(getattr(summary, name)) for name in (*MEASURES, "kl")}
+
+
+def time_updates(recipes: list[str], *, rounds: int = 15) -> dict[str, float]:
+    """Median seconds of an update of each recipe; all of them take turns, so that a busy machine slows them alike."""
+    accelerator = Accelerator()
+    steps, batches = {}, {}
+    for recipe in recipes:
+        config = parse(Config, recipe_arguments(recipe), prog="speedrun")
+        state = build_state(config, accelerator=accelerator)
+        steps[recipe] = TrainingStep(state, loss=config.loss, train=config.train, accelerator=accelerator)
+        micro_batch_size, accumulation = config.train.accumulation(num_processes=1)
+        side = config.data.resolution // spatial_factor(state.autoencoder)
+        shape = (micro_batch_size, state.autoencoder.config.latent_channels, side, side)
+        images = torch.rand(micro_batch_size, config.model.in_channels, *[config.data.resolution] * 2) * 2 - 1
+        batches[recipe] = [TrainingBatch(images=images, noise=torch.randn(shape), skipped=[])] * accumulation
+    seconds: dict[str, list[float]] = {recipe: [] for recipe in recipes}
+    for _ in range(rounds):
+        for recipe in recipes:
+            start = time.perf_counter()
+            steps[recipe](iter(batches[recipe]))
+            if torch.accelerator.is_available():
+                torch.accelerator.synchronize()
+            seconds[recipe].append(time.perf_counter() - start)
+    return {recipe: statistics.median(taken[3:]) for recipe, taken in seconds.items()}
+
+
+def curves(results: dict[str, Any], measure_name: str) -> dict[str, list[tuple[int, list[float]]]]:
+    """For each recipe and length: the values of all seeds at each number of updates."""
+    collected: dict[str, dict[int, list[float]]] = {}
+    for entry in results["runs"]:
+        if not entry["gan"]:
+            points = collected.setdefault(f"{entry['recipe']}:{entry['updates']}", {})
+            for step, values in entry["quality"]["updates"].items():
+                points.setdefault(int(step), []).append(values[measure_name])
+    return {label: sorted(points.items()) for label, points in collected.items()}
+
+
+def draw(results: dict[str, Any], path: Path) -> None:
+    """Medians over seeds, with the range of the seeds; above against updates, below against seconds."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(2, len(MEASURES), figsize=(12, 6.5), layout="constrained")
+    for column, (name, title) in enumerate(MEASURES.items()):
+        for index, (label, points) in enumerate(curves(results, name).items()):
+            recipe, updates = label.rsplit(":", 1)
+            steps = [step for step, _ in points]
+            values = [each for _, each in points]
+            seconds = results["seconds_per_update"].get(recipe, float("nan"))
+            for row, scale in enumerate((1.0, seconds)):
+                x, colour = [step * scale for step in steps], f"C{index}"
+                medians = [statistics.median(each) for each in values]
+                axes[row, column].plot(x, medians, color=colour, label=f"{recipe}, {updates} updates", linewidth=1.5)
+                axes[row, column].fill_between(
+                    x, [min(each) for each in values], [max(each) for each in values], color=colour, alpha=0.2, lw=0
+                )
+        for row, unit in enumerate(("updates", "seconds")):
+            axes[row, column].set(xlabel=unit, ylabel=title, xscale="log")
+            axes[row, column].grid(alpha=0.3, which="both")
+    axes[0, 0].legend(fontsize=8)
+    figure.savefig(path, dpi=90)
+
+
+def parse_runs(options: argparse.Namespace, seconds: dict[str, float]) -> list[Run]:
+    """The runs asked for; for equal time also each recipe for as long as the first run takes."""
+    pairs = [(word.rsplit(":", 1)[0], int(word.rsplit(":", 1)[1])) for word in options.runs]
+    if options.equal_time:
+        first, updates = pairs[0]
+        for recipe in dict.fromkeys(recipe for recipe, _ in pairs[1:] if recipe != first):
+            pairs.append((recipe, round(updates * seconds[first] / seconds[recipe])))
+    return [
+        Run(recipe=recipe, updates=updates, seed=seed)
+        for seed in options.seeds
+        for recipe, updates in dict.fromkeys(pairs)
+    ]
+
+
+def main() -> None:
+    """Train, measure, write and draw; numbers and picture are renewed after every run."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--train", required=True, help="images to train on")
+    parser.add_argument("--validation", required=True, help="images to measure on, none of them trained on")
+    parser.add_argument("--output", required=True, type=Path, help="folder for runs, results.json and curves.png")
+    parser.add_argument("--runs", nargs="+", default=["published:400", "fast:400"], help="RECIPE:UPDATES")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--every", type=int, default=100, help="updates between the points of a curve")
+    parser.add_argument("--equal_time", action="store_true", help="also each recipe in the first run's time")
+    parser.add_argument("--large", help="images with pixels enough for --sizes")
+    parser.add_argument("--sizes", nargs="+", type=int, default=[128, 256, 512, 768], help="to measure the last at")
+    parser.add_argument("--gan_updates", type=int, default=0, help="updates with perceptual distance and GAN after it")
+    options = parser.parse_args()
+    options.output.mkdir(parents=True, exist_ok=True)
+
+    timing = options.output / "seconds.json"
+    seconds: dict[str, float] = json.loads(timing.read_text()) if timing.is_file() else {}
+    recipes = list(dict.fromkeys(word.rsplit(":", 1)[0] for word in options.runs))
+    if not set(recipes) <= set(seconds):
+        seconds = time_updates(recipes)
+        write_whole(timing, json.dumps(seconds, indent=1).encode())
+
+    perceptual = load_perceptual("efficientnet_lite0")
+    runs = parse_runs(options, seconds)
+    if options.gan_updates:
+        runs += [dataclasses.replace(run, updates=options.gan_updates, start=run) for run in runs]
+    results: dict[str, Any] = {"seconds_per_update": seconds, "runs": []}
+    for run in runs:
+        train(run, options)
+        entry = {"recipe": run.recipe, "updates": run.updates, "seed": run.seed, "gan": run.start is not None}
+        results["runs"].append(entry | {"quality": measure(run, options, perceptual=perceptual)})
+        write_whole(options.output / "results.json", json.dumps(results, indent=1).encode())
+        draw(results, options.output / "curves.png")
+
+
+if __name__ == "__main__":
+    main()
