@@ -82,7 +82,7 @@ def _run(command: Command, arguments: list[str], *, prog: str) -> None:
             raise
         _fail(str(error), status=1)
     except RuntimeError as error:
-        if type(error).__module__.startswith("ldm_vae"):
+        if type(error).__module__.startswith("ldm_vae") and not os.environ.get("LDM_VAE_TRACEBACK"):
             _fail(str(error), status=1)
         raise
     if os.environ.get("RANK", "0") == "0":

@@ -42,7 +42,7 @@ def training_batches(
         pin_memory: Put the batches into page-locked memory, for faster copies to CUDA devices.
 
     Raises:
-        RuntimeError: A worker died, or gave nothing for `timeout_seconds`.
+        DataWorkerError: A worker died, or gave nothing for `timeout_seconds`.
         UnreadableImage, ValueError: See `TrainingImages` and `StreamingImages.samples`.
     """
     stride = num_processes * micro_batch_size

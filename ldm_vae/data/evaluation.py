@@ -106,7 +106,7 @@ def evaluation_batches(
     """Yield the images `indices` in this order, `batch_size` at a time; whole pictures come one at a time.
 
     Raises:
-        RuntimeError: A worker died, or gave nothing for `timeout_seconds`.
+        DataWorkerError: A worker died, or gave nothing for `timeout_seconds`.
     """
     size = 1 if dataset.resolution is None else batch_size
     batches = [indices[start : start + size] for start in range(0, len(indices), size)]

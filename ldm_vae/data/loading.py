@@ -20,6 +20,10 @@ _PREFETCH_FACTOR = 2
 _CHECK_SECONDS = 2
 
 
+class DataWorkerError(RuntimeError):
+    """A worker that died, or gave nothing, or failed in a way that nobody foresaw."""
+
+
 def load(
     dataset: Dataset,
     *,
@@ -45,7 +49,7 @@ def load(
         batch_size: Samples a batch (iterable).
 
     Raises:
-        RuntimeError: A worker died, or gave nothing for `timeout_seconds`.
+        DataWorkerError: A worker died, or gave nothing for `timeout_seconds`.
     """
     if num_workers > 0:
         dataset = _GuardedStream(dataset) if isinstance(dataset, IterableDataset) else _Guarded(dataset)
@@ -90,14 +94,14 @@ def _next(batches: Iterator[Any], timeout_seconds: float) -> Any:
     while True:
         try:
             return next(batches)
-        except RuntimeError as error:
+        except (RuntimeError, OSError, EOFError) as error:  # the last two: it died while it handed something over
             reason = str(error).strip().partition("\n")[0].strip().rstrip(".")
             if "timed out" not in reason:
-                raise RuntimeError(
+                raise DataWorkerError(
                     f"a data worker died ({reason}); is memory short? Set data.num_workers 0 to see the error itself"
                 ) from error
             if time.monotonic() - start >= timeout_seconds:
-                raise RuntimeError(
+                raise DataWorkerError(
                     f"a data worker gave nothing for {timeout_seconds:g} s; is the storage stuck? "
                     "Set data.num_workers 0 to see where"
                 ) from error
@@ -110,7 +114,7 @@ class _Raised:
         if not isinstance(error, (ValueError, RuntimeError)):
             reason = " ".join(str(error).split())
             message = f"a data worker failed: {type(error).__name__}: {reason}; set data.num_workers 0 to see where"
-            error = RuntimeError(message)
+            error = DataWorkerError(message)
         self.error = error
 
 

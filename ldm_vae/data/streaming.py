@@ -28,6 +28,10 @@ _SHARDS_OF_A_FOLDER = 64
 _AHEAD = 4
 
 
+class StreamError(RuntimeError):
+    """A stream that broke off."""
+
+
 @dataclass(kw_only=True)
 class ImageStream:
     """A stream of undecoded images."""
@@ -133,7 +137,7 @@ class StreamingImages:
         Raises:
             UnreadableImage: An image can't be read, and `strict` is set.
             ValueError: No image of this process can be read.
-            RuntimeError: The stream broke off.
+            StreamError: The stream broke off.
         """
         waiting: list[tuple[_Example, UnreadableImage]] = []
         examples = self._examples(start, process_index, num_processes)
@@ -236,7 +240,7 @@ class StreamingImages:
                 yield example[self._stream.image_column]
         except Exception as error:
             reason = str(error).strip().partition("\n")[0] or type(error).__name__
-            raise RuntimeError(f"reading {self._stream.source} broke off: {reason}") from error
+            raise StreamError(f"reading {self._stream.source} broke off: {reason}") from error
 
 
 class LocalSamples(IterableDataset):

@@ -67,8 +67,7 @@ def start_accelerator(config: Config) -> Accelerator:
             log_with=None if config.report_to == "none" else config.report_to,
             project_config=ProjectConfiguration(config.output_dir, logging_dir=str(Path(config.output_dir) / LOGS)),
             kwargs_handlers=[
-                # nothing keeps buffers, so there are none to broadcast
-                DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
+                DistributedDataParallelKwargs(gradient_as_bucket_view=True),
                 InitProcessGroupKwargs(timeout=timeout(config)),
             ],
         )
