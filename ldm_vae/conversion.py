@@ -18,10 +18,9 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Literal
 
-from safetensors.torch import save_file
 from torch import Tensor
 
-from ldm_vae.data.files import sync_folder, whole_or_absent, write_whole
+from ldm_vae.data.files import sync_folder, whole_or_absent, write_tensors, write_whole
 from ldm_vae.models.ldm_layout import (
     CONFIG_METADATA,
     check_fields,
@@ -226,11 +225,8 @@ def _check_replaceable(folder: Path, *, overwrite: bool) -> None:
 
 
 def _save_tensors(state: Mapping[str, Tensor], path: Path, *, metadata: dict[str, str]) -> None:
-    path.touch()
-    mode = path.stat().st_mode
     tensors = {name: tensor.contiguous() for name, tensor in state.items()}
-    save_file(tensors, path, metadata={"format": "pt", **metadata})
-    path.chmod(mode)  # safetensors leaves a file that only its owner may read
+    write_tensors(path, tensors, metadata={"format": "pt", **metadata})
 
 
 def _read_json(path: Path, *, field: str) -> dict[str, Any]:
