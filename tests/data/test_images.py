@@ -7,8 +7,9 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from itertools import islice
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,8 @@ from ldm_vae.data.images import (
     open_collection,
     training_batches,
 )
-from ldm_vae.data.order import sample_index
-from ldm_vae.data.transforms import to_image
+from ldm_vae.data.order import sample_index, sample_rng
+from ldm_vae.data.transforms import crop_box, to_image
 from tests.data.image_files import encoded, noise, smooth_picture, write_grey
 
 SEED = 3
@@ -72,6 +73,19 @@ def test_an_unreadable_image_is_replaced_and_nothing_else_shifts(photos: Path, t
         assert torch.equal(sample.image, other.image) == (due not in (3, 4))
     first = next(sample for sample in samples if sample.skipped)
     assert (first.skipped[-1].name, first.skipped[-1].reason) == ("4.png", "image file is truncated")
+
+
+def test_crops_and_flips_are_those_of_k_by_the_plain_formula(photos: Path) -> None:
+    dataset = training_images(photos, resolution=24)
+    for k in range(40):
+        index = sample_index(k, num_samples=10, seed=SEED)
+        picture = Image.open(photos / f"{5 if index in (3, 4) else index}.png")
+        rng = sample_rng(k, seed=SEED, stream="crop")
+        box = crop_box(picture.size, resolution=24, crop="random_resized", min_area=0.25, rng=rng)
+        picture = picture.resize((24, 24), Image.Resampling.BICUBIC, box=box)
+        if sample_rng(k, seed=SEED, stream="flip").random() < 0.5:
+            picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        assert to_image(dataset[k].image).tobytes() == picture.tobytes()
 
 
 def test_replacements_wrap_around_and_end(tmp_path: Path) -> None:
@@ -156,18 +170,19 @@ def test_strict_stops_at_the_first_unreadable_image(photos: Path, num_workers: i
         list(islice(batches, 2))
 
 
-def started(folder: Path, **options: Any) -> Iterator[TrainingBatch]:
-    """Batches of two workers, after the first."""
-    batches = training_batches(
-        training_images(folder), start_step=0, batch_size=2, micro_batch_size=2, num_workers=2, **options
-    )
-    next(batches)
-    return batches
+@contextmanager
+def running(folder: Path) -> Iterator[tuple[Iterator[TrainingBatch], list[BaseProcess]]]:
+    """Batches of two workers, after the first, and the workers."""
+    others = multiprocessing.active_children()
+    batches = training_batches(training_images(folder), start_step=0, batch_size=2, micro_batch_size=2, num_workers=2)
+    with closing(batches):
+        next(batches)
+        yield batches, [worker for worker in multiprocessing.active_children() if worker not in others]
 
 
 def test_a_dead_worker_is_an_error(photos: Path) -> None:
-    with closing(started(photos)) as batches:
-        os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+    with running(photos) as (batches, workers):
+        os.kill(workers[0].pid or 0, signal.SIGKILL)
         with pytest.raises(RuntimeError, match=r"^a data worker died \(.*Set data.num_workers 0"):
             list(islice(batches, 50))
 
@@ -181,12 +196,10 @@ def test_a_stuck_worker_is_an_error(photos: Path, tmp_path: Path) -> None:
     with closing(batches), pytest.raises(RuntimeError, match=r"^a data worker gave nothing for 1 s; .*num_workers 0"):
         next(batches)
     assert time.monotonic() - start < 30
-    assert not multiprocessing.active_children()
 
 
 def test_signals_to_all_processes_leave_the_workers_to_the_main_one(photos: Path) -> None:
-    with closing(started(photos)) as batches:
-        workers = multiprocessing.active_children()
+    with running(photos) as (batches, workers):
         for name in ("TERM", "USR1", "INT"):
             subprocess.run(["kill", f"-{name}", *(str(worker.pid) for worker in workers)], check=True)
         time.sleep(0.3)

@@ -78,6 +78,18 @@ def test_an_unreadable_image_is_replaced_by_the_next_that_keeps_its_place(tmp_pa
     ]  # fmt: skip
 
 
+def test_a_replacement_has_the_crop_flip_and_noise_of_the_image_it_stands_for(tmp_path: Path) -> None:
+    (tmp_path / "0.png").write_bytes(b"damaged")
+    Image.fromarray(noise(16, 24, 3)).save(tmp_path / "1.png")
+    options = {"channels": 3, "resolution": 8, "crop": "random_resized"}
+    samples = list(islice(streaming_images(tmp_path, **options).samples(start=0), 6))
+    (tmp_path / "0.png").write_bytes((tmp_path / "1.png").read_bytes())
+    expected = list(islice(streaming_images(tmp_path, **options).samples(start=0), 6))
+    for sample, other in zip(samples, expected, strict=True):
+        assert torch.equal(sample.image, other.image)
+        assert torch.equal(sample.noise, other.noise)
+
+
 @pytest.mark.parametrize("num_threads", [0, 2])
 def test_a_stream_without_a_readable_image_ends_with_an_error(tmp_path: Path, num_threads: int) -> None:
     dataset = streaming_images(write_shards(tmp_path, [0, 0, 0]))
