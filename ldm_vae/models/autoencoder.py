@@ -132,7 +132,8 @@ def _load_folder(folder: Path, *, field: str) -> AutoencoderKL:
     )
     class_name = json.loads((folder / "config.json").read_text()).get("_class_name")
     require(class_name == "AutoencoderKL", f"{field}: {folder} holds a {class_name}, not an AutoencoderKL")
-    variant = None if any(folder.glob("diffusion_pytorch_model.safetensors*")) else "fp16"
+    plain = any(folder.glob("diffusion_pytorch_model.safetensors*")) or any(folder.glob("diffusion_pytorch_model*.bin"))
+    variant = None if plain else "fp16"
     try:
         return AutoencoderKL.from_pretrained(folder, variant=variant, torch_dtype=torch.float32).eval()
     except OSError as error:

@@ -1,0 +1,49 @@
+"""The README's commands are ones that the command line takes, and its files are there."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from ldm_vae.cli import COMMANDS
+from ldm_vae.config_file import parse
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+CALLS = [
+    call.strip()
+    for block in BLOCKS
+    for line in block.splitlines()
+    for call in re.split(r"&&", line)
+    if re.search(r"(^| )(ldm-vae|-m ldm_vae) ", call.strip())
+]
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_command_is_understood(call: str) -> None:
+    words = shlex.split(re.split(r"(?:ldm-vae|-m ldm_vae) ", call, maxsplit=1)[1])
+    command = COMMANDS[words[0]]
+    module, _, name = command.options.partition(":")
+    options = getattr(importlib.import_module(module), name)
+    parse(options, words[1:], prog="ldm-vae", positional=command.positional)
+
+
+def test_there_are_commands_for_the_main_jobs() -> None:
+    used = {re.split(r"(?:ldm-vae|-m ldm_vae) ", call, maxsplit=1)[1].split()[0] for call in CALLS}
+    assert {"quickstart", "train", "export", "encode", "decode", "evaluate"} <= used
+
+
+@pytest.mark.parametrize("target", re.findall(r"\]\(([^)]+)\)", README))
+def test_linked_files_exist(target: str) -> None:
+    assert target.startswith("https://") or (ROOT / target).exists()
+
+
+@pytest.mark.parametrize("recipe", re.findall(r"^\| (`.*?) \|", README, re.MULTILINE))
+def test_listed_recipes_exist(recipe: str) -> None:
+    for name in re.findall(r"`(\w+)`", recipe):
+        assert (ROOT / "configs" / f"{name}.yaml").is_file(), name
