@@ -45,6 +45,9 @@ _BAD_FILE_ERRORS = (  # what Pillow raises at bad files, by its sources and by f
 _MACHINE_ERRORS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 """Errors of opening a file that aren't the file's fault."""
 
+_8_BITS = ((np.arange(65536) + 128) // 257).astype(np.uint8)
+"""The nearest of 256 greys to each of 65536."""
+
 _TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -226,10 +229,10 @@ def _convert(image: Image.Image, *, channels: int) -> Image.Image:
 
 def _to_8_bits(image: Image.Image) -> Image.Image:
     """Return a 16-bit grey image in 8 bits, 65535 being white."""
-    values = np.asarray(image).astype(np.int64)
+    values = np.asarray(image)
     if values.min() < 0 or values.max() > 65535:
         raise ValueError("its grey values don't fit 16 bits, so which is white isn't known")
-    grey = Image.fromarray(((values + 128) // 257).astype(np.uint8))
+    grey = Image.fromarray(_8_BITS[values])
     transparent = image.info.get("transparency")
     if transparent is not None:
         grey.putalpha(Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8)))
