@@ -3,9 +3,9 @@
     python scripts/bench_data.py --photos PHOTOS [--megapixels 0.3 3 12] [--resolution 256] [--output bench.json]
 
 Every photograph is scaled to each number of megapixels and saved as a JPEG. Then, in turn and in one run, a square
-about its middle is read by `read_crop`, as training and encoding do, and by `Image.open().convert("RGB").resize()` with
-the same square and Pillow's default filter. Times are medians over rounds and photographs, the speed-up is the median of
-the ratios in each pair, and the PSNR between both results is given for the worst and the median photograph.
+about its middle is read by `read_crop`, as training and encoding do, and by `Image.open().convert("RGB").resize()`
+with the same square and Pillow's default filter. Times are medians over rounds and photographs, the speed-up is the
+median of the ratios in each pair, and the PSNR between both results is of the worst and of the median photograph.
 """
 
 from __future__ import annotations
