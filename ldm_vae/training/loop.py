@@ -23,7 +23,7 @@ from ldm_vae.training.signals import StopSignal
 from ldm_vae.training.state import TrainingState, build_state
 from ldm_vae.training.step import TrainingStep
 from ldm_vae.training.tracking import SAMPLES, Tracking
-from ldm_vae.training.validation import better, figures, validate
+from ldm_vae.training.validation import better, draw_samples, figures, validate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,11 +100,13 @@ def train(config: Config) -> TrainSummary:
                         tracking.say(line)
 
             # Validate.
+            samples = run / SAMPLES / f"step-{state.step:06d}.png"
             if validation_images is not None and due(state, config, config.train.validation_steps):
-                samples = run / SAMPLES / f"step-{state.step:06d}.png"
                 summary = validate(state, validation_images, config=config, accelerator=accelerator, samples=samples)
                 tracking.validated(figures(summary), step=state.step)
                 state.best = better(summary, state.best, config=config, step=state.step)
+            elif due(state, config, config.train.validation_steps):
+                draw_samples(state, training_images, samples, config=config, accelerator=accelerator)
 
             # Save.
             is_best = state.best is not None and state.best.step == state.step

@@ -10,9 +10,10 @@ import torch
 from accelerate import Accelerator
 from diffusers.utils import make_image_grid
 from PIL import Image
+from torch import Tensor
 
-from ldm_vae.config import Config
-from ldm_vae.data.images import EvaluationImages, evaluation_batches
+from ldm_vae.config import Config, TrainConfig
+from ldm_vae.data.images import EvaluationImages, StreamingImages, TrainingImages, evaluation_batches
 from ldm_vae.data.transforms import to_image
 from ldm_vae.metrics import ReconstructionMetrics, ReconstructionSummary
 from ldm_vae.models.autoencoder import encode_moments
@@ -57,15 +58,12 @@ def validate(
         pin_memory=device.type == "cuda",
     )
     pictures: list[Image.Image] = []
-    bf16 = use_bf16(train.mixed_precision, device=device)
     with averaged_weights(state):
         for batch in batches:
             if batch.images is None:
                 continue
             images = batch.images.to(device, memory_format=torch.channels_last, non_blocking=True)
-            with autocast(device, enabled=bf16):
-                mean, std = encode_moments(state.autoencoder, images)
-                reconstruction = state.autoencoder.decode(mean).sample.float()
+            mean, std, reconstruction = reconstruct(state, images, train=train)
             metrics.update(images, reconstruction, mean, std)
             if samples is not None and accelerator.is_main_process and len(pictures) < 2 * NUM_SAMPLES:
                 for pair in zip(images, reconstruction, strict=True):
@@ -78,6 +76,33 @@ def validate(
     if pictures and samples is not None:
         save_samples(pictures[: 2 * NUM_SAMPLES], samples)
     return metrics.compute()
+
+
+@torch.no_grad()
+def reconstruct(state: TrainingState, images: Tensor, *, train: TrainConfig) -> tuple[Tensor, Tensor, Tensor]:
+    """Posterior mean and standard deviation [B, c, h, w], and the mean's reconstruction [B, C, H, W], all float32."""
+    with autocast(images.device, enabled=use_bf16(train.mixed_precision, device=images.device)):
+        mean, std = encode_moments(state.autoencoder, images)
+        return mean, std, state.autoencoder.decode(mean).sample.float()
+
+
+def draw_samples(
+    state: TrainingState,
+    dataset: TrainingImages | StreamingImages,
+    path: Path,
+    *,
+    config: Config,
+    accelerator: Accelerator,
+) -> None:
+    """Without validation images, the main process draws the run's first crops above their reconstructions; a stream,
+    which can't go back to them, gets no picture."""
+    if not accelerator.is_main_process or isinstance(dataset, StreamingImages):
+        return
+    images = torch.stack([dataset[k].image for k in range(NUM_SAMPLES)])
+    with averaged_weights(state):
+        _, _, reconstruction = reconstruct(state, images.to(accelerator.device), train=config.train)
+    pairs = zip(images, reconstruction, strict=True)
+    save_samples([to_image(image) for pair in pairs for image in pair], path)
 
 
 @contextlib.contextmanager
