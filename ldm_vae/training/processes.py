@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib.util
 import os
 import socket
 import time
@@ -60,6 +61,10 @@ def start_accelerator(config: Config) -> Accelerator:
     """
     with told_once():
         _check_launch()
+    require(
+        config.report_to == "none" or importlib.util.find_spec(config.report_to) is not None,
+        f"report_to is {config.report_to}, which is not installed: pip install 'ldm-vae[{config.report_to}]'",
+    )
     train = config.train
     with waiting_for_others("to join them"):
         accelerator = Accelerator(
