@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -99,12 +99,19 @@ def damage(folder: Path) -> tuple[dict[str, Image.Image], set[str]]:
     save("cmyk.tif", picture(105).convert("CMYK"))
     save("animated.gif", picture(106).quantize(16), save_all=True, append_images=[picture(107).quantize(16)])
     save("broken exif.png", picture(108), exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
-    save("b0.bmp", picture(109))
+    for name, image, how in (
+        ("rotated.jpg", picture(109), {"exif": b"Exif\0\0MM\0*\0\0\0\x08\0\1\1\x12\0\3\0\0\0\1\0\6\0\0\0\0\0\0"}),
+        ("exif.jpg", picture(110), {"exif": b"Exif\0\0MM\0*\xff\xff\xff\xff"}),
+        ("cmyk.jpg", picture(111).convert("CMYK"), {}),
+    ):
+        image.save(folder / name, **how)
+        good[name] = ImageOps.exif_transpose(Image.open(folder / name)).convert("RGB")
     whole = (folder / "000.png").read_bytes()
     header = struct.pack(">IIBBBBB", 60000, 60000, 8, 2, 0, 0, 0)
     bomb = struct.pack(">I", 13) + b"IHDR" + header + struct.pack(">I", zlib.crc32(b"IHDR" + header))
     bad = {
         "cut.png": whole[: len(whole) // 2],
+        "cut.jpg": (folder / "cmyk.jpg").read_bytes()[:-300],
         "empty.jpg": b"",
         "text.jpg": b"not an image at all",
         "0bomb.png": whole[:8] + bomb + whole[33:],
@@ -125,6 +132,7 @@ def test_damaged_files_among_good_ones(vae: str, tmp_path: Path) -> None:
     names = sorted([*good, *bad])
     rows = {line["source"]: line for line in dataset.rows()}
     assert rows.keys() == good.keys()
+    assert rows["rotated.jpg"]["size"] == [20, 24]
     for name, image in good.items():
         line = rows[name]
         assert line["sample"] == names.index(name)
@@ -134,6 +142,8 @@ def test_damaged_files_among_good_ones(vae: str, tmp_path: Path) -> None:
     skipped = [json.loads(line) for line in (tmp_path / "out" / "skipped.jsonl").read_text().splitlines()]
     assert {line["source"] for line in skipped} == bad
     assert all(line["reason"] and line["sample"] == names.index(line["source"]) for line in skipped)
+    assert [line["sample"] for line in skipped] == sorted(line["sample"] for line in skipped)
+    assert encode(options(vae, str(tmp_path / "data"), tmp_path / "out")).encoded_images == 0
     with pytest.raises(UnreadableImage, match=r"0bomb\.png"):
         encode(options(vae, str(tmp_path / "data"), tmp_path / "strict", shard_size=64, strict=True))
     assert not (tmp_path / "strict" / "index.json").exists()

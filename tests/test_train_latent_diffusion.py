@@ -1,0 +1,36 @@
+"""The example script, by accelerate: its loss falls, and it draws a picture."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from ldm_vae.encode import encode
+from tests.latent_helpers import options, picture, save_vae
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.mark.processes
+def test_a_small_unet_learns_the_latents(tmp_path: Path) -> None:
+    vae = save_vae(tmp_path / "vae")
+    for i in range(40):
+        folder = tmp_path / "data" / ("a" if i % 2 else "b")
+        folder.mkdir(parents=True, exist_ok=True)
+        picture(i).save(folder / f"{i}.png")
+    encode(options(vae, str(tmp_path / "data"), tmp_path / "latents"))
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1"]
+    command += ["scripts/train_latent_diffusion.py", "--latents", str(tmp_path / "latents"), "--vae", vae]
+    command += ["--output", str(tmp_path / "out"), "--steps", "120", "--width", "16", "--num_samples", "4"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr[-2000:]
+    found = re.search(r"loss over the first 30 steps (\S+), over the last 30 (\S+)", run.stdout)
+    assert found is not None
+    assert float(found[2]) < 0.8 * float(found[1])
+    assert Image.open(tmp_path / "out" / "samples.png").size > (4 * 16, 16)
+    assert (tmp_path / "out" / "unet" / "config.json").exists()
