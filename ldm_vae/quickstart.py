@@ -33,6 +33,8 @@ TRAINING_PHOTOGRAPHS = (
     "retina.jpg",
     "rocket.jpg",
 )
+TILE = 128  # pixels
+MAX_SIDE = 512
 KEPT_OUT = "coffee.png"
 KEPT_OUT_BOX = (0, 0, 576, 384)  # left, top, right, bottom: sides that every factor up to 64 divides
 
@@ -85,7 +87,7 @@ def run_all(config: Config, *, output: Path, training: str, kept_out: Path) -> Q
     print(export(ExportOptions(run=str(run), output=str(folder))))
 
     latents, decoded = output / "latents", output / "decoded"
-    resolution = 4 * config.data.resolution
+    resolution = 2 * config.data.resolution
     print(encode(EncodeOptions(vae=str(folder), data=training, output=str(latents), resolution=resolution)))
     print(decode(DecodeOptions(vae=str(folder), latents=str(latents), output=str(decoded))))
 
@@ -120,7 +122,7 @@ def _prepare(output: Path, *, overwrite: bool) -> None:
 
 
 def gather_photographs(folder: Path) -> tuple[Path, Path]:
-    """Copy scikit-image's photographs into `folder`: those to train on, and the part of one that is kept out."""
+    """Put scikit-image's photographs into `folder`: those to train on, in tiles, and the part of one that is kept out."""
     package = importlib.util.find_spec("skimage")
     if package is None or package.origin is None:
         raise ValueError("the quickstart's photographs come with scikit-image: pip install 'ldm-vae[quickstart]'")
@@ -129,7 +131,18 @@ def gather_photographs(folder: Path) -> tuple[Path, Path]:
     for path in (training, kept_out):
         path.mkdir(parents=True)
     for name in TRAINING_PHOTOGRAPHS:
-        shutil.copy(source / name, training / name)
+        with Image.open(source / name) as image:
+            cut_into_tiles(image.convert("RGB"), training / Path(name).stem)
     with Image.open(source / KEPT_OUT) as image:
         image.convert("RGB").crop(KEPT_OUT_BOX).save(kept_out / KEPT_OUT)
     return training, kept_out
+
+
+def cut_into_tiles(image: Image.Image, stem: Path) -> None:
+    """Write an image, reduced to a short side of at most MAX_SIDE, as square tiles: little to decode for each crop, which
+    is then about as sharp as the photographs that the model is used on."""
+    reduction = max(1.0, min(image.size) / MAX_SIDE)
+    image = image.resize((round(image.width / reduction), round(image.height / reduction)), Image.Resampling.LANCZOS)
+    for top in range(0, image.height - TILE + 1, TILE):
+        for left in range(0, image.width - TILE + 1, TILE):
+            image.crop((left, top, left + TILE, top + TILE)).save(f"{stem}-{top:04d}-{left:04d}.png")
