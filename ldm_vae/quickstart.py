@@ -122,7 +122,7 @@ def _prepare(output: Path, *, overwrite: bool) -> None:
 
 
 def gather_photographs(folder: Path) -> tuple[Path, Path]:
-    """Put scikit-image's photographs into `folder`: those to train on, in tiles, and the part of one that is kept out."""
+    """Put scikit-image's photographs into `folder`: tiles of those to train on, and part of the one kept out."""
     package = importlib.util.find_spec("skimage")
     if package is None or package.origin is None:
         raise ValueError("the quickstart's photographs come with scikit-image: pip install 'ldm-vae[quickstart]'")
@@ -139,8 +139,8 @@ def gather_photographs(folder: Path) -> tuple[Path, Path]:
 
 
 def cut_into_tiles(image: Image.Image, stem: Path) -> None:
-    """Write an image, reduced to a short side of at most MAX_SIDE, as square tiles: little to decode for each crop, which
-    is then about as sharp as the photographs that the model is used on."""
+    """Write an image, reduced to a short side of at most MAX_SIDE, as square tiles: little to decode for each crop,
+    which is then about as sharp as the photographs that the model is used on."""
     reduction = max(1.0, min(image.size) / MAX_SIDE)
     image = image.resize((round(image.width / reduction), round(image.height / reduction)), Image.Resampling.LANCZOS)
     for top in range(0, image.height - TILE + 1, TILE):
