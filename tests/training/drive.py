@@ -3,13 +3,15 @@
 Under torchrun each process runs all jobs one after the other, in the processes of the launch. Otherwise this process,
 once it has imported everything, forks the processes of each job, which run the command line; so that a kill costs no
 import. A job is a dict: `config` (arguments of `tiny_config`), `changes` (of CHANGES, as "name" or "name:argument"),
-and, when forked, `num_processes`.
+and, when forked, `name`, `num_processes`, and what may be done to the run's folder before (`copy_of`, `damaged`,
+`how`).
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import json
 import multiprocessing
 import os
@@ -37,6 +39,7 @@ from ldm_vae.training.processes import weights_digest
 from ldm_vae.training.state import TrainingState
 from ldm_vae.training.step import TrainingStep
 from tests.training.conftest import tiny_config
+from tests.training.launching import damage
 
 Job = dict[str, Any]
 JOB_SECONDS = 120
@@ -125,7 +128,7 @@ def silent_in_step(argument: str) -> None:
     """`1,3`: rank 1 does nothing any more in step 3."""
     which, step = map(int, argument.split(","))
     if rank() == which:
-        before_step(step, lambda _: time.sleep(20))
+        before_step(step, lambda _: time.sleep(6))
 
 
 def killed_in_save(argument: str) -> None:
@@ -289,9 +292,14 @@ def run_in_launch(jobs: list[Job]) -> None:
 
 
 def run_forked(job: Job) -> None:
-    """Run a job in processes of its own and write its exit statuses; what they print is in OUTPUT_DIR-RANK.txt."""
+    """Run a job in processes of its own. What each prints, and how they end, is filed under its name."""
     config = tiny_config(**job["config"])
-    output, num_processes = config.output_dir, job.get("num_processes", 1)
+    run, num_processes = Path(config.output_dir), job["num_processes"]
+    output = run.parent / job["name"]
+    if "copy_of" in job:
+        shutil.copytree(run.parent / job["copy_of"], run)
+    if "damaged" in job:
+        damage(run / job["damaged"], how=job["how"])
     Path(f"{output}.yaml").write_text(dump_config(config))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -307,10 +315,11 @@ def run_forked(job: Job) -> None:
                                "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}  # fmt: skip
             apply_changes(job)
             cli.main(["train", "--config", f"{output}.yaml"])
-            raise SystemExit(0)
+            sys.stdout.flush()
+            os._exit(0)  # the end of an interpreter of this size takes longer than the run
         children.append(child)
-    statuses = wait(children)
-    Path(f"{output}-status.json").write_text(json.dumps(statuses))
+    ended = {"statuses": wait(children), "left": sorted(path.name for path in run.iterdir())}
+    Path(f"{output}-ended.json").write_text(json.dumps(ended))
 
 
 def wait(children: list[int]) -> list[int | None]:
@@ -336,5 +345,7 @@ if __name__ == "__main__":
     if "RANK" in os.environ:
         run_in_launch(listed)
     else:
+        gc.collect()
+        gc.freeze()  # so that the children needn't copy what they don't change
         for each in listed:
             run_forked(each)

@@ -44,7 +44,7 @@ def drive(jobs: list[dict[str, Any]], folder: Path, *, name: str) -> list[str]:
 
 def last_checkpoint(run: Path) -> Path:
     """The newest checkpoint of a run."""
-    return max(run.glob("checkpoint-*"))
+    return max(path for path in run.glob("checkpoint-*") if path.suffix != ".damaged")
 
 
 def weights(run: Path) -> dict[str, Tensor]:
@@ -83,3 +83,10 @@ def assert_bit_equal(run: Path, expected: Path) -> None:
             assert torch.equal(tensors[name], others[name]), f"{path.name}: {name}"
     assert (one / "state.json").read_text() == (other / "state.json").read_text()
     assert metrics(run) == metrics(expected)
+
+
+def damage(path: Path, *, how: str) -> None:
+    """Flip a bit in the middle of a file, or cut off its end."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content if how == "flip" else content[:-100])
