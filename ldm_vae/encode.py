@@ -21,7 +21,7 @@ from ldm_vae.data.files import Leases, remove_temporaries
 from ldm_vae.data.latent_stream import StreamWork
 from ldm_vae.data.latent_work import Work, open_output
 from ldm_vae.data.shard_writer import EncodedBatch, ShardWriter
-from ldm_vae.data.shards import Assembled, Plan, ShardRecord, assemble_index
+from ldm_vae.data.shards import Assembled, Plan, ShardRecord, assemble_index, assembled_index
 from ldm_vae.data.streaming import ImageStream, open_stream
 from ldm_vae.latents_plan import check_sizes, latent_shape, make_plan, make_preprocessing
 from ldm_vae.latents_verify import VerifyReport, verify
@@ -119,7 +119,7 @@ class _Encode:
             open_output(self.folder, plan=self.plan, overwrite=self.options.overwrite, leases=leases)
             self.work = self._work(leases)
             self.writer = stack.enter_context(ShardWriter(self.folder, plan=self.plan, on_written=self._written))
-            totals = None
+            totals = None if self.work.num_left else assembled_index(self.folder, plan=self.plan)
             while totals is None:
                 self._finish_shards()
                 totals = self._assemble()

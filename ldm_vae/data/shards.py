@@ -192,6 +192,17 @@ class Assembled:
     num_bytes: int
 
 
+def assembled_index(folder: Path, *, plan: Plan) -> Assembled | None:
+    """Return what the index of an output counts; none where it isn't there with the lists that go with it."""
+    if not all((folder / name).exists() for name in (INDEX, SAMPLES, SKIPPED)):
+        return None
+    index = json.loads((folder / INDEX).read_bytes())
+    if {key: index.get(key) for key in plan.to_json()} != plan.to_json():
+        return None
+    num_bytes = sum(shard["size"] for shard in index["shards"])
+    return Assembled(num_rows=index["num_rows"], num_skipped=index["num_skipped"], num_bytes=num_bytes)
+
+
 def assemble_index(folder: Path, *, plan: Plan, stems: Iterable[str]) -> Assembled:
     """Write samples.jsonl, skipped.jsonl and, last, index.json, from the records of whole shards, in order.
 
