@@ -30,6 +30,7 @@ _OVERWRITE = "overwrite"
 _SHARDS = "latents-*"
 _OURS = (PLAN, INDEX, SAMPLES, SKIPPED, HEADERS)
 _POLL_SECONDS = 0.2
+_REPLACE_SECONDS = 60.0
 
 
 def open_output(folder: Path, *, plan: Plan, overwrite: bool, leases: Leases) -> None:
@@ -63,12 +64,16 @@ def check_plan(folder: Path, *, plan: Plan) -> None:
 
 
 def _replace(folder: Path, *, plan: Plan, leases: Leases) -> None:
+    busy = ValueError(f"--output {folder}: another encode is at work there; stop it before --overwrite")
+    deadline = time.monotonic() + _REPLACE_SECONDS
     while not leases.claim(_OVERWRITE):  # held until its process ends, so that the others of its job know
         if _read_plan(folder) == plan.to_json():
             return
+        if time.monotonic() > deadline:
+            raise busy
         time.sleep(_POLL_SECONDS)
     if leases.taken_elsewhere():
-        raise ValueError(f"--output {folder}: another encode is at work there; stop it before --overwrite")
+        raise busy
     _clear(folder)
 
 

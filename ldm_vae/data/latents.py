@@ -43,7 +43,8 @@ class LatentDataset(Dataset[LatentSample]):
 
     Shards are mapped into memory when a row of theirs is first asked for, and a row is read without its shard, so
     opening a folder costs one small file whatever its size. An instance can be pickled, forked and sent to spawned
-    DataLoader workers, which each map the shards for themselves.
+    DataLoader workers, which each map the shards for themselves. Where images were encoded in buckets, rows differ in
+    shape; `ldm_vae.data.latent_sampler.ShapeBatchSampler` makes batches of one shape.
 
     >>> import torch
     >>> from ldm_vae import LatentDataset

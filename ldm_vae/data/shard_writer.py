@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ldm_vae.data.latent_stats import ChannelMoments, Rounding
-from ldm_vae.data.shards import NO_LABEL, Plan, Row, ShardRecord, write_shard
+from ldm_vae.data.shards import NO_LABEL, Plan, Row, ShardRecord, read_record, write_shard
 
 STORED_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 QUEUED_BATCHES = 16
@@ -119,6 +119,10 @@ class ShardWriter:
             self._write(self._open.pop(batch.stem), batch)
 
     def _write(self, shard: _OpenShard, batch: EncodedBatch) -> None:
+        theirs = read_record(self._folder, stem=batch.stem, plan_digest=self._plan.digest)
+        if theirs is not None:  # a process that took this one's lease over was faster; its device may round otherwise
+            self._on_written(theirs)
+            return
         read = [row for row in shard.rows if row.reason is None]
         tensors = {"sample": torch.tensor([row.sample for row in read], dtype=torch.int64)}
         if any(row.label is not None for row in read):
