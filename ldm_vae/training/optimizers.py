@@ -28,11 +28,12 @@ NEWTON_SCHULZ = [
 class MuonAdamW(AdamW):
     """AdamW whose groups with `muon: True` are updated by Muon (Jordan et al. 2024).
 
-    The momentum M of a weight, as a matrix [out, in·kh·kw], is brought to the nearest orthogonal one, and scaled so
-    that its elements' root mean square is that of an AdamW update (Liu et al. 2025, "Muon is scalable for LLM
-    training"):
+    The momentum of a weight, as a matrix [out, in·kh·kw] and with Nesterov's step, is brought to the nearest
+    orthogonal one, and scaled so that its elements' root mean square is that of an AdamW update (Liu et al. 2025,
+    "Muon is scalable for LLM training"):
 
-        M <- 0.95 M + 0.05 grad;   W <- W - lr · 0.2 · sqrt(max(out, in·kh·kw)) · orthogonal(M)
+        M <- 0.95 M + 0.05 grad
+        W <- W - lr · 0.2 · sqrt(max(out, in·kh·kw)) · orthogonal(0.95 M + 0.05 grad)
 
     The iteration is timm's. The loop around it is here because, like fused AdamW and unlike timm's class, it has to
     take the clipping factor and the verdict on a non-finite step from the device (`grad_scale`, `found_inf`), without
@@ -72,10 +73,12 @@ class MuonAdamW(AdamW):
         buffers = [self.state[parameter]["momentum_buffer"] for parameter in parameters]
         held = torch.stack(buffers)  # [k, out, in, ...]
         gradients = torch.stack([parameter.grad for parameter in parameters if parameter.grad is not None])
-        momentum = held.lerp(gradients if grad_scale is None else gradients / grad_scale, 1 - MUON_MOMENTUM)
+        gradients = gradients if grad_scale is None else gradients / grad_scale
+        momentum = held.lerp(gradients, 1 - MUON_MOMENTUM)
         if found_inf is not None:
             momentum = torch.where(found_inf > 0, held, momentum)
-        updates = self._orthogonalise(momentum.flatten(2)).view_as(momentum)
+        ahead = momentum.lerp(gradients, 1 - MUON_MOMENTUM)
+        updates = self._orthogonalise(ahead.flatten(2)).view_as(momentum)
         rate = learning_rate * 0.2 * max(updates[0].flatten(1).shape) ** 0.5
         for parameter, buffer, new, update in zip(parameters, buffers, momentum, updates, strict=True):
             buffer.copy_(new)

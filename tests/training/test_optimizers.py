@@ -96,7 +96,8 @@ def test_two_updates_are_the_formulas():
         optimizer.step()
         reference.step()
         momentum = 0.95 * momentum + 0.05 * gradient.flatten(1) / clipping
-        plain = plain * (1 - 0.01 * 0.1) - 0.01 * 0.2 * 36**0.5 * polar(momentum)
+        ahead = 0.95 * momentum + 0.05 * gradient.flatten(1) / clipping
+        plain = plain * (1 - 0.01 * 0.1) - 0.01 * 0.2 * 36**0.5 * polar(ahead)
     torch.testing.assert_close(convolution.flatten(1), plain)
     torch.testing.assert_close(bias, plain_bias)
 
