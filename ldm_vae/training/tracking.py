@@ -46,6 +46,11 @@ class Tracking:
             accelerator.init_trackers(
                 "ldm-vae", config=_flatten(asdict(config)), init_kwargs={"tensorboard": {"purge_step": step + 1}}
             )
+        size, number = config.train.accumulation(num_processes=accelerator.num_processes)
+        self.say(
+            f"{config.train.batch_size} images a step: {accelerator.num_processes} processes x {number} "
+            f"micro-batches of {size}"
+        )
 
     def log(self, reading: MeterReading, *, learning_rates: dict[str, float], step: int) -> None:
         """Write one line of training figures, and show the main ones."""

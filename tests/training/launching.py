@@ -49,11 +49,11 @@ def last_checkpoint(run: Path) -> Path:
 
 def weights(run: Path) -> dict[str, Tensor]:
     """All that the last checkpoint's tensor files hold, but for the optimizers', by file and name."""
-    files = ["autoencoder", "ema", "discriminator", "state"]
+    files = [path for path in last_checkpoint(run).glob("*.safetensors") if "optimizer" not in path.name]
     return {
-        f"{name}/{key}": tensor
-        for name in files
-        for key, tensor in load_file(last_checkpoint(run) / f"{name}.safetensors").items()
+        f"{path.stem}/{key}": tensor
+        for path in files
+        for key, tensor in load_file(path).items()
         if not key.startswith("meter")
     }
 
