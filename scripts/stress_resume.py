@@ -1,0 +1,224 @@
+"""Kills training runs at random moments, lets them go on, and compares each with a run that was never touched.
+
+    python scripts/stress_resume.py --kills 50 --num_processes 2
+
+Each run is one of a tiny autoencoder with GAN, learnt log-variance, averaged weights and validation, which saves at
+every second step. Its processes get SIGKILL at a random moment: all of them, or one, whose end the others must see by
+themselves. It is then started again with `resume_from_checkpoint: latest`, and in one case of three killed again.
+"Bit-equal" means that every file of every checkpoint and every line of metrics.jsonl (but for images_per_second) is
+the untouched run's. The processes are real ones; they are forked from this one, which has imported everything, since
+importing takes longer than such a run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import gc
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+os.environ |= {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+
+import numpy as np
+from PIL import Image
+
+from ldm_vae.config import Config, DataConfig, LossConfig, ModelConfig, TrainConfig
+from ldm_vae.training.checkpoint import list_checkpoints
+from ldm_vae.training.loop import train
+
+STEPS = 12
+HANG_SECONDS = 120
+
+
+def make_config(run: Path, pictures: Path, *, num_workers: int) -> Config:
+    """A run of a few thousand weights: all that a run can have, and a checkpoint at every second step."""
+    return Config(
+        output_dir=str(run),
+        report_to="none",
+        model=ModelConfig(block_out_channels=[8, 8], layers_per_block=1, norm_num_groups=4),
+        data=DataConfig(train=str(pictures), validation=str(pictures), resolution=32, num_workers=num_workers),
+        loss=LossConfig(perceptual="none", learn_logvar=True, disc_start=2, disc_channels=8, disc_num_layers=2),
+        train=TrainConfig(
+            batch_size=6,
+            max_train_steps=STEPS,
+            learning_rate=1e-3,
+            lr_scheduler="cosine",
+            lr_warmup_steps=2,
+            mixed_precision="no",
+            ema_decay=0.9,
+            log_steps=5,
+            validation_steps=4,
+            checkpointing_steps=2,
+            checkpoints_total_limit=None,
+            resume_from_checkpoint="latest",
+        ),
+    )
+
+
+def make_pictures(folder: Path) -> None:
+    rng = np.random.default_rng(0)
+    folder.mkdir()
+    for index in range(11):
+        small = Image.fromarray(rng.integers(0, 256, (5, 5, 3), dtype=np.uint8))
+        small.resize((40 + 3 * index, 48), Image.Resampling.BICUBIC).save(folder / f"{index}.png")
+
+
+# Processes
+
+
+def start(config: Config, *, num_processes: int) -> list[int]:
+    """Fork the processes of a launch; what they print goes to printed-RANK.txt beside the run."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    children = []
+    for rank in range(num_processes):
+        child = os.fork()
+        if child == 0:
+            printed = os.open(f"{config.output_dir}-printed-{rank}.txt", os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
+            os.dup2(printed, 1)
+            os.dup2(printed, 2)
+            if num_processes > 1:
+                os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(num_processes),
+                               "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}  # fmt: skip
+            status = 1
+            with contextlib.suppress(Exception, SystemExit):
+                train(config)
+                status = 0
+            os._exit(status)
+        children.append(child)
+    return children
+
+
+def wait(children: list[int]) -> list[int]:
+    """Exit statuses; a run that hangs is killed, and is an error."""
+    statuses: dict[int, int] = {}
+    until = time.monotonic() + HANG_SECONDS
+    while len(statuses) < len(children):
+        for child in set(children) - statuses.keys():
+            ended, status = os.waitpid(child, os.WNOHANG)
+            if ended:
+                statuses[child] = os.waitstatus_to_exitcode(status)
+            elif time.monotonic() > until:
+                os.kill(child, signal.SIGKILL)
+        time.sleep(0.005)
+    if time.monotonic() > until:
+        raise RuntimeError(f"a process hung for {HANG_SECONDS} s")
+    return [statuses[child] for child in children]
+
+
+# Killing
+
+
+@dataclass
+class Tally:
+    """What the kills hit."""
+
+    kills: int = 0
+    one_rank: int = 0
+    in_a_write: int = 0
+    before_any_checkpoint: int = 0
+    differing: list[str] = field(default_factory=list)
+
+
+def kill_once(config: Config, *, num_processes: int, seconds: float, rng: random.Random, tally: Tally) -> bool:
+    """Start a run, or go on with it, and kill it within `seconds`; false if it was faster."""
+    children = start(config, num_processes=num_processes)
+    time.sleep(rng.uniform(0, seconds))
+    victims = children if num_processes == 1 or rng.random() < 0.5 else [rng.choice(children)]
+    for child in victims:
+        os.kill(child, signal.SIGKILL)  # ours, and not yet waited for, so its number can't be another's
+    if -signal.SIGKILL not in wait(children):
+        return False
+    run = Path(config.output_dir)
+    tally.kills += 1
+    tally.one_rank += len(victims) < len(children)
+    tally.in_a_write += any(run.glob(".checkpoint*"))
+    tally.before_any_checkpoint += not list_checkpoints(run)
+    return True
+
+
+def interrupt(config: Config, *, num_processes: int, seconds: float, rng: random.Random, tally: Tally) -> None:
+    """Have a run killed at least once, and end."""
+    run = Path(config.output_dir)
+    while not kill_once(config, num_processes=num_processes, seconds=seconds, rng=rng, tally=tally):
+        shutil.rmtree(run)
+    while rng.random() < 1 / 3:
+        kill_once(config, num_processes=num_processes, seconds=seconds, rng=rng, tally=tally)
+    statuses = wait(start(config, num_processes=num_processes))
+    if any(statuses):
+        printed = Path(f"{run}-printed-0.txt").read_text()
+        raise RuntimeError(f"{run} did not end after it was killed (statuses {statuses}): {printed[-2000:]}")
+
+
+def differences(run: Path, expected: Path) -> list[str]:
+    """What differs between two finished runs: files of checkpoints, lines of metrics, names."""
+    found = []
+    names, others = (sorted(path.name for path in folder.iterdir()) for folder in (run, expected))
+    if names != others:
+        found.append(f"files {sorted(set(names) ^ set(others))}")
+    for checkpoint in list_checkpoints(expected):
+        for path in sorted(checkpoint.iterdir()):
+            other = run / checkpoint.name / path.name
+            if not other.is_file() or other.read_bytes() != path.read_bytes():
+                found.append(f"{checkpoint.name}/{path.name}")
+    if metrics(run) != metrics(expected):
+        found.append("metrics.jsonl")
+    return found
+
+
+def metrics(run: Path) -> list[dict[str, object]]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "images_per_second"} for line in lines]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=50, help="interrupted runs, each killed at least once")
+    parser.add_argument("--num_processes", type=int, default=1)
+    parser.add_argument("--num_workers", type=int, default=0, help="data workers of each process")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    rng, tally = random.Random(options.seed), Tally()
+    gc.collect()
+    gc.freeze()  # the children then needn't copy what they don't change
+    with tempfile.TemporaryDirectory() as folder:
+        pictures, untouched = Path(folder) / "pictures", Path(folder) / "untouched"
+        make_pictures(pictures)
+        began = time.monotonic()
+        config = make_config(untouched, pictures, num_workers=options.num_workers)
+        if any(wait(start(config, num_processes=options.num_processes))):
+            sys.exit(Path(f"{untouched}-printed-0.txt").read_text())
+        seconds = time.monotonic() - began
+        for number in range(1, options.kills + 1):
+            run = Path(folder) / f"run-{number}"
+            config = make_config(run, pictures, num_workers=options.num_workers)
+            interrupt(config, num_processes=options.num_processes, seconds=seconds, rng=rng, tally=tally)
+            found = differences(run, untouched)
+            if found:
+                tally.differing.append(run.name)
+                print(f"{run.name} differs in {', '.join(found)}", flush=True)
+            shutil.rmtree(run)
+            if sys.stderr.isatty():
+                print(f"\r{number} of {options.kills}", end="", file=sys.stderr)
+    equal = options.kills - len(tally.differing)
+    print(f"{equal} of {options.kills} bit-equal, with {options.num_processes} processes")
+    print(
+        f"{tally.kills} kills: {tally.in_a_write} inside a checkpoint's write, {tally.before_any_checkpoint} before the "
+        f"first checkpoint, {tally.one_rank} of one process alone"
+    )
+    sys.exit(bool(tally.differing))
+
+
+if __name__ == "__main__":
+    main()
