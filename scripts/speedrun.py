@@ -46,7 +46,7 @@ COMMON = {
     "report_to": "none",
     "model.block_out_channels": "[32, 64, 64, 64]",
     "model.layers_per_block": "1",
-    "model.norm_num_groups": "16",
+    "model.norm_num_groups": "32",
     "data.resolution": "128",
     "data.crop": "center",
     "data.num_workers": "1",
@@ -60,15 +60,18 @@ COMMON = {
     "train.ema_decay": "0.98",
 }
 PUBLISHED = {"train.learning_rate": "1e-3", "train.lr_scheduler": "constant_with_warmup"}
+GROUPS = {"model.norm_num_groups": "16"}  # 32, as published, normalise each of 32 channels for itself
 DECAY = {"train.learning_rate": "1e-3", "train.lr_scheduler": "constant_with_decay"}
-MUON = {"model.init": "quiet", "train.optimizer": "muon", "train.learning_rate": "2e-3"}
+QUIET = {"model.init": "quiet"}
+MUON = {"train.optimizer": "muon", "train.learning_rate": "2e-3"}
+NO_ATTENTION = {"model.mid_block_add_attention": "false"}
 RECIPES: dict[str, dict[str, str]] = {
     "published": COMMON | PUBLISHED,
-    "published_decay": COMMON | DECAY,
-    "quiet": COMMON | PUBLISHED | {"model.init": "quiet"},
-    "quiet_decay": COMMON | DECAY | {"model.init": "quiet"},
-    "muon_attention": COMMON | DECAY | MUON,
-    "fast": COMMON | DECAY | MUON | {"model.mid_block_add_attention": "false"},
+    "groups": COMMON | PUBLISHED | GROUPS,
+    "groups_quiet": COMMON | PUBLISHED | GROUPS | QUIET,
+    "groups_quiet_decay": COMMON | GROUPS | QUIET | DECAY,
+    "groups_quiet_decay_muon": COMMON | GROUPS | QUIET | DECAY | MUON,
+    "fast": COMMON | GROUPS | QUIET | DECAY | MUON | NO_ATTENTION,
 }
 # What a run is continued with: perceptual distance and GAN.
 GAN = {
