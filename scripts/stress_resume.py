@@ -214,8 +214,8 @@ def main() -> None:
     equal = options.kills - len(tally.differing)
     print(f"{equal} of {options.kills} bit-equal, with {options.num_processes} processes")
     print(
-        f"{tally.kills} kills: {tally.in_a_write} inside a checkpoint's write, {tally.before_any_checkpoint} before the "
-        f"first checkpoint, {tally.one_rank} of one process alone"
+        f"{tally.kills} kills: {tally.in_a_write} inside a checkpoint's write, {tally.before_any_checkpoint} before "
+        f"the first checkpoint, {tally.one_rank} of one process alone"
     )
     sys.exit(bool(tally.differing))
 

@@ -3,8 +3,8 @@
 Under torchrun each process runs all jobs one after the other, in the processes of the launch. Otherwise this process,
 once it has imported everything, forks the processes of each job, which run the command line; so that a kill costs no
 import. A job is a dict: `config` (arguments of `tiny_config`), `changes` (of CHANGES, as "name" or "name:argument"),
-and, when forked, `name`, `num_processes`, and what may be done to the run's folder before (`copy_of`, `damaged`,
-`how`).
+and, when forked, `name`, `num_processes`, how many of them are `started` if not all, and what is done to the run's
+folder before (`copy_of`, `damaged`, `how`).
 """
 
 from __future__ import annotations
@@ -305,7 +305,7 @@ def run_forked(job: Job) -> None:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     children = []
-    for index in range(num_processes):
+    for index in range(job.get("started", num_processes)):
         child = os.fork()
         if child == 0:
             os.dup2(os.open(f"{output}-{index}.txt", os.O_CREAT | os.O_WRONLY | os.O_TRUNC), 1)
@@ -318,7 +318,7 @@ def run_forked(job: Job) -> None:
             sys.stdout.flush()
             os._exit(0)  # the end of an interpreter of this size takes longer than the run
         children.append(child)
-    ended = {"statuses": wait(children), "left": sorted(path.name for path in run.iterdir())}
+    ended = {"statuses": wait(children), "left": sorted(path.name for path in run.glob("*"))}
     Path(f"{output}-ended.json").write_text(json.dumps(ended))
 
 

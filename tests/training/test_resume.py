@@ -27,6 +27,7 @@ pytestmark = pytest.mark.processes
 
 STEPS = 6
 LAST = f"checkpoint-{STEPS:06d}"
+STREAMS = {"stream-empty_shard": "*.parquet", "stream-one_file": "0.parquet"}  # for 3 processes
 TAIL = "go on with --train.resume_from_checkpoint latest"
 
 
@@ -99,10 +100,12 @@ def runs(tmp_path_factory: pytest.TempPathFactory, pictures: Path, shards: Path)
     add("rewound", run="older", train={"resume_from_checkpoint": "checkpoint-000002"}, overwrite=True)
     add("anew", run="whole-1", train={"resume_from_checkpoint": None})
 
-    stream = {"train": str(shards), "streaming": True}
+    stream = {"train": str(shards / "[01].parquet"), "streaming": True}
     add("stream-whole", processes=2, data=stream)
     interrupted("stream", "signal_in_step:SIGKILL,0,5", processes=2, data=stream)
-    add("stream-3", processes=3, data=stream, train={"batch_size": 6})
+    for name, files in STREAMS.items():
+        add(name, processes=3, data={"train": str(shards / files), "streaming": True}, train={"batch_size": 6})
+    add("missing", processes=2, started=1, train={"timeout_minutes": 0.03})
 
     printed = runs.folder / "driver.txt"
     process = start(drive(jobs, runs.folder, name="jobs"), output=printed)
@@ -112,11 +115,11 @@ def runs(tmp_path_factory: pytest.TempPathFactory, pictures: Path, shards: Path)
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Path:
-    """Parquet files of unequal size, one of them empty: fewer than 3 processes can share evenly."""
+    """Parquet files of 8, 3 and no images."""
     folder = tmp_path_factory.mktemp("shards")
     cells = [{"bytes": path.read_bytes(), "path": path.name} for path in sorted(pictures.iterdir())]
     features = datasets.Features({"image": datasets.Image()})
-    for number, part in enumerate((cells[:8], cells[8:8], cells[8:])):
+    for number, part in enumerate((cells[:8], cells[8:], [])):
         table = datasets.Dataset.from_dict({"image": part}, features=features)
         table.to_parquet(folder / f"{number}.parquet")
     return folder
@@ -182,6 +185,7 @@ def test_resume_with_another_number_of_processes_keeps_the_data_order(runs: Runs
         ("main_killed_in_save", 1, "ldm-vae (process 1): waiting for the other processes (for the main one to write"),
         ("silent", 0, "ldm-vae: waiting for the other processes in step 3 broke off"),
         ("worker_killed", 0, "ldm-vae: waiting for the other processes in step 3 broke off"),
+        ("missing", 0, "ldm-vae: waiting for the other processes to join them broke off"),
     ],
 )
 def test_lost_process_is_told_in_one_line(runs: Runs, name: str, rank: int, said: str) -> None:
@@ -243,10 +247,10 @@ def test_new_run_into_a_folder_that_holds_one_is_refused(runs: Runs) -> None:
     assert sorted(path.name for path in runs.path("whole-1").iterdir()) == runs.left("whole-1")
 
 
-def test_streams_run_whatever_the_shards(runs: Runs) -> None:
-    """3 files for 2 and for 3 processes: of 8, 0 and 3 images."""
-    assert runs.statuses("stream-3") == [0, 0, 0]
-    assert last_checkpoint(runs.path("stream-3")).name == LAST
+@pytest.mark.parametrize("name", STREAMS)
+def test_streams_run_whatever_the_shards(runs: Runs, name: str) -> None:
+    assert runs.statuses(name) == [0, 0, 0]
+    assert last_checkpoint(runs.path(name)).name == LAST
 
 
 def test_files_may_be_read_by_whom_the_umask_lets(runs: Runs) -> None:
