@@ -36,7 +36,7 @@ from ldm_vae.config import Config, DataConfig, LossConfig, ModelConfig, TrainCon
 from ldm_vae.training.checkpoint import list_checkpoints
 from ldm_vae.training.loop import train
 
-STEPS = 12
+STEPS = 20
 HANG_SECONDS = 120
 
 
@@ -56,8 +56,8 @@ def make_config(run: Path, pictures: Path, *, num_workers: int) -> Config:
             lr_warmup_steps=2,
             mixed_precision="no",
             ema_decay=0.9,
-            log_steps=5,
-            validation_steps=4,
+            log_steps=7,
+            validation_steps=8,
             checkpointing_steps=2,
             checkpoints_total_limit=None,
             resume_from_checkpoint="latest",
