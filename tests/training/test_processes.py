@@ -8,7 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
+from ldm_vae.export import export
+from ldm_vae.options import ExportOptions
 from tests.training.launching import drive, largest_difference, last_checkpoint, metrics, start, torchrun
 
 pytestmark = pytest.mark.processes
@@ -137,6 +141,20 @@ def test_validation_and_latent_statistics_are_those_of_one_process(launches: Lau
         assert one.keys() == two.keys()
         for name, value in one.items():
             assert two[name] == pytest.approx(value, rel=1e-4), name
+
+
+def test_exported_weights_and_scaling_are_those_of_one_process(launches: Launches, tmp_path: Path) -> None:
+    configs, tensors = [], []
+    for num_processes, name in ((1, f"full-{BATCH_SIZE}"), (2, "full-2")):
+        output = tmp_path / str(num_processes)
+        run = launches.run(name, num_processes=num_processes)
+        export(ExportOptions(run=str(run), output=str(output), shift=True, num_workers=0))
+        configs.append(json.loads((output / "config.json").read_text()))
+        tensors.append(load_file(output / "diffusion_pytorch_model.safetensors"))
+    for name in ("scaling_factor", "shift_factor"):
+        assert configs[0][name] == pytest.approx(configs[1][name], rel=1e-5, abs=1e-6)
+    for name, tensor in tensors[0].items():
+        torch.testing.assert_close(tensors[1][name], tensor, rtol=0, atol=TOLERANCE)
 
 
 def test_training_figures_are_those_of_one_process(launches: Launches) -> None:
