@@ -247,11 +247,18 @@ def _load_ema(state: TrainingState, checkpoint: Path, *, ema_step: int | None) -
 def _load_optimizer(network: TrainedNetwork[Any], tensors: dict[str, Tensor]) -> None:
     """Take up moments and steps, in the memory format of the weights."""
     parameters = dict(named_trained_parameters(network))
-    updated = {key.rsplit(":", 1)[0] for key in tensors}
-    if tensors and updated != parameters.keys():
-        raise RuntimeError(f"it trained other weights, such as {min(updated ^ parameters.keys())}")
+    names = {parameter: name for name, parameter in parameters.items()}
+    expected = {
+        f"{names[parameter]}:{kind}"
+        for group in network.optimizer.param_groups
+        for parameter in group["params"]
+        for kind in (("momentum_buffer",) if group.get("muon") else ("step", "exp_avg", "exp_avg_sq"))
+    }
+    if tensors and tensors.keys() != expected:
+        unlike = min(tensors.keys() ^ expected)
+        raise RuntimeError(f"it trained other weights, or with another optimizer; see {unlike}")
     for key, value in tensors.items():
-        name, kind = key.rsplit(":", 1)
+        name, _, kind = key.rpartition(":")
         parameter = parameters[name]
         held = torch.empty_like(parameter) if value.shape == parameter.shape else value.to(parameter.device)
         network.optimizer.state[parameter][kind] = held.copy_(value)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 from ldm_vae.config import Config
-from ldm_vae.config_file import dump_config
+from ldm_vae.config_file import dump_config, load_config
 from ldm_vae.data.files import remove_temporaries, write_whole
 from ldm_vae.training.checkpoint import (
     CHECKPOINT,
@@ -16,7 +17,7 @@ from ldm_vae.training.checkpoint import (
     list_checkpoints,
     remove_checkpoint,
 )
-from ldm_vae.training.tracking import LOGS, METRICS, SAMPLES, SKIPPED, rewind
+from ldm_vae.training.tracking import LOGS, METRICS, SAMPLES, SKIPPED, flatten, rewind
 
 CONFIG = "config.yaml"
 
@@ -69,7 +70,24 @@ def begin_run(run: Path, config: Config, *, checkpoint: Path | None) -> None:
             else:
                 remove_checkpoint(other)
         rewind(run, step=checkpoint_step(checkpoint))
+        for line in _changes(run, config):
+            print(line)
     write_whole(run / CONFIG, dump_config(config).encode())
+
+
+def _changes(run: Path, config: Config) -> list[str]:
+    """A line for each setting that is not the one the run had so far."""
+    try:
+        before = flatten(asdict(load_config(run / CONFIG)))
+    except ValueError:  # written by another version
+        return []
+    now = flatten(asdict(config))
+    apart = ("output_dir", "overwrite", "train.resume_from_checkpoint")
+    return [
+        f"{name} is {now[name]} now, after {before[name]}"
+        for name in now
+        if before[name] != now[name] and name not in apart
+    ]
 
 
 def _later(run: Path, checkpoint: Path) -> list[Path]:

@@ -44,7 +44,7 @@ class Tracking:
         self.num_skipped_images = 0
         if config.report_to != "none":
             accelerator.init_trackers(
-                "ldm-vae", config=_flatten(asdict(config)), init_kwargs={"tensorboard": {"purge_step": step + 1}}
+                "ldm-vae", config=flatten(asdict(config)), init_kwargs={"tensorboard": {"purge_step": step + 1}}
             )
         size, number = config.train.accumulation(num_processes=accelerator.num_processes)
         self.say(
@@ -137,12 +137,12 @@ def _is_number(value: object) -> bool:
     return isinstance(value, (int, float))
 
 
-def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Dotted names, and values that every tracker takes."""
     flat: dict[str, Any] = {}
     for name, value in values.items():
         if isinstance(value, dict):
-            flat |= _flatten(value, f"{prefix}{name}.")
+            flat |= flatten(value, f"{prefix}{name}.")
         else:
             flat[prefix + name] = value if isinstance(value, (int, float, str, bool)) else str(value)
     return flat

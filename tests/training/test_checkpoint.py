@@ -187,11 +187,12 @@ def test_full_disk_leaves_what_was_saved(run: Path, state: TrainingState, after:
         {"model": {"decoder_only": True}},
         {"loss": {"learn_logvar": False}},
         {"loss": {"disc_channels": 4}},
+        {"train": {"optimizer": "muon"}},
     ],
 )
 def test_checkpoint_of_another_model_is_refused(run: Path, other: dict[str, dict[str, object]]) -> None:
     loss = {"learn_logvar": True, "disc_start": 0} | other.get("loss", {})
-    config = tiny_config(data={"resolution": 64}, model=other.get("model"), loss=loss)
+    config = tiny_config(data={"resolution": 64}, model=other.get("model"), loss=loss, train=other.get("train"))
     state = build_state(config, accelerator=Accelerator(cpu=True))
     with pytest.raises(CheckpointError, match="is of another model than this config's: ") as raised:
         load_checkpoint(state, run / "checkpoint-000002")
@@ -261,3 +262,10 @@ def test_resuming_drops_what_came_after_and_torn_lines(run: Path) -> None:
     assert sorted(path.name for path in run.iterdir() if "checkpoint" in path.name) == [
         "checkpoint-000001", "checkpoint-000002", "checkpoint-000003.damaged",
     ]  # fmt: skip
+
+
+def test_changed_settings_are_told(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = resuming(run, "latest")
+    config.train.learning_rate = 5e-4
+    begin_run(run, config, checkpoint=run / "checkpoint-000003")
+    assert capsys.readouterr().out.splitlines() == ["train.learning_rate is 0.0005 now, after 0.001"]
