@@ -4,7 +4,7 @@
 
 Beside `ldm-vae encode`, in turn and in one run: the loop that one would write with diffusers (Pillow, `vae.encode` in
 float32, one batch after the other, `torch.save`), and the bare bf16 encoder on a batch in memory, which is the limit.
-Each line is the median over the rounds. What bf16 does to the latents is measured too: the relative error of the mean
+Each line is the median over the rounds, each ratio that of the rounds' ratios. What bf16 does to the latents is measured too: the relative error of the mean
 against float32, and the PSNR between the pictures decoded from both. Without --vae, the Stable Diffusion architecture
 (83.7 M parameters) with random weights is used: its speed is that of trained weights; its errors need not be.
 """
@@ -150,14 +150,21 @@ def measure(directory: Path, options: argparse.Namespace) -> dict[str, dict[str,
     for _ in range(options.rounds):
         for name, run in runs.items():
             seconds[name].append(run())
-    medians = {name: statistics.median(values) for name, values in seconds.items()}
-    ours, limit, loop, ours32 = medians.values()
+    ours, limit, loop, ours32 = seconds.values()
     return {
-        "seconds": medians,
-        "ratios": {"bf16_over_diffusers_loop": loop / ours, "bf16_over_the_limit": limit / ours,
-                   "float32_over_diffusers_loop": loop / ours32},
+        "seconds": {name: statistics.median(values) for name, values in seconds.items()},
+        "ratios": {
+            "bf16_over_diffusers_loop": median_ratio(loop, ours),
+            "bf16_over_the_limit": median_ratio(limit, ours),
+            "float32_over_diffusers_loop": median_ratio(loop, ours32),
+        },
         "bf16": bf16_errors(vae, directory / "float32", directory / "bf16"),
-    }  # fmt: skip
+    }
+
+
+def median_ratio(slower: list[float], faster: list[float]) -> float:
+    """The median over the rounds of their ratio, in which a load that comes and goes cancels."""
+    return statistics.median(a / b for a, b in zip(slower, faster, strict=True))
 
 
 if __name__ == "__main__":
