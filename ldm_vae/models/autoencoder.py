@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -28,6 +29,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ldm_vae.config import ModelConfig, require
+from ldm_vae.models.blocks import speed_up_blocks
 from ldm_vae.models.initialisation import quiet_
 from ldm_vae.models.ldm_layout import read_ldm_file
 
@@ -110,7 +112,7 @@ def _load_from_hub(repository: str, *, field: str) -> AutoencoderKL:
         files, offline, reason = ["config.json", "vae/config.json"], True, error
     subfolders = [name for name, file in ((None, "config.json"), ("vae", "vae/config.json")) if file in files]
     for subfolder in subfolders:
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError), warnings.catch_warnings(action="ignore"):
             return AutoencoderKL.from_pretrained(
                 repository, subfolder=subfolder, local_files_only=offline, torch_dtype=torch.float32
             ).eval()
@@ -132,7 +134,7 @@ def _load_folder(folder: Path, *, field: str) -> AutoencoderKL:
     )
     class_name = json.loads((folder / "config.json").read_text()).get("_class_name")
     require(class_name == "AutoencoderKL", f"{field}: {folder} holds a {class_name}, not an AutoencoderKL")
-    plain = any(folder.glob("diffusion_pytorch_model.safetensors*")) or any(folder.glob("diffusion_pytorch_model*.bin"))
+    plain = any(any(folder.glob(f"diffusion_pytorch_model{end}")) for end in (".safetensors*", "*.bin"))
     variant = None if plain else "fp16"
     try:
         return AutoencoderKL.from_pretrained(folder, variant=variant, torch_dtype=torch.float32).eval()
@@ -242,6 +244,7 @@ class TrainableAutoencoder(nn.Module):
             autoencoder.encoder.requires_grad_(False)
             if autoencoder.quant_conv is not None:
                 autoencoder.quant_conv.requires_grad_(False)
+        speed_up_blocks(autoencoder)
         self.decode_features: Callable[[Tensor], Tensor] = functools.partial(decode_features, autoencoder)
 
     @property

@@ -7,6 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from ldm_vae.models.blocks import speed_up_blocks
+
 GROUPS = 32
 
 
@@ -36,6 +38,7 @@ class PatchDiscriminator(nn.Module):
         layers.append(nn.Conv2d(width, 1, 4, padding=1))
         self.layers = nn.Sequential(*layers)
         self.apply(_initialise)
+        speed_up_blocks(self)
 
     def _make_norm(self, width: int) -> nn.Module:
         if self.norm == "batch":

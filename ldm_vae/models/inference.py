@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import functools
 import os
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from diffusers import AutoencoderKL
-from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 
 from ldm_vae.models.autoencoder import encode_moments
+from ldm_vae.models.blocks import speed_up_blocks
 
 
 def local_device() -> torch.device:
@@ -47,9 +45,7 @@ class InferenceAutoencoder:
         for half in (autoencoder.encoder, autoencoder.decoder):
             if bf16:
                 _round_weights(half)
-            for module in half.modules():
-                if isinstance(module, ResnetBlock2D) and module.output_scale_factor == 1:
-                    module.forward = functools.partial(_resnet_block, module)
+            speed_up_blocks(half)
         autoencoder.to(self.device, memory_format=torch.channels_last)
 
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -87,10 +83,3 @@ def _take_own_type(convolution: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[
     weight = convolution.weight
     assert isinstance(weight, Tensor)
     return tuple(value.to(weight.dtype) for value in inputs)
-
-
-def _resnet_block(block: ResnetBlock2D, hidden: Tensor, temb: None = None) -> Tensor:
-    """diffusers' ResnetBlock2D without time embedding, bit for bit, with activations and the sum in place."""
-    residual = block.conv1(F.silu(block.norm1(hidden), inplace=True))
-    residual = block.conv2(F.silu(block.norm2(residual), inplace=True))
-    return residual.add_(hidden if block.conv_shortcut is None else block.conv_shortcut(hidden))

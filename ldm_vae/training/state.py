@@ -45,6 +45,17 @@ class TrainedNetwork(Generic[Network]):
         return [parameter for parameter in self.module.parameters() if parameter.requires_grad]
 
 
+class AveragedWeights(EMAModel):
+    """diffusers' exponential moving average, updated in one pass over memory and without a copy of all weights."""
+
+    @torch.no_grad()
+    def step(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Move by 1 - decay towards the parameters, which come in the order of those it was made of."""
+        self.optimization_step += 1
+        self.cur_decay_value = self.get_decay(self.optimization_step)
+        torch._foreach_lerp_(self.shadow_params, list(parameters), 1 - self.cur_decay_value)
+
+
 @dataclass(frozen=True, kw_only=True)
 class BestValidation:
     """The best validation so far."""
@@ -95,13 +106,13 @@ def build_state(config: Config, *, accelerator: Accelerator) -> TrainingState:
     """Build networks, optimizers and schedules, on the accelerator's device, wrapped for its processes."""
     autoencoder = build_autoencoder(config.model)
     check_resolution(config.data.resolution, spatial_factor=spatial_factor(autoencoder))
-    checkpoint_activations(autoencoder, config.train.gradient_checkpointing)
     trainable = TrainableAutoencoder(
         autoencoder,
         decoder_only=config.model.decoder_only,
         learn_logvar=config.loss.learn_logvar,
         logvar_init=config.loss.logvar_init,
     )
+    checkpoint_activations(autoencoder, config.train.gradient_checkpointing)
     train = config.train
     generator = _trained(
         trainable,
@@ -139,7 +150,7 @@ def build_state(config: Config, *, accelerator: Accelerator) -> TrainingState:
         meter=Meter(device=accelerator.device),
     )
     if config.train.ema_decay > 0:
-        state.ema = EMAModel(state.ema_parameters, decay=config.train.ema_decay, foreach=True)
+        state.ema = AveragedWeights(state.ema_parameters, decay=config.train.ema_decay)
     return state
 
 

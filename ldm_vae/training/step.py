@@ -72,14 +72,18 @@ class TrainingStep:
         resumed runs must both have it behind them. It also shows at the start, not at disc_start, what does not
         compile or fit.
         """
+        batch = self.grey_batch(resolution=resolution)
+        self.micro_batch(batch, adversarial=self.state.discriminator is not None)
+        for network in self._networks():
+            network.optimizer.zero_grad()
+
+    def grey_batch(self, *, resolution: int) -> TrainingBatch:
+        """A micro-batch of grey images, without noise."""
         model = self.state.autoencoder
         images = torch.zeros(self.micro_batch_size, model.config.in_channels, resolution, resolution)
         side = resolution // spatial_factor(model)
         noise = torch.zeros(self.micro_batch_size, model.config.latent_channels, side, side)
-        batch = TrainingBatch(images=images, noise=noise, skipped=[])
-        self.micro_batch(batch, adversarial=self.state.discriminator is not None)
-        for network in self._networks():
-            network.optimizer.zero_grad()
+        return TrainingBatch(images=images, noise=noise, skipped=[])
 
     def micro_batch(self, batch: TrainingBatch, *, adversarial: bool) -> MicroBatch:
         """Forward and backward of one micro-batch; gradients are added to the networks'."""

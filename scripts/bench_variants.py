@@ -1,0 +1,272 @@
+"""The variants that bench_train.py measures: ours and the published step, on one synthetic batch again and again."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import resource
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import lpips
+import torch
+from reference_step import ReferenceStep
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from ldm_vae.config import Config
+from ldm_vae.config_file import parse
+from ldm_vae.losses.perceptual import LPIPS, load_perceptual
+from ldm_vae.models.autoencoder import build_autoencoder
+from ldm_vae.training.processes import start_accelerator
+from ldm_vae.training.state import build_state
+from ldm_vae.training.step import TrainingStep
+
+
+@dataclass(kw_only=True)
+class Timing:
+    """Some steps of one variant, in seconds a step."""
+
+    seconds: float
+    cpu_seconds: float  # of the whole process
+    sections: dict[str, float]  # of the last step; empty for the published one
+
+
+@dataclass(kw_only=True)
+class Memory:
+    """Bytes, at the most."""
+
+    peak: int
+    state: int  # weights, their gradients, optimizers and EMA
+
+    @property
+    def activations(self) -> int:
+        """What the peak has above the state."""
+        return self.peak - self.state
+
+
+class Ours:
+    """The real step on a real state."""
+
+    def __init__(self, options: list[str], arguments: argparse.Namespace) -> None:
+        config = make_config(
+            arguments,
+            mixed_precision="bf16" if "bf16" in options else "no",
+            compile="on" if "compile" in options else "off",
+            gradient_checkpointing=next((option for option in options if option in ("blocks", "full")), "none"),
+        )
+        accelerator = start_accelerator(config)
+        self.device = accelerator.device
+        self.state = build_state(config, accelerator=accelerator)
+        perceptual = make_perceptual(arguments.perceptual)
+        if isinstance(perceptual, lpips.LPIPS):
+            perceptual = LPIPS(perceptual)
+        if perceptual is not None:
+            perceptual.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.state.objective = dataclasses.replace(self.state.objective, perceptual_network=perceptual)
+        self.step = TrainingStep(self.state, loss=config.loss, train=config.train, accelerator=accelerator)
+        self.batch = self.step.grey_batch(resolution=config.data.resolution)
+        self.batch.images.uniform_(-1, 1)
+        self.batch.noise.normal_()
+        self.marks = Marks(self.device)
+        self._mark_sections()
+
+    def __call__(self) -> None:
+        self.marks.start("forward")
+        self.step(iter([self.batch]))
+
+    def networks(self) -> Iterator[tuple[nn.Module, torch.optim.Optimizer]]:
+        """What is trained, and by which optimizer."""
+        for network in (self.state.generator, self.state.discriminator):
+            assert network is not None
+            yield network.module, network.optimizer
+
+    def averages(self) -> list[Tensor]:
+        """The EMA's weights."""
+        return [] if self.state.ema is None else self.state.ema.shadow_params
+
+    def _mark_sections(self) -> None:
+        """Let hooks say where the step has got to."""
+        generator, discriminator = self.state.generator, self.state.discriminator
+        assert discriminator is not None
+        mark = self.marks.mark
+
+        def after_forward(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            output.reconstruction.register_hook(lambda _: mark("backward"))
+            mark("reconstruction loss, to y")
+
+        def before_layers(_module: nn.Module, _inputs: Any) -> None:
+            if self.marks.current == "reconstruction loss, to y":
+                mark("adversarial loss, to y")
+
+        generator.module.register_forward_hook(after_forward)
+        discriminator.module.layers.register_forward_pre_hook(before_layers)
+        discriminator.module.register_forward_pre_hook(lambda *_: mark("discriminator"))
+        generator.optimizer.register_step_pre_hook(lambda *_: mark("optimizers and EMA"))
+
+
+class Reference:
+    """The published step."""
+
+    def __init__(self, options: list[str], arguments: argparse.Namespace) -> None:
+        config = make_config(arguments, mixed_precision="no", compile="off", gradient_checkpointing="none")
+        self.device = torch.device(arguments.device)
+        torch.backends.cudnn.benchmark = True
+        self.step = ReferenceStep(
+            build_autoencoder(config.model),
+            config=config,
+            perceptual=make_perceptual(arguments.perceptual),
+            bf16="bf16" in options,
+            device=self.device,
+        )
+        shape = (config.train.batch_size, config.model.in_channels, config.data.resolution, config.data.resolution)
+        self.images = torch.rand(shape) * 2 - 1
+        self.marks = Marks(self.device)
+
+    def __call__(self) -> None:
+        self.marks.start("step")
+        self.step(self.images)
+
+    def networks(self) -> Iterator[tuple[nn.Module, torch.optim.Optimizer]]:
+        """What is trained, and by which optimizer."""
+        yield self.step.autoencoder, self.step.optimizer
+        yield self.step.discriminator, self.step.disc_optimizer
+
+    def averages(self) -> list[Tensor]:
+        """No EMA."""
+        return []
+
+
+class Marks:
+    """Moments of a step, each beginning a section: CUDA events, or the clock."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.current = ""
+        self._moments: list[tuple[str, Any]] = []
+
+    def start(self, section: str) -> None:
+        """Forget the last step."""
+        self._moments.clear()
+        self.mark(section)
+
+    def mark(self, section: str) -> None:
+        """Begin a section."""
+        self.current = section
+        if self.device.type == "cuda":
+            moment: Any = torch.cuda.Event(enable_timing=True)
+            moment.record()
+        else:
+            moment = time.perf_counter()
+        self._moments.append((section, moment))
+
+    def seconds(self) -> dict[str, float]:
+        """Seconds of each section; the last one ends now."""
+        self.mark("end")
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        return {
+            section: begin.elapsed_time(end) / 1000 if self.device.type == "cuda" else end - begin
+            for (section, begin), (_, end) in pairwise(self._moments)
+        }
+
+
+class Subject:
+    """A variant in its process."""
+
+    def __init__(self, variant: str, arguments: argparse.Namespace) -> None:
+        torch.set_num_threads(arguments.threads)
+        self.memory_before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        kind, *options = variant.split("-")
+        self.steps = arguments.steps
+        self.run = (Ours if kind == "ours" else Reference)(options, arguments)
+        for _ in range(arguments.warmup):
+            self.run()
+
+    def time(self) -> Timing:
+        """Run some steps."""
+        self._synchronise()
+        start, cpu_start = time.perf_counter(), time.process_time()
+        for _ in range(self.steps):
+            self.run()
+        sections = self.run.marks.seconds()
+        self._synchronise()
+        return Timing(
+            seconds=(time.perf_counter() - start) / self.steps,
+            cpu_seconds=(time.process_time() - cpu_start) / self.steps,
+            sections=sections,
+        )
+
+    def memory(self) -> Memory:
+        """The most that was held so far."""
+        state = sum(size_of(self.run.averages()) + size_of(held_for(*network)) for network in self.run.networks())
+        if self.run.device.type == "cuda":
+            return Memory(peak=torch.cuda.max_memory_allocated(), state=state)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return Memory(peak=peak - self.memory_before, state=state)
+
+    def flops(self) -> int:
+        """Of a step."""
+        with FlopCount() as count:
+            self.run()
+        return count.total
+
+    def _synchronise(self) -> None:
+        if self.run.device.type == "cuda":
+            torch.cuda.synchronize()
+
+
+class FlopCount(TorchDispatchMode):
+    """Adds up torch's own counts of the operators that run. (torch's FlopCounterMode follows modules as well, which
+    torch.autograd.grad with leaves does not allow.)"""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func.overloadpacket in flop_registry:
+            self.total += flop_registry[func.overloadpacket](*args, **(kwargs or {}), out_val=result)
+        return result
+
+
+def held_for(network: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[Tensor]:
+    """A network's weights, its gradients (as large as the trained ones) and its optimizer's tensors."""
+    yield from network.parameters()
+    for group in optimizer.param_groups:
+        yield from group["params"]
+    for values in optimizer.state.values():
+        yield from (value for value in values.values() if isinstance(value, Tensor))
+
+
+def size_of(tensors: Iterable[Tensor]) -> int:
+    """Bytes."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def make_config(arguments: argparse.Namespace, **train: str) -> Config:
+    """The recipe on one batch a step, with the GAN from the first one on."""
+    fixed = {
+        "report_to": "none",
+        "data.resolution": arguments.resolution,
+        "loss.perceptual": "none",  # ours is put in afterwards
+        "loss.disc_start": 0,
+        "train.batch_size": arguments.batch_size,
+        **{f"train.{name}": value for name, value in train.items()},
+    }
+    words = [f"--{name}={value}" for name, value in fixed.items()] + [f"--{setting}" for setting in arguments.set]
+    return parse(Config, ["--config", arguments.config, *words], prog="bench_train")
+
+
+def make_perceptual(name: str) -> nn.Module | None:
+    """The frozen network of the perceptual distance: called with images and reconstruction, a distance an image."""
+    if name == "none":
+        return None
+    if name == "lpips_vgg_random":
+        return lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False).eval().requires_grad_(False)
+    return load_perceptual("efficientnet_lite0")

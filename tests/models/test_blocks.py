@@ -1,0 +1,99 @@
+"""The faster blocks compute what diffusers' and torch's do."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor, nn
+
+from ldm_vae.models import blocks
+from ldm_vae.models.blocks import speed_up_blocks
+
+
+def tiny() -> AutoencoderKL:
+    torch.manual_seed(0)
+    return AutoencoderKL(
+        block_out_channels=(8, 16),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        layers_per_block=1,
+        norm_num_groups=4,
+    ).to(memory_format=torch.channels_last)
+
+
+def gradients(autoencoder: AutoencoderKL, images: Tensor) -> dict[str, Tensor]:
+    """Of a loss that weighs every pixel by its place, and the reconstruction."""
+    reconstruction = autoencoder(images).sample
+    ramp = torch.linspace(-1, 1, reconstruction[0].numel()).view_as(reconstruction[0])
+    autoencoder.zero_grad()
+    (reconstruction * ramp).sum().backward()
+    found = {name: parameter.grad for name, parameter in autoencoder.named_parameters()}
+    return {name: gradient for name, gradient in found.items() if gradient is not None} | {
+        "y": reconstruction.detach()
+    }
+
+
+@pytest.mark.parametrize("resolution", [16, 32])  # on either side of where the upsampling is another operation
+def test_gradients_are_those_of_diffusers(resolution: int) -> None:
+    images = torch.randn(4, 3, resolution, resolution).to(memory_format=torch.channels_last)
+    assert (4 * (resolution // 2) ** 2 >= blocks.MIN_POSITIONS[torch.float32]) == (resolution == 32)
+    plain = tiny()
+    fast = copy.deepcopy(plain)
+    speed_up_blocks(fast)
+    expected, found = gradients(plain, images), gradients(fast, images)
+    assert expected.keys() == found.keys()
+    scale = max(value.abs().max().item() for value in expected.values())
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-6 * scale, msg=name)
+
+
+def test_upsampling_without_gradients_is_bit_equal_to_diffusers() -> None:
+    images = torch.randn(4, 3, 32, 32).to(memory_format=torch.channels_last)
+    plain = tiny().eval()
+    fast = copy.deepcopy(plain)
+    speed_up_blocks(fast)
+    with torch.no_grad():
+        assert torch.equal(fast(images).sample, plain(images).sample)
+
+
+def test_narrow_group_norm_is_as_near_to_the_exact_gradient_as_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    norm = nn.GroupNorm(8, 32)
+    nn.init.normal_(norm.weight)
+    hidden = torch.randn(3, 32, 12, 10).add(2).to(memory_format=torch.channels_last)
+    upstream = torch.randn(3, 32, 12, 10).to(memory_format=torch.channels_last)
+
+    def backward(dtype: torch.dtype, parameter_dtype: torch.dtype) -> list[Tensor]:
+        module = copy.deepcopy(norm).to(parameter_dtype)
+        speed_up_blocks(module)
+        leaf = hidden.to(dtype).requires_grad_()
+        module(leaf).backward(upstream.to(dtype))
+        found = [leaf.grad, module.weight.grad, module.bias.grad]
+        return [gradient for gradient in found if gradient is not None]
+
+    exact = backward(torch.float64, torch.float64)
+    ours = backward(torch.bfloat16, torch.float32)
+    monkeypatch.setattr(blocks, "NARROW_GROUP", 0)
+    torchs = backward(torch.bfloat16, torch.float32)
+    assert len(ours) == 3
+    for a, b, c in zip(ours, torchs, exact, strict=True):
+        assert a.dtype == b.dtype
+        error, torchs_error = ((grad.double() - c).norm() / c.norm() for grad in (a, b))
+        assert error < 1.4 * torchs_error + 1e-6
+    assert not torch.equal(ours[0], torchs[0])  # they were two ways
+
+
+def test_copies_of_a_fast_network_are_their_own() -> None:
+    first = tiny()
+    speed_up_blocks(first)
+    second = copy.deepcopy(first)
+    images = torch.randn(1, 3, 16, 16)
+    with torch.no_grad():
+        before = first(images).sample
+        for parameter in second.parameters():
+            parameter.zero_()
+        assert torch.equal(first(images).sample, before)
+        assert not second(images).sample.any()
