@@ -207,7 +207,7 @@ def main() -> None:
             found = differences(run, untouched)
             if found:
                 tally.differing.append(run.name)
-                print(f"{run.name} differs in {', '.join(found)}", flush=True)
+                print(f"{run.name} differs in {len(found)} files, the first {found[0]}", flush=True)
             shutil.rmtree(run)
             if sys.stderr.isatty():
                 print(f"\r{number} of {options.kills}", end="", file=sys.stderr)

@@ -87,6 +87,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory, pictures: Path, shards: Path)
     interrupted("rank_killed", "signal_in_step:SIGKILL,1,5", processes=2)
     interrupted("main_killed_in_save", "killed_in_save:2,4", processes=2)
     interrupted("one_rank_signalled", "signal_in_step:SIGUSR1,1,3", processes=2)
+    add("whole-3", processes=3, train={"batch_size": 6})  # from 3 on, the order of DDP's sums matters
+    interrupted("one_of_three_killed", "signal_in_step:SIGKILL,2,5", processes=3, train={"batch_size": 6})
     interrupted("full_disk", "full_disk_in_save:2", processes=2)
     add("worker_killed", "worker_killed_in_step:1,3", processes=2, data={"num_workers": 1})
     add("silent", "silent_in_step:1,3", processes=2, train={"timeout_minutes": 0.06})
@@ -104,7 +106,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory, pictures: Path, shards: Path)
     add("stream-whole", processes=2, data=stream)
     interrupted("stream", "signal_in_step:SIGKILL,0,5", processes=2, data=stream)
     for name, files in STREAMS.items():
-        add(name, processes=3, data={"train": str(shards / files), "streaming": True}, train={"batch_size": 6})
+        data = {"train": str(shards / files), "streaming": True, "validation_images": 2}
+        add(name, processes=3, data=data, train={"batch_size": 6})
     add("missing", processes=2, started=1, train={"timeout_minutes": 0.03})
 
     printed = runs.folder / "driver.txt"
@@ -131,7 +134,8 @@ def shards(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Path:
         ("killed", "whole-1"), ("killed_in_save", "whole-1"), ("killed_before_name", "whole-1"),
         ("killed_in_removal", "whole-1"), ("terminated", "whole-1"), ("rank_killed", "whole-2"),
         ("main_killed_in_save", "whole-2"), ("one_rank_signalled", "whole-2"), ("full_disk", "whole-2"),
-        ("stream", "stream-whole"), ("flipped", "whole-1"), ("truncated", "whole-1"),
+        ("one_of_three_killed", "whole-3"), ("stream", "stream-whole"), ("flipped", "whole-1"),
+        ("truncated", "whole-1"),
     ],
 )  # fmt: skip
 def test_resumed_run_ends_bit_equal(runs: Runs, name: str, whole: str) -> None:
@@ -257,6 +261,13 @@ def test_files_may_be_read_by_whom_the_umask_lets(runs: Runs) -> None:
     modes = {path.name: path.stat().st_mode & 0o777 for path in last_checkpoint(runs.path("whole-1")).iterdir()}
     assert set(modes.values()) == {0o666 & ~umask()}
     assert load_file(last_checkpoint(runs.path("whole-1")) / "state.safetensors")
+
+
+def test_stress_script_counts_what_is_bit_equal(tmp_path: Path) -> None:
+    printed = tmp_path / "printed.txt"
+    script = start(["scripts/stress_resume.py", "--kills", "1", "--num_processes", "2"], output=printed)
+    assert script.wait(timeout=200) == 0, printed.read_text()
+    assert printed.read_text().startswith("1 of 1 bit-equal, with 2 processes\n")
 
 
 def umask() -> int:
