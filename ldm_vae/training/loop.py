@@ -115,6 +115,7 @@ def train(config: Config) -> TrainSummary:
                 on_main_process(
                     accelerator, lambda: save(state, run, config, tracking=tracking), purpose="to write the checkpoint"
                 )
+    accelerator.state.destroy_process_group()  # not after an error: that could wait for processes that are gone
     return TrainSummary(
         step=state.step,
         checkpoint=run / checkpoint_name(state.step),

@@ -48,8 +48,8 @@ class Tracking:
             )
         size, number = config.train.accumulation(num_processes=accelerator.num_processes)
         self.say(
-            f"{config.train.batch_size} images a step: {accelerator.num_processes} processes x {number} "
-            f"micro-batches of {size}"
+            f"Images a step: {config.train.batch_size} = {accelerator.num_processes} (processes) x {number} "
+            f"(micro-batches) x {size}"
         )
 
     def log(self, reading: MeterReading, *, learning_rates: dict[str, float], step: int) -> None:
@@ -99,7 +99,8 @@ class Tracking:
     def close(self) -> None:
         """End trackers and bar."""
         self.bar.close()
-        self.accelerator.end_training()
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
 
     def _write(self, figures: dict[str, Any], *, step: int) -> None:
         if self.is_main:

@@ -93,7 +93,7 @@ def test_accelerate_launches_and_sigterm_saves(tmp_path: Path, pictures: Path) -
     wait_for(run / "metrics.jsonl", launcher, printed)
     launcher.send_signal(signal.SIGTERM)  # which torch's launcher passes on, and then calls a failure of its own
     launcher.wait(timeout=60)
-    assert "4 images a step: 2 processes x 1 micro-batches of 2" in printed.read_text()
+    assert "Images a step: 4 = 2 (processes) x 1 (micro-batches) x 2" in printed.read_text()
     assert_like_one_process(run, pictures, step=stopped_step(run, printed, "SIGTERM"))
 
 
@@ -144,5 +144,5 @@ def test_slurm_script_runs_two_nodes_and_requeues(tmp_path: Path, pictures: Path
     job.send_signal(signal.SIGUSR1)
     assert job.wait(timeout=60) == 0, printed.read_text()
     assert f"requeued {os.getpid()}" in printed.read_text()
-    assert "4 images a step: 2 processes x 1 micro-batches of 2" in printed.read_text()
+    assert "Images a step: 4 = 2 (processes) x 1 (micro-batches) x 2" in printed.read_text()
     assert_like_one_process(run, pictures, step=stopped_step(run, printed, "SIGUSR1"))
