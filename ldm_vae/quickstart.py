@@ -35,6 +35,7 @@ TRAINING_PHOTOGRAPHS = (
 )
 TILE = 128  # pixels
 MAX_SIDE = 512
+COLOUR_ORDERS = ((0, 1, 2), (1, 2, 0), (2, 0, 1))  # seven photographs hold few colours; these are three times as many
 KEPT_OUT = "coffee.png"
 KEPT_OUT_BOX = (0, 0, 576, 384)  # left, top, right, bottom: sides that every factor up to 64 divides
 
@@ -132,7 +133,10 @@ def gather_photographs(folder: Path) -> tuple[Path, Path]:
         path.mkdir(parents=True)
     for name in TRAINING_PHOTOGRAPHS:
         with Image.open(source / name) as image:
-            cut_into_tiles(image.convert("RGB"), training / Path(name).stem)
+            channels = image.convert("RGB").split()
+        for order in COLOUR_ORDERS:
+            recoloured = Image.merge("RGB", [channels[channel] for channel in order])
+            cut_into_tiles(recoloured, training / f"{Path(name).stem}-{''.join('rgb'[channel] for channel in order)}")
     with Image.open(source / KEPT_OUT) as image:
         image.convert("RGB").crop(KEPT_OUT_BOX).save(kept_out / KEPT_OUT)
     return training, kept_out
