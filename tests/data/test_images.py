@@ -172,11 +172,11 @@ def test_strict_stops_at_the_first_unreadable_image(photos: Path, num_workers: i
 
 @contextmanager
 def running(folder: Path) -> Iterator[tuple[Iterator[TrainingBatch], list[BaseProcess]]]:
-    """Batches of two workers, after the first, and the workers."""
+    """Batches of two workers, after each one's first, and the workers."""
     others = multiprocessing.active_children()
     batches = training_batches(training_images(folder), start_step=0, batch_size=2, micro_batch_size=2, num_workers=2)
     with closing(batches):
-        next(batches)
+        next(batches), next(batches)
         yield batches, [worker for worker in multiprocessing.active_children() if worker not in others]
 
 

@@ -1,6 +1,5 @@
 """Batches of one shape, over processes and epochs."""
 
-
 import pytest
 import torch
 from torch.utils.data import DataLoader
