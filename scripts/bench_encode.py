@@ -4,9 +4,10 @@
 
 Beside `ldm-vae encode`, in turn and in one run: the loop that one would write with diffusers (Pillow, `vae.encode` in
 float32, one batch after the other, `torch.save`), and the bare bf16 encoder on a batch in memory, which is the limit.
-Each line is the median over the rounds, each ratio that of the rounds' ratios. What bf16 does to the latents is measured too: the relative error of the mean
-against float32, and the PSNR between the pictures decoded from both. Without --vae, the Stable Diffusion architecture
-(83.7 M parameters) with random weights is used: its speed is that of trained weights; its errors need not be.
+Each line is the median over the rounds, each ratio that of the rounds' ratios. What bf16 does to the latents is
+measured too: the relative error of the mean against float32, and the PSNR between the pictures decoded from both.
+Without --vae, the Stable Diffusion architecture (83.7 M parameters) with random weights is used: its speed is that of
+trained weights; its errors need not be.
 """
 
 from __future__ import annotations
