@@ -60,6 +60,7 @@ def make_config(run: Path, pictures: Path, *, num_workers: int) -> Config:
             validation_steps=8,
             checkpointing_steps=2,
             checkpoints_total_limit=None,
+            timeout_minutes=0.5,  # a launcher ends all processes with one; here they find out by themselves
             resume_from_checkpoint="latest",
         ),
     )
@@ -113,7 +114,7 @@ def wait(children: list[int]) -> list[int]:
                 os.kill(child, signal.SIGKILL)
         time.sleep(0.005)
     if time.monotonic() > until:
-        raise RuntimeError(f"a process hung for {HANG_SECONDS} s")
+        raise RuntimeError(f"processes hung for {HANG_SECONDS} s: statuses {[statuses[child] for child in children]}")
     return [statuses[child] for child in children]
 
 

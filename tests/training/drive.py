@@ -128,7 +128,7 @@ def silent_in_step(argument: str) -> None:
     """`1,3`: rank 1 does nothing any more in step 3."""
     which, step = map(int, argument.split(","))
     if rank() == which:
-        before_step(step, lambda _: time.sleep(6))
+        before_step(step, lambda _: time.sleep(5))
 
 
 def killed_in_save(argument: str) -> None:
@@ -313,6 +313,7 @@ def run_forked(job: Job) -> None:
             if num_processes > 1:
                 os.environ |= {"RANK": str(index), "LOCAL_RANK": str(index), "WORLD_SIZE": str(num_processes),
                                "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}  # fmt: skip
+            processes._GRACE_SECONDS = 0.5  # no launcher that kills the others is here
             apply_changes(job)
             cli.main(["train", "--config", f"{output}.yaml"])
             sys.stdout.flush()
