@@ -125,6 +125,7 @@ def wait(children: list[int]) -> list[int]:
 class Tally:
     """What the kills hit."""
 
+    seconds: float  # that a whole run takes, as last seen
     kills: int = 0
     one_rank: int = 0
     in_a_write: int = 0
@@ -132,16 +133,22 @@ class Tally:
     differing: list[str] = field(default_factory=list)
 
 
-def kill_once(config: Config, *, num_processes: int, seconds: float, rng: random.Random, tally: Tally) -> bool:
-    """Start a run, or go on with it, and kill it within `seconds`; false if it was faster."""
+def kill_once(config: Config, *, num_processes: int, rng: random.Random, tally: Tally) -> bool:
+    """Start a run, or go on with it, and kill it at a random moment; false if it ended before."""
+    run = Path(config.output_dir)
+    is_new = not run.exists()
     children = start(config, num_processes=num_processes)
-    time.sleep(rng.uniform(0, seconds))
+    began = time.monotonic()
+    moment = rng.uniform(0, tally.seconds)
+    while time.monotonic() - began < moment and any(map(lives, children)):
+        time.sleep(0.002)
+    if is_new and not any(map(lives, children)):
+        tally.seconds = time.monotonic() - began
     victims = children if num_processes == 1 or rng.random() < 0.5 else [rng.choice(children)]
     for child in victims:
         os.kill(child, signal.SIGKILL)  # ours, and not yet waited for, so its number can't be another's
     if -signal.SIGKILL not in wait(children):
         return False
-    run = Path(config.output_dir)
     tally.kills += 1
     tally.one_rank += len(victims) < len(children)
     tally.in_a_write += any(run.glob(".checkpoint*"))
@@ -149,13 +156,17 @@ def kill_once(config: Config, *, num_processes: int, seconds: float, rng: random
     return True
 
 
-def interrupt(config: Config, *, num_processes: int, seconds: float, rng: random.Random, tally: Tally) -> None:
+def lives(child: int) -> bool:
+    return os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+
+
+def interrupt(config: Config, *, num_processes: int, rng: random.Random, tally: Tally) -> None:
     """Have a run killed at least once, and end."""
     run = Path(config.output_dir)
-    while not kill_once(config, num_processes=num_processes, seconds=seconds, rng=rng, tally=tally):
+    while not kill_once(config, num_processes=num_processes, rng=rng, tally=tally):
         shutil.rmtree(run)
     while rng.random() < 1 / 3:
-        kill_once(config, num_processes=num_processes, seconds=seconds, rng=rng, tally=tally)
+        kill_once(config, num_processes=num_processes, rng=rng, tally=tally)
     statuses = wait(start(config, num_processes=num_processes))
     if any(statuses):
         printed = Path(f"{run}-printed-0.txt").read_text()
@@ -190,7 +201,7 @@ def main() -> None:
     parser.add_argument("--num_workers", type=int, default=0, help="data workers of each process")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    rng, tally = random.Random(options.seed), Tally()
+    rng = random.Random(options.seed)
     gc.collect()
     gc.freeze()  # the children then needn't copy what they don't change
     with tempfile.TemporaryDirectory() as folder:
@@ -200,11 +211,11 @@ def main() -> None:
         config = make_config(untouched, pictures, num_workers=options.num_workers)
         if any(wait(start(config, num_processes=options.num_processes))):
             sys.exit(Path(f"{untouched}-printed-0.txt").read_text())
-        seconds = time.monotonic() - began
+        tally = Tally(seconds=time.monotonic() - began)
         for number in range(1, options.kills + 1):
             run = Path(folder) / f"run-{number}"
             config = make_config(run, pictures, num_workers=options.num_workers)
-            interrupt(config, num_processes=options.num_processes, seconds=seconds, rng=rng, tally=tally)
+            interrupt(config, num_processes=options.num_processes, rng=rng, tally=tally)
             found = differences(run, untouched)
             if found:
                 tally.differing.append(run.name)
