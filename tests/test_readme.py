@@ -30,7 +30,7 @@ def test_command_is_understood(call: str) -> None:
     command = COMMANDS[words[0]]
     module, _, name = command.options.partition(":")
     options = getattr(importlib.import_module(module), name)
-    parse(options, words[1:], prog="ldm-vae", positional=command.positional)
+    assert isinstance(parse(options, words[1:], prog="ldm-vae", positional=command.positional), options)
 
 
 def test_there_are_commands_for_the_main_jobs() -> None:
