@@ -37,7 +37,7 @@ from ldm_vae.training.checkpoint import list_checkpoints
 from ldm_vae.training.loop import train
 
 STEPS = 20
-HANG_SECONDS = 120
+HANG_SECONDS = 240  # more than five times the timeout, which gloo gives a process that is still to connect
 
 
 def make_config(run: Path, pictures: Path, *, num_workers: int) -> Config:
@@ -60,7 +60,7 @@ def make_config(run: Path, pictures: Path, *, num_workers: int) -> Config:
             validation_steps=8,
             checkpointing_steps=2,
             checkpoints_total_limit=None,
-            timeout_minutes=0.5,  # a launcher ends all processes with one; here they find out by themselves
+            timeout_minutes=0.25,  # a launcher ends all processes with one; here they find out by themselves
             resume_from_checkpoint="latest",
         ),
     )
