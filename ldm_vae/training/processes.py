@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import Literal, NoReturn, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -31,9 +31,8 @@ from ldm_vae.training.tracking import LOGS
 
 Result = TypeVar("Result")
 
-_GRACE_SECONDS = (
-    5.0  # in which the main process tells its error, before the launcher sees another one end and kills it
-)
+# In which the main process tells its error, before the launcher sees another one end and kills them all.
+_GRACE_SECONDS = 5.0
 
 _REFUSED = {
     "DEEPSPEED": "DeepSpeed drives one optimizer and one backward a step; this step has two networks, and needs the "
@@ -59,7 +58,7 @@ def start_accelerator(config: Config) -> Accelerator:
     Raises:
         ValueError: for a launch or a batch size that can't give a right run, with the reason.
     """
-    with told_once():
+    with told_once(per="node"):
         _check_launch()
     require(
         config.report_to == "none" or importlib.util.find_spec(config.report_to) is not None,
@@ -76,7 +75,7 @@ def start_accelerator(config: Config) -> Accelerator:
                 InitProcessGroupKwargs(timeout=timeout(config)),
             ],
         )
-    with told_once():
+    with told_once(per="node"):
         _, accumulation = train.accumulation(num_processes=accelerator.num_processes)
         require(
             config.loss.adaptive_weight != "same_step" or config.loss.disc_weight == 0 or accumulation == 1,
@@ -137,12 +136,13 @@ def waiting_for_others(purpose: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def told_once() -> Iterator[None]:
-    """For what every process raises alike: the main one raises it, the others end after it, without a word."""
+def told_once(*, per: Literal["run", "node"] = "run") -> Iterator[None]:
+    """For what all processes of the run, or of a node, raise alike: the first raises it, the others end after it
+    without a word."""
     try:
         yield
     except (ValueError, RuntimeError):
-        if os.environ.get("RANK", "0") == "0":
+        if os.environ.get("RANK" if per == "run" else "LOCAL_RANK", "0") == "0":
             raise
         _end_after_main()
 
@@ -202,14 +202,14 @@ def check_ranks_agree(state: TrainingState, *, accelerator: Accelerator) -> None
 
 
 def weights_digest(state: TrainingState) -> str:
-    """sha256 of all weights, trained or frozen, and their average: equal on all processes, or something is broken."""
+    """sha256 of all weights, trained or frozen, their average and lam: equal on all processes, or something is broken."""
     networks = [state.trainable, state.objective.perceptual_network]
     if state.discriminator is not None:
         networks.append(state.discriminator.module)
-    tensors = [parameter for network in networks if network is not None for parameter in network.parameters()]
+    tensors = [tensor for network in networks if network is not None for tensor in network.state_dict().values()]
     if state.ema is not None:
         tensors += state.ema.shadow_params
     digest = hashlib.sha256()
-    for tensor in tensors:
+    for tensor in [*tensors, state.lam]:
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()

@@ -61,6 +61,7 @@ def smooth() -> None:
 def per_rank_lam() -> None:
     """The adaptive weight, and the figures, from each rank's own batch."""
     patch(Accelerator, "reduce", lambda self, tensor, reduction="mean": tensor)
+    leave_ranks_uncompared()
 
 
 def per_rank_noise() -> None:
@@ -74,13 +75,13 @@ def per_rank_noise() -> None:
 
 
 def bypassed_reducer() -> None:
-    """The autoencoder called around DDP, whose ranks nobody compares."""
+    """The autoencoder called around DDP."""
 
     def bypass(state: TrainingState) -> None:
         state.generator.wrapped = state.generator.module
 
     change_state(bypass)
-    patch(loop, "check_ranks_agree", lambda *args, **kwargs: None)
+    leave_ranks_uncompared()
 
 
 def differing_at_start(which: str) -> None:
@@ -199,6 +200,10 @@ patches = contextlib.ExitStack()
 
 def patch(owner: Any, name: str, replacement: Any) -> None:
     patches.enter_context(mock.patch.object(owner, name, replacement))
+
+
+def leave_ranks_uncompared() -> None:
+    patch(loop, "check_ranks_agree", lambda *args, **kwargs: None)
 
 
 def change_state(change: Callable[[TrainingState], None]) -> None:

@@ -112,9 +112,8 @@ def test_published_objective_does_not_depend_on_them_either(launches: Launches) 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_published_faults_fail_that_comparison(launches: Launches, fault: str) -> None:
     assert last_checkpoint(launches.run(fault, num_processes=2)).name == f"checkpoint-{STEPS:06d}"
-    difference = largest_difference(
-        launches.run(fault, num_processes=2), launches.run(f"full-{BATCH_SIZE}", num_processes=1)
-    )
+    faulty, right = launches.run(fault, num_processes=2), launches.run(f"full-{BATCH_SIZE}", num_processes=1)
+    difference = largest_difference(faulty, right, but_for=["state"])  # in the weights themselves
     assert difference > 5 * TOLERANCE
 
 
