@@ -199,7 +199,11 @@ class TrainConfig:
     ema_decay: float = 0.9999
     """Decay of the float32 average of the weights, which is what is validated and exported; 0: none."""
     gradient_checkpointing: Literal["none", "blocks", "full"] = "none"
-    """Recompute activations in the backward: of each residual and attention block, or of each level."""
+    """Recompute activations in the backward: of each residual and attention block, or of each level and in it of each
+    block."""
+    memory_budget_gib: Optional[float] = None
+    """Most memory a process may use on its device. Where one is given, gradient_checkpointing is raised as far as a
+    measured estimate says it takes."""
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile of the networks; `auto`: on CUDA."""
     deterministic: bool = False
@@ -233,7 +237,7 @@ class TrainConfig:
         )
         for name in ("adam_beta1", "adam_beta2", "ema_decay"):
             require(0 <= getattr(self, name) < 1, f"train.{name} is {getattr(self, name)}; it must lie in [0, 1)")
-        for name in ("micro_batch_size", "checkpoints_total_limit", "disc_learning_rate"):
+        for name in ("micro_batch_size", "checkpoints_total_limit", "disc_learning_rate", "memory_budget_gib"):
             value = getattr(self, name)
             require(value is None or value > 0, f"train.{name} is {value}; it must be positive")
         micro_batch_size = self.micro_batch_size or self.batch_size
@@ -241,6 +245,10 @@ class TrainConfig:
             self.batch_size % micro_batch_size == 0,
             f"train.batch_size is {self.batch_size}, which train.micro_batch_size {micro_batch_size} does not divide",
         )
+
+    def compiles(self, device_type: str) -> bool:
+        """Whether the networks are compiled on a device of this type (`cuda`, `cpu`)."""
+        return self.compile == "on" or (self.compile == "auto" and device_type == "cuda")
 
     def accumulation(self, *, num_processes: int) -> tuple[int, int]:
         """Return (micro_batch_size, micro-batches a process and update), so that processes x micro-batch x

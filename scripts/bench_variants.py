@@ -56,7 +56,7 @@ class Ours:
         config = make_config(
             arguments,
             mixed_precision="bf16" if "bf16" in options else "no",
-            compile="on" if "compile" in options else "off",
+            compile="off",
             gradient_checkpointing=next((option for option in options if option in ("blocks", "full")), "none"),
         )
         accelerator = start_accelerator(config)
@@ -68,8 +68,10 @@ class Ours:
         if perceptual is not None:
             perceptual.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.state.objective = dataclasses.replace(self.state.objective, perceptual_network=perceptual)
+        if "compile" in options:
+            self.state.compile_networks()
         self.step = TrainingStep(self.state, loss=config.loss, train=config.train, accelerator=accelerator)
-        self.batch = self.step.grey_batch(resolution=config.data.resolution)
+        self.batch = self.step.grey_batch(config.train.batch_size, resolution=config.data.resolution)
         self.batch.images.uniform_(-1, 1)
         self.batch.noise.normal_()
         self.marks = Marks(self.device)
@@ -81,8 +83,7 @@ class Ours:
 
     def networks(self) -> Iterator[tuple[nn.Module, torch.optim.Optimizer]]:
         """What is trained, and by which optimizer."""
-        for network in (self.state.generator, self.state.discriminator):
-            assert network is not None
+        for network in self.state.networks:
             yield network.module, network.optimizer
 
     def averages(self) -> list[Tensor]:

@@ -282,17 +282,25 @@ def decode_features(autoencoder: AutoencoderKL, latents: Tensor) -> Tensor:
     return decoder.conv_act(decoder.conv_norm_out(hidden))
 
 
-_CHECKPOINTED: dict[str, tuple[type[nn.Module], ...]] = {
+CheckpointingLevel = Literal["none", "blocks", "full"]
+_BLOCKS = (ResnetBlock2D, Attention, Upsample2D, Downsample2D)
+_LEVELS = (DownEncoderBlock2D, AttnDownEncoderBlock2D, UNetMidBlock2D, UpDecoderBlock2D, AttnUpDecoderBlock2D)
+_CHECKPOINTED: dict[CheckpointingLevel, tuple[type[nn.Module], ...]] = {
     "none": (),
-    "blocks": (ResnetBlock2D, Attention, Upsample2D, Downsample2D),
-    "full": (DownEncoderBlock2D, AttnDownEncoderBlock2D, UNetMidBlock2D, UpDecoderBlock2D, AttnUpDecoderBlock2D),
+    "blocks": _BLOCKS,
+    "full": (*_LEVELS, *_BLOCKS),
 }
 
 
-def checkpoint_activations(autoencoder: AutoencoderKL, level: Literal["none", "blocks", "full"]) -> None:
-    """Recompute activations in the backward, of each block or of each resolution level, instead of storing them."""
+def checkpoint_activations(autoencoder: AutoencoderKL, level: CheckpointingLevel) -> None:
+    """Recompute activations in the backward instead of storing them; calling it again changes the level.
+
+    `blocks` stores the input of each block, and recomputes a block up to its last convolution. `full` stores the
+    input of each resolution level, recomputes the inputs of its blocks, and from them the blocks.
+    """
     for module in autoencoder.modules():
+        forward = module.forward
+        if isinstance(forward, functools.partial) and forward.func is checkpoint:
+            forward = module.forward = forward.args[0]
         if isinstance(module, _CHECKPOINTED[level]):
-            module.forward = functools.partial(
-                checkpoint, module.forward, use_reentrant=False, preserve_rng_state=False
-            )
+            module.forward = functools.partial(checkpoint, forward, use_reentrant=False, preserve_rng_state=False)

@@ -6,7 +6,11 @@ import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+from accelerate import Accelerator
+
 from ldm_vae.config import Config
+from ldm_vae.training.capacity import fit_to_memory
 from ldm_vae.training.checkpoint import checkpoint_name, load_checkpoint, remove_old_checkpoints, save_checkpoint
 from ldm_vae.training.health import Health
 from ldm_vae.training.inputs import open_batches, open_training_images, open_validation_images
@@ -78,7 +82,7 @@ def train(config: Config) -> TrainSummary:
         max_nonfinite_steps=config.train.max_nonfinite_steps,
     )
     with waiting_for_others("in the rehearsal"):
-        step.rehearse(resolution=config.data.resolution)
+        prepare(step, config, accelerator=accelerator, tracking=tracking)
         stop = StopSignal(num_processes=accelerator.num_processes, timeout=timeout(config))
 
     stopped_by = None
@@ -121,6 +125,27 @@ def train(config: Config) -> TrainSummary:
         checkpoint=run / checkpoint_name(state.step),
         stopped_by=stopped_by.name if stopped_by else None,
     )
+
+
+def prepare(step: TrainingStep, config: Config, *, accelerator: Accelerator, tracking: Tracking) -> None:
+    """Choose what to recompute, compile, and rehearse a step.
+
+    Raises:
+        ValueError: where a step doesn't fit into memory.
+    """
+    train = config.train
+    try:
+        if train.memory_budget_gib is not None:
+            with told_once():
+                tracking.say(fit_to_memory(step, config, accelerator=accelerator))
+        if train.compiles(accelerator.device.type):
+            step.state.compile_networks()
+        step.rehearse(resolution=config.data.resolution)
+    except torch.cuda.OutOfMemoryError:
+        raise ValueError(
+            f"a micro-batch of {step.micro_batch_size} images of {config.data.resolution} pixels doesn't fit into the "
+            f"GPU's memory; take a smaller train.micro_batch_size, or a higher level of train.gradient_checkpointing"
+        ) from None
 
 
 def due(state: TrainingState, config: Config, every: int) -> bool:

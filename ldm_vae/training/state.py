@@ -79,6 +79,11 @@ class TrainingState:
     best: BestValidation | None = None
 
     @property
+    def networks(self) -> list[TrainedNetwork[Any]]:
+        """The generator, and the discriminator if there is one."""
+        return [network for network in (self.generator, self.discriminator) if network is not None]
+
+    @property
     def trainable(self) -> TrainableAutoencoder:
         """The module behind the generator."""
         return self.generator.module
@@ -92,6 +97,14 @@ class TrainingState:
     def ema_parameters(self) -> list[nn.Parameter]:
         """The parameters that the EMA averages, in its order."""
         return [parameter for parameter in self.autoencoder.parameters() if parameter.requires_grad]
+
+    def compile_networks(self) -> None:
+        """Compile all networks, in place; names and weights stay as they are."""
+        self.trainable.compile_networks()
+        if self.discriminator is not None:
+            self.discriminator.module.layers.compile()
+        if self.objective.perceptual_network is not None:
+            self.objective.perceptual_network.compile()
 
     @property
     def learning_rates(self) -> dict[str, float]:
@@ -137,10 +150,6 @@ def build_state(config: Config, *, accelerator: Accelerator) -> TrainingState:
             num_steps=max(1, train.max_train_steps - config.loss.disc_start),  # its schedule counts its own updates
             accelerator=accelerator,
         )
-    if config.train.compile == "on" or (config.train.compile == "auto" and accelerator.device.type == "cuda"):
-        trainable.compile_networks()
-        if discriminator is not None:
-            discriminator.module.layers.compile()
     state = TrainingState(
         generator=generator,
         discriminator=discriminator,

@@ -72,25 +72,30 @@ class TrainingStep:
         resumed runs must both have it behind them. It also shows at the start, not at disc_start, what does not
         compile or fit.
         """
-        batch = self.grey_batch(resolution=resolution)
+        batch = self.grey_batch(self.micro_batch_size, resolution=resolution)
         self.micro_batch(batch, adversarial=self.state.discriminator is not None)
-        for network in self._networks():
-            network.optimizer.zero_grad()
+        self.forget_gradients()
 
-    def grey_batch(self, *, resolution: int) -> TrainingBatch:
-        """A micro-batch of grey images, without noise."""
+    def grey_batch(self, size: int, *, resolution: int) -> TrainingBatch:
+        """So many grey images, without noise."""
         model = self.state.autoencoder
-        images = torch.zeros(self.micro_batch_size, model.config.in_channels, resolution, resolution)
+        images = torch.zeros(size, model.config.in_channels, resolution, resolution)
         side = resolution // spatial_factor(model)
-        noise = torch.zeros(self.micro_batch_size, model.config.latent_channels, side, side)
+        noise = torch.zeros(size, model.config.latent_channels, side, side)
         return TrainingBatch(images=images, noise=noise, skipped=[])
+
+    def forget_gradients(self) -> None:
+        """Discard what micro-batches left in the networks."""
+        for network in self.state.networks:
+            network.optimizer.zero_grad()
 
     def micro_batch(self, batch: TrainingBatch, *, adversarial: bool) -> MicroBatch:
         """Forward and backward of one micro-batch; gradients are added to the networks'."""
         state, objective = self.state, self.state.objective
         device = self.accelerator.device
-        images = batch.images.to(device, memory_format=torch.channels_last, non_blocking=True)
-        noise = batch.noise.to(device, memory_format=torch.channels_last, non_blocking=True)
+        # the layout changes on the device: on the way to it, the copy would leave page-locked memory and wait
+        images = batch.images.to(device, non_blocking=True).contiguous(memory_format=torch.channels_last)
+        noise = batch.noise.to(device, non_blocking=True).contiguous(memory_format=torch.channels_last)
 
         # Forward, once
         with autocast(device, enabled=self.bf16):
@@ -173,7 +178,7 @@ class TrainingStep:
         figures, grad_reconstruction, grad_generator = self.accelerator.reduce(flat, reduction="mean").split(
             [len(AVERAGED), weight.numel(), weight.numel()]
         )
-        networks = self._networks()[: 2 if adversarial else 1]
+        networks = self.state.networks[: 2 if adversarial else 1]
         norms = [_gradient_norm(network) for network in networks]
         measured = state.objective.generator_weight(grad_reconstruction, grad_generator, num_elements=num_elements)
 
@@ -215,15 +220,12 @@ class TrainingStep:
         )
         return gradient.float()
 
-    def _networks(self) -> list[TrainedNetwork[Any]]:
-        return [network for network in (self.state.generator, self.state.discriminator) if network is not None]
-
     @contextlib.contextmanager
     def _accumulating(self, *, last: bool) -> Iterator[None]:
         """Gradients are averaged over processes once, with the last micro-batch."""
         with contextlib.ExitStack() as stack:
             if not last:
-                for network in self._networks():
+                for network in self.state.networks:
                     stack.enter_context(self.accelerator.no_sync(network.wrapped))
             yield
 

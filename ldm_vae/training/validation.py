@@ -26,6 +26,7 @@ HIGHER_IS_BETTER = {"psnr": True, "ssim": True, "perceptual": False}
 
 
 @torch.no_grad()
+@torch.compiler.set_stance("force_eager")  # each new shape, such as a short last batch, would be compiled
 def validate(
     state: TrainingState,
     dataset: EvaluationImages,
@@ -86,6 +87,7 @@ def reconstruct(state: TrainingState, images: Tensor, *, train: TrainConfig) -> 
         return mean, std, state.autoencoder.decode(mean).sample.float()
 
 
+@torch.compiler.set_stance("force_eager")
 def draw_samples(
     state: TrainingState,
     dataset: TrainingImages | StreamingImages,

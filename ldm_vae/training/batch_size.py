@@ -1,0 +1,140 @@
+"""The micro-batches that a device holds, each tried in a process of its own."""
+
+from __future__ import annotations
+
+import dataclasses
+import multiprocessing
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import torch
+
+from ldm_vae.config import Config
+from ldm_vae.training.capacity import PeakMemory
+from ldm_vae.training.processes import start_accelerator
+from ldm_vae.training.state import build_state
+from ldm_vae.training.step import TrainingStep
+
+TIMED_STEPS = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """A micro-batch that was tried."""
+
+    micro_batch_size: int
+    peak_bytes: int | None  # None: it did not fit
+    images_per_second: float | None
+
+
+def try_micro_batches(config: Config, *, limit_bytes: int, largest: int = 1024) -> Iterator[Trial]:
+    """Yield trials of the micro-batches that `next_micro_batch` names, until the largest that fits is known.
+
+    A trial makes real updates, GAN included, on synthetic images, on one device; each runs in a process of its own, so
+    that nothing is left of the one before. On a CPU, where a process that takes too much is killed, and others with
+    it, a micro-batch isn't tried that the straight line through the two before it puts over the limit.
+
+    Args:
+        config: its micro_batch_size is what is looked for; data is not read.
+        limit_bytes: the most memory that may be used.
+        largest: where to stop.
+    Raises:
+        RuntimeError: where a trial fails for another reason than memory.
+    """
+    fitting: list[Trial] = []
+    size, too_large = next_micro_batch(0, None, largest=largest), None
+    while size is not None:
+        trial = _try(config, size, limit_bytes=limit_bytes, before=fitting)
+        yield trial
+        if trial.peak_bytes is not None:
+            fitting.append(trial)
+        else:
+            too_large = size
+        fits = fitting[-1].micro_batch_size if fitting else 0
+        size = next_micro_batch(fits, too_large, largest=largest)
+
+
+def next_micro_batch(fits: int, too_large: int | None, *, largest: int) -> int | None:
+    """The micro-batch to try next: the double, then halfway, until the answer is known to an eighth; then none.
+
+    Args:
+        fits: the largest that fits so far; 0: none yet.
+        too_large: the smallest that does not, if any.
+        largest: never more than this.
+    """
+    if too_large is None:
+        return min(max(1, 2 * fits), largest) if fits < largest else None
+    between = (fits + too_large) // 2
+    return between if between > fits and too_large - fits > fits // 8 else None
+
+
+def _try(config: Config, size: int, *, limit_bytes: int, before: list[Trial]) -> Trial:
+    too_much = Trial(micro_batch_size=size, peak_bytes=None, images_per_second=None)
+    if not torch.cuda.is_available() and _predicted(size, before) > limit_bytes:
+        return too_much
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe(duplex=False)
+    child = context.Process(target=_trial, args=(theirs, config, size), daemon=True)
+    child.start()
+    theirs.close()
+    try:
+        trial = ours.recv()
+    except EOFError:
+        child.join()
+        if child.exitcode == -9:  # killed for its memory
+            return too_much
+        raise RuntimeError(f"the trial of a micro-batch of {size} failed; its error is above") from None
+    return trial if trial.peak_bytes is not None and trial.peak_bytes <= limit_bytes else too_much
+
+
+def _predicted(size: int, before: list[Trial]) -> float:
+    if len(before) < 2:
+        return 0.0
+    (size_a, peak_a), (size_b, peak_b) = ((trial.micro_batch_size, trial.peak_bytes or 0) for trial in before[-2:])
+    return peak_b + (size - size_b) * (peak_b - peak_a) / (size_b - size_a)
+
+
+def _trial(connection: Connection, config: Config, size: int) -> None:
+    """In a process of its own: send the trial of a micro-batch."""
+    train = dataclasses.replace(config.train, batch_size=size, micro_batch_size=size)
+    config = dataclasses.replace(
+        config, train=train, report_to="none", loss=dataclasses.replace(config.loss, disc_start=0)
+    )
+    accelerator = start_accelerator(config)
+    device = accelerator.device
+    memory = PeakMemory(device)
+    try:
+        state = build_state(config, accelerator=accelerator)
+        step = TrainingStep(state, loss=config.loss, train=config.train, accelerator=accelerator)
+        if train.compiles(device.type):
+            state.compile_networks()
+        batch = step.grey_batch(size, resolution=config.data.resolution)
+        step(iter([batch]))
+        _wait(device)
+        start = time.perf_counter()
+        for _ in range(TIMED_STEPS):
+            step(iter([batch]))
+        _wait(device)
+    except torch.cuda.OutOfMemoryError:
+        connection.send(Trial(micro_batch_size=size, peak_bytes=None, images_per_second=None))
+        return
+    rate = TIMED_STEPS * size / (time.perf_counter() - start)
+    connection.send(Trial(micro_batch_size=size, peak_bytes=memory.peak, images_per_second=rate))
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def available_memory() -> int:
+    """Bytes that are free for a run: on the CUDA device, else in the machine (Linux)."""
+    if torch.cuda.is_available():
+        return torch.cuda.mem_get_info()[0]
+    match = re.search(r"^MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
+    assert match is not None
+    return int(match[1]) * 1024

@@ -1,0 +1,100 @@
+"""What fits into memory: measured on steps of synthetic images."""
+
+from __future__ import annotations
+
+import ctypes
+import re
+import sys
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from ldm_vae.config import Config, require
+from ldm_vae.models.autoencoder import CheckpointingLevel, checkpoint_activations
+from ldm_vae.training.step import TrainingStep
+
+GIB = 2**30
+LEVELS: tuple[CheckpointingLevel, ...] = ("none", "blocks", "full")
+ADAM_BYTES = 8  # a weight: two float32 moments, which the first update makes
+FRAGMENTATION = 1.1  # what an allocator holds for what is asked of it, with a reserve
+
+
+class PeakMemory:
+    """The most memory held since this was made: tensors on a CUDA device; on a CPU all of the process, from Linux.
+
+    Raises:
+        ValueError: on a system that doesn't tell.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        else:
+            require(sys.platform == "linux", f"memory can be measured on CUDA and on Linux, not on {sys.platform}")
+            trim = getattr(ctypes.CDLL(None), "malloc_trim", lambda _: None)  # glibc's
+            trim(0)  # freed memory that the C library keeps would be used again, unseen
+            Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
+
+    @property
+    def held(self) -> int:
+        """Bytes held now."""
+        return torch.cuda.memory_allocated(self.device) if self.device.type == "cuda" else _status("VmRSS")
+
+    @property
+    def peak(self) -> int:
+        """Bytes held at the most."""
+        return torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else _status("VmHWM")
+
+
+def _status(name: str) -> int:
+    match = re.search(rf"^{name}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+    assert match is not None
+    return int(match[1]) * 1024
+
+
+def fit_to_memory(step: TrainingStep, config: Config, *, accelerator: Accelerator) -> str:
+    """Raise the level of activation checkpointing until a step fits into `train.memory_budget_gib`.
+
+    What a level needs is estimated, and rather from above, the same on every process: what is held with all gradients
+    there, what the optimizers will hold, and what a step of one image takes beside, times the micro-batch.
+
+    Returns:
+        A line that says what was chosen, and why.
+    Raises:
+        ValueError: where nothing fits.
+    """
+    state, train = step.state, config.train
+    assert train.memory_budget_gib is not None
+    estimates = []
+    for level in LEVELS[LEVELS.index(train.gradient_checkpointing) :]:
+        checkpoint_activations(state.autoencoder, level)
+        needed = _estimate(step, resolution=config.data.resolution, accelerator=accelerator) / GIB
+        estimates.append(f"{level} {needed:.2f} GiB")
+        if needed <= train.memory_budget_gib:
+            return (
+                f"Of a memory budget of {train.memory_budget_gib:g} GiB a step takes about: {', '.join(estimates)}; "
+                f"so gradient_checkpointing is {level}"
+            )
+    raise ValueError(
+        f"train.memory_budget_gib is {train.memory_budget_gib:g}, but a micro-batch of {step.micro_batch_size} takes "
+        f"about, by gradient_checkpointing: {', '.join(estimates)}; take a smaller train.micro_batch_size"
+    )
+
+
+def _estimate(step: TrainingStep, *, resolution: int, accelerator: Accelerator) -> float:
+    """Bytes that a step takes."""
+    state = step.state
+    image = step.grey_batch(1, resolution=resolution)
+    adversarial = state.discriminator is not None
+    step.micro_batch(image, adversarial=adversarial)  # leaves the gradients, so that they are counted once
+    memory = PeakMemory(accelerator.device)
+    held = memory.held
+    step.micro_batch(image, adversarial=adversarial)
+    optimized = ((parameter, network.optimizer) for network in state.networks for parameter in network.parameters)
+    to_come = ADAM_BYTES * sum(parameter.numel() for parameter, optimizer in optimized if not optimizer.state)
+    needed = held + to_come + FRAGMENTATION * (memory.peak - held) * step.micro_batch_size
+    step.forget_gradients()
+    measured = torch.tensor([needed], dtype=torch.float64, device=accelerator.device)
+    return float(accelerator.gather(measured).max())

@@ -1,0 +1,40 @@
+"""The largest train.micro_batch_size that this device holds, and what each size up to it takes and gives.
+
+    python scripts/find_batch_size.py [--limit_gib N] --config kl_f8 [--SECTION.FIELD VALUE ...]
+
+Takes the options of `ldm-vae train`; data is not read. The limit is, by default, what is free now less a tenth.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from ldm_vae.config import Config
+from ldm_vae.config_file import parse
+from ldm_vae.training.batch_size import available_memory, try_micro_batches
+
+GIB = 2**30
+
+
+def main() -> None:
+    """Try, and print a line a trial."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--limit_gib", type=float)
+    parser.add_argument("--largest", type=int, default=1024, help="where to stop doubling")
+    arguments, rest = parser.parse_known_args()
+    config = parse(Config, rest, prog="find_batch_size")
+    limit = arguments.limit_gib or 0.9 * available_memory() / GIB
+    print(f"limit {limit:.2f} GiB\nmicro-batch  peak GiB  images/s")
+    best = None
+    for trial in try_micro_batches(config, limit_bytes=int(limit * GIB), largest=arguments.largest):
+        if trial.peak_bytes is None:
+            print(f"{trial.micro_batch_size:11d}  too large", flush=True)
+        else:
+            line = f"{trial.micro_batch_size:11d} {trial.peak_bytes / GIB:9.2f} {trial.images_per_second:9.2f}"
+            print(line, flush=True)
+            best = max(best or 0, trial.micro_batch_size)
+    print(f"the largest that fits: {best}" if best else "not even one image fits")
+
+
+if __name__ == "__main__":
+    main()

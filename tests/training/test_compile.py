@@ -1,0 +1,61 @@
+"""Compiled networks through a whole run: the GAN's start, a validation with a short last batch, resuming."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+
+from ldm_vae.config import Config
+from ldm_vae.training.checkpoint import load_run_autoencoder
+from ldm_vae.training.loop import train
+from ldm_vae.training.step import TrainingStep
+from tests.training.conftest import tiny_config
+
+MODEL = {"block_out_channels": [4], "norm_num_groups": 1, "mid_block_add_attention": False}
+
+
+def config_of(output_dir: Path, pictures: Path, **fields: object) -> Config:
+    """Six steps of four images, the GAN from the third on; three batches of the eleven images validate, one short."""
+    return tiny_config(
+        output_dir=output_dir,
+        model=MODEL,
+        data={"resolution": 16, "train": str(pictures), "validation": str(pictures)},
+        loss={"disc_start": 2, "disc_channels": 4, "disc_num_layers": 1},
+        train={"max_train_steps": 6, **fields},
+    )
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_run_autoencoder(run, checkpoint="latest", weights="raw").autoencoder.state_dict()
+
+
+def test_compiled_run_is_the_eager_one_and_compiles_at_its_start_only(
+    tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half a minute where torch has compiled none of it before, seconds else."""
+    after_rehearsal = []
+    rehearse = TrainingStep.rehearse
+
+    def counted(step: TrainingStep, *, resolution: int) -> None:
+        rehearse(step, resolution=resolution)
+        after_rehearsal.append(counters["stats"]["unique_graphs"])
+
+    monkeypatch.setattr(TrainingStep, "rehearse", counted)
+    torch._dynamo.reset()
+    counters.clear()
+    train(config_of(tmp_path / "compiled", pictures, compile="on", max_train_steps=3))
+    train(config_of(tmp_path / "compiled", pictures, compile="on", resume_from_checkpoint="latest"))
+    assert after_rehearsal == [
+        4,
+        4,
+    ]  # encoder, decoder, discriminator of one batch and of two; the same for the second
+    assert counters["stats"]["unique_graphs"] == 4
+    assert not counters["graph_break"]
+
+    train(config_of(tmp_path / "eager", pictures, compile="off"))
+    compiled, eager = weights(tmp_path / "compiled"), weights(tmp_path / "eager")
+    for name, weight in eager.items():
+        torch.testing.assert_close(compiled[name], weight, rtol=1e-3, atol=1e-4, msg=name)
