@@ -202,7 +202,8 @@ def check_ranks_agree(state: TrainingState, *, accelerator: Accelerator) -> None
 
 
 def weights_digest(state: TrainingState) -> str:
-    """sha256 of all weights, trained or frozen, their average and lam: equal on all processes, or something is broken."""
+    """sha256 of all weights, trained or frozen, their average and lam: equal on all processes, or
+    something is broken."""
     networks = [state.trainable, state.objective.perceptual_network]
     if state.discriminator is not None:
         networks.append(state.discriminator.module)
