@@ -1,10 +1,13 @@
 """How fast recipes learn: runs them at equal updates and at equal time, over several seeds, and draws what came of it.
 
-    python scripts/speedrun.py --train DIR --validation DIR --output DIR
-        [--runs published:400 fast:400 fast:1300 my.yaml:400] [--seeds 0 1 2] [--equal_time]
-        [--sizes 128 256 512 --large DIR] [--gan_updates 400]
+    python scripts/speedrun.py --train DIR --validation DIR --output DIR [--runs published:400 fast:400 my.yaml:400]
+        [--seeds 0 1 2] [--equal_time] [--sizes 128 256 512 --large DIR]
 
-A run is a recipe and its number of updates; a recipe is one of RECIPES below, a config file or a shipped recipe.
+A run is a recipe and its number of updates. A recipe is one of speedrun_runs.py, a config file or a shipped recipe,
+and what differs from it: `fast+train.ema_decay=0.99:400`, where `+gan` stands for the perceptual distance and the GAN.
+A run of several stages, each of which starts from the autoencoder of the one before, is written with commas:
+`fast:400,fast+gan:400`.
+
 What was done before is kept: finished runs are passed over, interrupted ones go on from their last checkpoint. Writes
 results.json (every number) and curves.png (PSNR, SSIM and perceptual distance against updates and against seconds).
 
@@ -15,18 +18,17 @@ neither validation nor what else the machine does counts for one recipe and not 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import statistics
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from speedrun_runs import Run, parse_run, recipe_arguments, run_arguments
 from torch import nn
 
 from ldm_vae.config import Config
@@ -41,88 +43,7 @@ from ldm_vae.training.checkpoint import checkpoint_step, list_checkpoints, load_
 from ldm_vae.training.state import build_state
 from ldm_vae.training.step import TrainingStep
 
-# The architecture and the objective that all recipes share: a small f8, L1 + KL, no GAN.
-COMMON = {
-    "report_to": "none",
-    "model.block_out_channels": "[32, 64, 64, 64]",
-    "model.layers_per_block": "1",
-    "model.norm_num_groups": "32",
-    "data.resolution": "128",
-    "data.crop": "center",
-    "data.num_workers": "1",
-    "loss.perceptual": "none",
-    "loss.kl_weight": "1e-6",
-    "loss.disc_weight": "0",
-    "train.batch_size": "4",
-    "train.lr_warmup_steps": "30",
-    "train.adam_beta1": "0.9",
-    "train.adam_beta2": "0.99",
-    "train.ema_decay": "0.98",
-}
-PUBLISHED = {"train.learning_rate": "1e-3", "train.lr_scheduler": "constant_with_warmup"}
-GROUPS = {"model.norm_num_groups": "16"}  # 32, as published, normalise each of 32 channels for itself
-DECAY = {"train.learning_rate": "1e-3", "train.lr_scheduler": "constant_with_decay"}
-QUIET = {"model.init": "quiet"}
-MUON = {"train.optimizer": "muon", "train.learning_rate": "2e-3"}
-NO_ATTENTION = {"model.mid_block_add_attention": "false"}
-RECIPES: dict[str, dict[str, str]] = {
-    "published": COMMON | PUBLISHED,
-    "groups": COMMON | PUBLISHED | GROUPS,
-    "groups_quiet": COMMON | PUBLISHED | GROUPS | QUIET,
-    "groups_quiet_decay": COMMON | GROUPS | QUIET | DECAY,
-    "groups_quiet_decay_muon": COMMON | GROUPS | QUIET | DECAY | MUON,
-    "fast": COMMON | GROUPS | QUIET | DECAY | MUON | NO_ATTENTION,
-}
-# What a run is continued with: perceptual distance and GAN.
-GAN = {
-    "loss.perceptual": "efficientnet_lite0",
-    "loss.perceptual_weight": "0.1",
-    "loss.disc_weight": "0.5",
-    "loss.disc_start": "0",
-    "loss.disc_warmup_steps": "50",
-    "train.disc_learning_rate": "2e-4",
-}
 MEASURES = {"psnr": "PSNR, dB", "ssim": "SSIM", "perceptual": "perceptual distance"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    """A recipe, its number of updates and its seed; with `start`, one that goes on from another run's autoencoder."""
-
-    recipe: str
-    updates: int
-    seed: int
-    start: Run | None = None
-
-    @property
-    def name(self) -> str:
-        """Of its folder."""
-        own = f"{Path(self.recipe).stem}-{self.updates}-seed{self.seed}"
-        return own if self.start is None else f"{self.start.name}-gan-{self.updates}"
-
-
-def recipe_arguments(recipe: str) -> list[str]:
-    """The command line of a recipe."""
-    if recipe not in RECIPES:
-        return ["--config", recipe]
-    return [word for name, value in RECIPES[recipe].items() for word in (f"--{name}", value)]
-
-
-def run_arguments(run: Run, options: argparse.Namespace) -> list[str]:
-    """The command line of a run."""
-    own = {
-        "output_dir": str(options.output / "runs" / run.name),
-        "seed": str(run.seed),
-        "data.train": options.train,
-        "train.max_train_steps": str(run.updates),
-        "train.checkpointing_steps": str(options.every),
-        "train.checkpoints_total_limit": "null",
-        "train.log_steps": "10",
-        "train.resume_from_checkpoint": "latest",
-    }
-    if run.start is not None:
-        own |= GAN | {"model.pretrained": str(options.output / "runs" / run.start.name / "autoencoder")}
-    return recipe_arguments(run.recipe) + [word for name, value in own.items() for word in (f"--{name}", value)]
 
 
 def train(run: Run, options: argparse.Namespace) -> None:
@@ -139,8 +60,8 @@ def train(run: Run, options: argparse.Namespace) -> None:
 
 
 def measure(run: Run, options: argparse.Namespace, *, perceptual: nn.Module) -> dict[str, Any]:
-    """Quality of the averaged weights of a run's checkpoints, on the validation images at the training resolution, and
-    of the last one on the large images at `sizes`; what was measured before is read."""
+    """Quality of the averaged weights of a stage's checkpoints, on the validation images at the training resolution,
+    and of the last one on the large images at `sizes`; what was measured before is read."""
     folder = options.output / "runs" / run.name
     path = folder / "quality.json"
     quality: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {"updates": {}, "sizes": {}}
@@ -211,15 +132,22 @@ def time_updates(recipes: list[str], *, rounds: int = 15) -> dict[str, float]:
     return {recipe: statistics.median(taken[3:]) for recipe, taken in seconds.items()}
 
 
-def curves(results: dict[str, Any], measure_name: str) -> dict[str, list[tuple[int, list[float]]]]:
-    """For each recipe and length: the values of all seeds at each number of updates."""
-    collected: dict[str, dict[int, list[float]]] = {}
+def curves(results: dict[str, Any], measure_name: str) -> dict[str, list[tuple[int, float, list[float]]]]:
+    """For each run: updates, seconds (both from its first stage on) and the values of all seeds."""
+    collected: dict[str, dict[int, tuple[float, list[float]]]] = {}
     for entry in results["runs"]:
-        if not entry["gan"]:
-            points = collected.setdefault(f"{entry['recipe']}:{entry['updates']}", {})
-            for step, values in entry["quality"]["updates"].items():
-                points.setdefault(int(step), []).append(values[measure_name])
-    return {label: sorted(points.items()) for label, points in collected.items()}
+        points = collected.setdefault(entry["run"], {})
+        updates = seconds = 0.0
+        for stage in entry["stages"]:
+            pace = results["seconds_per_update"].get(stage["recipe"], float("nan"))
+            for step, values in stage["quality"]["updates"].items():
+                at = points.setdefault(int(updates) + int(step), (seconds + int(step) * pace, []))
+                at[1].append(values[measure_name])
+            updates, seconds = updates + stage["updates"], seconds + stage["updates"] * pace
+    return {
+        label: [(step, seconds, values) for step, (seconds, values) in sorted(points.items())]
+        for label, points in collected.items()
+    }
 
 
 def draw(results: dict[str, Any], path: Path) -> None:
@@ -232,14 +160,11 @@ def draw(results: dict[str, Any], path: Path) -> None:
     figure, axes = pyplot.subplots(2, len(MEASURES), figsize=(12, 6.5), layout="constrained")
     for column, (name, title) in enumerate(MEASURES.items()):
         for index, (label, points) in enumerate(curves(results, name).items()):
-            recipe, updates = label.rsplit(":", 1)
-            steps = [step for step, _ in points]
-            values = [each for _, each in points]
-            seconds = results["seconds_per_update"].get(recipe, float("nan"))
-            for row, scale in enumerate((1.0, seconds)):
-                x, colour = [step * scale for step in steps], f"C{index}"
+            steps, seconds, values = zip(*points, strict=True)
+            for row, x in enumerate((steps, seconds)):
+                colour = f"C{index}"
                 medians = [statistics.median(each) for each in values]
-                axes[row, column].plot(x, medians, color=colour, label=f"{recipe}, {updates} updates", linewidth=1.5)
+                axes[row, column].plot(x, medians, color=colour, label=label, linewidth=1.5)
                 axes[row, column].fill_between(
                     x, [min(each) for each in values], [max(each) for each in values], color=colour, alpha=0.2, lw=0
                 )
@@ -252,16 +177,12 @@ def draw(results: dict[str, Any], path: Path) -> None:
 
 def parse_runs(options: argparse.Namespace, seconds: dict[str, float]) -> list[Run]:
     """The runs asked for; for equal time also each recipe for as long as the first run takes."""
-    pairs = [(word.rsplit(":", 1)[0], int(word.rsplit(":", 1)[1])) for word in options.runs]
+    labels = list(options.runs)
     if options.equal_time:
-        first, updates = pairs[0]
-        for recipe in dict.fromkeys(recipe for recipe, _ in pairs[1:] if recipe != first):
-            pairs.append((recipe, round(updates * seconds[first] / seconds[recipe])))
-    return [
-        Run(recipe=recipe, updates=updates, seed=seed)
-        for seed in options.seeds
-        for recipe, updates in dict.fromkeys(pairs)
-    ]
+        first, *others = [parse_run(label, seed=0) for label in labels if "," not in label]
+        for recipe in dict.fromkeys(run.recipe for run in others if run.recipe != first.recipe):
+            labels.append(f"{recipe}:{round(first.updates * seconds[first.recipe] / seconds[recipe])}")
+    return [parse_run(label, seed=seed) for seed in options.seeds for label in dict.fromkeys(labels)]
 
 
 def main() -> None:
@@ -270,32 +191,33 @@ def main() -> None:
     parser.add_argument("--train", required=True, help="images to train on")
     parser.add_argument("--validation", required=True, help="images to measure on, none of them trained on")
     parser.add_argument("--output", required=True, type=Path, help="folder for runs, results.json and curves.png")
-    parser.add_argument("--runs", nargs="+", default=["published:400", "fast:400"], help="RECIPE:UPDATES")
+    parser.add_argument(
+        "--runs", nargs="+", default=["published:400", "fast:400"], help="RECIPE[+CHANGE ...]:UPDATES[,next stage]"
+    )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--every", type=int, default=100, help="updates between the points of a curve")
     parser.add_argument("--equal_time", action="store_true", help="also each recipe in the first run's time")
     parser.add_argument("--large", help="images with pixels enough for --sizes")
     parser.add_argument("--sizes", nargs="+", type=int, default=[128, 256, 512, 768], help="to measure the last at")
-    parser.add_argument("--gan_updates", type=int, default=0, help="updates with perceptual distance and GAN after it")
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
 
     timing = options.output / "seconds.json"
     seconds: dict[str, float] = json.loads(timing.read_text()) if timing.is_file() else {}
-    recipes = list(dict.fromkeys(word.rsplit(":", 1)[0] for word in options.runs))
+    recipes = {stage.recipe: None for label in options.runs for stage in parse_run(label, seed=0).stages}
     if not set(recipes) <= set(seconds):
-        seconds = time_updates(recipes)
+        seconds |= time_updates(list(recipes))
         write_whole(timing, json.dumps(seconds, indent=1).encode())
 
     perceptual = load_perceptual("efficientnet_lite0")
-    runs = parse_runs(options, seconds)
-    if options.gan_updates:
-        runs += [dataclasses.replace(run, updates=options.gan_updates, start=run) for run in runs]
     results: dict[str, Any] = {"seconds_per_update": seconds, "runs": []}
-    for run in runs:
-        train(run, options)
-        entry = {"recipe": run.recipe, "updates": run.updates, "seed": run.seed, "gan": run.start is not None}
-        results["runs"].append(entry | {"quality": measure(run, options, perceptual=perceptual)})
+    for run in parse_runs(options, seconds):
+        stages = []
+        for stage in run.stages:
+            train(stage, options)
+            quality = measure(stage, options, perceptual=perceptual)
+            stages.append({"recipe": stage.recipe, "updates": stage.updates, "quality": quality})
+        results["runs"].append({"run": run.label, "seed": run.seed, "stages": stages})
         write_whole(options.output / "results.json", json.dumps(results, indent=1).encode())
         draw(results, options.output / "curves.png")
 
