@@ -11,7 +11,7 @@ import argparse
 
 from ldm_vae.config import Config
 from ldm_vae.config_file import parse
-from ldm_vae.training.batch_size import available_memory, try_micro_batches
+from ldm_vae.training.batch_size import Trial, available_memory, try_micro_batches
 
 GIB = 2**30
 
@@ -25,15 +25,19 @@ def main() -> None:
     config = parse(Config, rest, prog="find_batch_size")
     limit = arguments.limit_gib or 0.9 * available_memory() / GIB
     print(f"limit {limit:.2f} GiB\nmicro-batch  peak GiB  images/s")
-    best = None
+    fitting: list[Trial] = []
     for trial in try_micro_batches(config, limit_bytes=int(limit * GIB), largest=arguments.largest):
         if trial.peak_bytes is None:
             print(f"{trial.micro_batch_size:11d}  too large", flush=True)
         else:
             line = f"{trial.micro_batch_size:11d} {trial.peak_bytes / GIB:9.2f} {trial.images_per_second:9.2f}"
             print(line, flush=True)
-            best = max(best or 0, trial.micro_batch_size)
-    print(f"the largest that fits: {best}" if best else "not even one image fits")
+            fitting.append(trial)
+    if not fitting:
+        raise SystemExit("not even one image fits")
+    largest = max(trial.micro_batch_size for trial in fitting)
+    fastest = max(fitting, key=lambda trial: trial.images_per_second or 0.0)
+    print(f"the largest that fits: {largest}; the most images a second: {fastest.micro_batch_size}")
 
 
 if __name__ == "__main__":

@@ -48,10 +48,8 @@ def test_compiled_run_is_the_eager_one_and_compiles_at_its_start_only(
     counters.clear()
     train(config_of(tmp_path / "compiled", pictures, compile="on", max_train_steps=3))
     train(config_of(tmp_path / "compiled", pictures, compile="on", resume_from_checkpoint="latest"))
-    assert after_rehearsal == [
-        4,
-        4,
-    ]  # encoder, decoder, discriminator of one batch and of two; the same for the second
+    # encoder, decoder, discriminator of one batch and of two; the same for the second
+    assert after_rehearsal == [4, 4]
     assert counters["stats"]["unique_graphs"] == 4
     assert not counters["graph_break"]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from typing import Any
 
 import lpips
 import pytest
@@ -11,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor
+from torch._ops import OpOverload
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ldm_vae.config import Config
 from ldm_vae.data.images import TrainingBatch
@@ -283,3 +286,30 @@ def test_batch_norm_discriminator_judges_real_and_fake_apart() -> None:
     step.micro_batch(batch, adversarial=True)
     assert_gradients(state.discriminator.module, expected_d)
     assert not list(state.discriminator.module.buffers())
+
+
+class NothingIsRead(TorchDispatchMode):
+    """Refuses to hand a tensor's value to Python, for which a GPU would have to be waited for."""
+
+    def __torch_dispatch__(
+        self, func: OpOverload, types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        reading = (torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero, torch.ops.aten.masked_select)
+        assert func.overloadpacket not in reading, f"{func} reads a value"
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("adaptive_weight", ["lagged", "same_step", "off"])
+def test_a_step_reads_no_value(optimizer: str, adaptive_weight: str) -> None:
+    config = tiny_config(
+        loss={"adaptive_weight": adaptive_weight, "disc_start": 0},
+        train={"optimizer": optimizer, "mixed_precision": "bf16", "micro_batch_size": 2},
+    )
+    _, step, _ = make(config)
+    batches = [make_batch(2), make_batch(2, seed=2)]
+    step(iter(batches))  # optimizers set themselves up
+    with NothingIsRead():
+        step(iter(batches))
+        with pytest.raises(AssertionError, match="reads a value"):
+            batches[0].images.sum().item()
