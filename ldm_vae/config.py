@@ -98,7 +98,7 @@ class DataConfig:
     streaming: bool = False
     """Read the source as a stream, without a local copy and without random access."""
     shuffle_buffer: int = 0
-    """Images a stream is shuffled within; 0 keeps its order, and makes resuming exact."""
+    """Images a stream is shuffled within, undecoded; 0 keeps its order. A resumed run reads up to its place again."""
     validation_images: int = 256
     """At most so many validation images are used, the first ones."""
     strict: bool = False

@@ -204,8 +204,6 @@ class StreamingImages:
         for epoch in count():
             length = 0
             rng = sample_rng(epoch * num_processes + process_index, seed=self._augmentation.seed, stream="stream")
-            if self._shuffle_buffer:  # without, the files of later epochs stay in order too
-                part.set_epoch(epoch)
             for row, cell in enumerate(self._shuffled(self._cells(part), rng)):
                 if position >= start:
                     yield _Example(k=position * num_processes + process_index, epoch=epoch, row=row, cell=cell)
