@@ -195,7 +195,8 @@ class TrainConfig:
     max_grad_norm: float = 1.0
     """Largest norm of the autoencoder's gradient, and of the discriminator's; 0: no clipping."""
     mixed_precision: Literal["auto", "no", "bf16"] = "auto"
-    """bf16 autocast of the convolutions; `auto`: where the hardware has it. Weights are float32 always."""
+    """bf16 autocast of the convolutions; `auto`: where the hardware has it; `no`: float32, by torch's default with
+    TF32 products in the convolutions of GPUs that have it. Weights are float32 always."""
     ema_decay: float = 0.9999
     """Decay of the float32 average of the weights, which is what is validated and exported; 0: none."""
     gradient_checkpointing: Literal["none", "blocks", "full"] = "none"

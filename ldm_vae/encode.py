@@ -205,7 +205,8 @@ class _Encode:
         tensors = {} if batch.pixels is None else self._latents(batch.pixels, batch.noise)
         ready = None
         if self.encoder.device.type == "cuda":
-            tensors = {name: values.to("cpu", non_blocking=True) for name, values in tensors.items()}
+            # contiguous first: the copy of a strided tensor would wait
+            tensors = {name: values.contiguous().to("cpu", non_blocking=True) for name, values in tensors.items()}
             ready = torch.cuda.Event()
             ready.record()
         shape = latent_shape(batch.size, autoencoder=self.encoder.autoencoder)

@@ -24,7 +24,7 @@ from ldm_vae.measure import (
 )
 from ldm_vae.models.autoencoder import load_autoencoder, spatial_factor
 from ldm_vae.models.fingerprint import fingerprint
-from ldm_vae.models.precision import use_bf16
+from ldm_vae.models.precision import exact_float32, use_bf16
 from ldm_vae.options import EvaluateOptions
 from ldm_vae.picture import save_grid
 from ldm_vae.set_features import load_set_features
@@ -65,6 +65,7 @@ def evaluate(options: EvaluateOptions) -> EvaluateSummary:
     held = _check_output(output, overwrite=options.overwrite)
     processes = join_processes()
     device = processes.device
+    exact_float32()
     autoencoders = [load_autoencoder(source).to(device, memory_format=torch.channels_last) for source in options.vae]
     channels = _common_channels(options.vae, autoencoders)
     factor = max(spatial_factor(autoencoder) for autoencoder in autoencoders)

@@ -30,6 +30,7 @@ from ldm_vae.measure import (
 from ldm_vae.metrics import LatentSummary
 from ldm_vae.model_card import CardContent
 from ldm_vae.models.autoencoder import spatial_factor
+from ldm_vae.models.precision import exact_float32
 from ldm_vae.options import ExportOptions
 from ldm_vae.training.checkpoint import RunAutoencoder, load_run_autoencoder
 
@@ -89,6 +90,7 @@ def export(options: ExportOptions) -> ExportSummary:
         RuntimeError: what was written doesn't read back the same; nothing is left of it.
     """
     processes = join_processes()
+    exact_float32()
     run = load_run_autoencoder(Path(options.run).expanduser(), checkpoint=options.checkpoint, weights=options.weights)
     _check_target(options, latent_channels=run.autoencoder.config.latent_channels)
     with export_place(options, is_main=processes.is_main_process) as place:

@@ -217,7 +217,8 @@ class _Reader:
 
     def add_features(self, indices: list[int], columns: list[Tensor]) -> None:
         for row, index in enumerate(indices):
-            self.features[index] = [column[row] for column in columns]
+            # not views, which would be pickled with their whole batch
+            self.features[index] = [column[row].clone() for column in columns]
 
     def summary(self) -> ImagesRead:
         digest = hashlib.sha256(b"".join(self.digests[index] for index in sorted(self.digests)))

@@ -36,12 +36,12 @@ from bench_variants import Memory, Subject, Timing
 
 OPTIONS = {"bf16", "float32", "compile", "blocks", "full"}
 GIB = 2**30
-# Dense peaks as the manufacturer states them, in TFLOP/s; float32 without TF32, as torch multiplies by default.
+# Dense peaks as the manufacturer states them, in TFLOP/s; float32 with TF32, as torch convolves by default.
 PEAK_TFLOPS = {
-    "H100": {"bf16": 989.0, "float32": 67.0},
-    "H200": {"bf16": 989.0, "float32": 67.0},
-    "A100": {"bf16": 312.0, "float32": 19.5},
-    "L40S": {"bf16": 362.0, "float32": 91.6},
+    "H100": {"bf16": 989.0, "float32": 494.5},
+    "H200": {"bf16": 989.0, "float32": 494.5},
+    "A100": {"bf16": 312.0, "float32": 156.0},
+    "L40S": {"bf16": 362.0, "float32": 183.0},
     "RTX 4090": {"bf16": 165.2, "float32": 82.6},
 }
 

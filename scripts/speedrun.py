@@ -40,6 +40,7 @@ from ldm_vae.measure import measure_reconstructions
 from ldm_vae.models.autoencoder import spatial_factor
 from ldm_vae.models.precision import use_bf16
 from ldm_vae.training.checkpoint import checkpoint_step, list_checkpoints, load_run_autoencoder
+from ldm_vae.training.processes import start_accelerator
 from ldm_vae.training.state import build_state
 from ldm_vae.training.step import TrainingStep
 
@@ -110,17 +111,20 @@ def _quality(
 
 def time_updates(recipes: list[str], *, rounds: int = 15) -> dict[str, float]:
     """Median seconds of an update of each recipe; all of them take turns, so that a busy machine slows them alike."""
-    accelerator = Accelerator()
     steps, batches = {}, {}
     for recipe in recipes:
         config = parse(Config, recipe_arguments(recipe), prog="speedrun")
+        accelerator = start_accelerator(config)
         state = build_state(config, accelerator=accelerator)
+        if config.train.compiles(accelerator.device.type):
+            state.compile_networks()
         steps[recipe] = TrainingStep(state, loss=config.loss, train=config.train, accelerator=accelerator)
         micro_batch_size, accumulation = config.train.accumulation(num_processes=1)
         side = config.data.resolution // spatial_factor(state.autoencoder)
         shape = (micro_batch_size, state.autoencoder.config.latent_channels, side, side)
         images = torch.rand(micro_batch_size, config.model.in_channels, *[config.data.resolution] * 2) * 2 - 1
-        batches[recipe] = [TrainingBatch(images=images, noise=torch.randn(shape), skipped=[])] * accumulation
+        batch = TrainingBatch(images=images, noise=torch.randn(shape), skipped=[])
+        batches[recipe] = [batch.pin_memory() if accelerator.device.type == "cuda" else batch] * accumulation
     seconds: dict[str, list[float]] = {recipe: [] for recipe in recipes}
     for _ in range(rounds):
         for recipe in recipes:

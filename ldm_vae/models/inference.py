@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ldm_vae.models.autoencoder import encode_moments
 from ldm_vae.models.blocks import speed_up_blocks
+from ldm_vae.models.precision import exact_float32
 
 
 def local_device() -> torch.device:
@@ -29,8 +30,9 @@ class InferenceAutoencoder:
 
     Args:
         autoencoder: moved to the device and changed in place; it can't be trained any more.
-        bf16: compute in bf16.
-        device: by default `local_device()`.
+        bf16: compute in bf16; else in exact float32.
+        device: by default `local_device()`. A GPU becomes the process's current one, whose streams and events are
+            meant where none is named.
         tile: encode and decode in overlapping tiles, which are blended: bounded memory, but not the same result.
     """
 
@@ -39,6 +41,10 @@ class InferenceAutoencoder:
     ) -> None:
         self.autoencoder = autoencoder.eval().requires_grad_(False)
         self.device = device or local_device()
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+        if not bf16:
+            exact_float32()
         self.tile = tile
         if tile:
             autoencoder.enable_tiling()

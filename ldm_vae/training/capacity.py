@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -52,6 +54,22 @@ def _status(name: str) -> int:
     match = re.search(rf"^{name}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
     assert match is not None
     return int(match[1]) * 1024
+
+
+@contextlib.contextmanager
+def explained_memory(step: TrainingStep, config: Config) -> Iterator[None]:
+    """Say in one line what a GPU's memory was too small for.
+
+    Raises:
+        ValueError: where it was.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise ValueError(
+            f"a micro-batch of {step.micro_batch_size} images of {config.data.resolution} pixels doesn't fit into the "
+            f"GPU's memory; take a smaller train.micro_batch_size, or a higher level of train.gradient_checkpointing"
+        ) from None
 
 
 def fit_to_memory(step: TrainingStep, config: Config, *, accelerator: Accelerator) -> str:

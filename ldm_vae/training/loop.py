@@ -6,19 +6,18 @@ import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from accelerate import Accelerator
 
 from ldm_vae.config import Config
-from ldm_vae.training.capacity import fit_to_memory
+from ldm_vae.training.capacity import explained_memory, fit_to_memory
 from ldm_vae.training.checkpoint import checkpoint_name, load_checkpoint, remove_old_checkpoints, save_checkpoint
 from ldm_vae.training.health import Health
 from ldm_vae.training.inputs import open_batches, open_training_images, open_validation_images
 from ldm_vae.training.processes import (
     check_ranks_agree,
+    host_group,
     on_main_process,
     start_accelerator,
-    timeout,
     told_once,
     waiting_for_others,
 )
@@ -83,13 +82,13 @@ def train(config: Config) -> TrainSummary:
     )
     with waiting_for_others("in the rehearsal"):
         prepare(step, config, accelerator=accelerator, tracking=tracking)
-        stop = StopSignal(num_processes=accelerator.num_processes, timeout=timeout(config))
+    stop = StopSignal(group=host_group())
 
     stopped_by = None
     with stop, contextlib.closing(tracking):
         while state.step < config.train.max_train_steps and not stopped_by:
             # Update generator and discriminator.
-            with waiting_for_others(f"in step {state.step + 1}"):
+            with waiting_for_others(f"in step {state.step + 1}"), explained_memory(step, config):
                 stop.begin()
                 step(batches)
                 stopped_by = stop.agreed()
@@ -134,18 +133,13 @@ def prepare(step: TrainingStep, config: Config, *, accelerator: Accelerator, tra
         ValueError: where a step doesn't fit into memory.
     """
     train = config.train
-    try:
+    with explained_memory(step, config):
         if train.memory_budget_gib is not None:
             with told_once():
                 tracking.say(fit_to_memory(step, config, accelerator=accelerator))
         if train.compiles(accelerator.device.type):
             step.state.compile_networks()
         step.rehearse(resolution=config.data.resolution)
-    except torch.cuda.OutOfMemoryError:
-        raise ValueError(
-            f"a micro-batch of {step.micro_batch_size} images of {config.data.resolution} pixels doesn't fit into the "
-            f"GPU's memory; take a smaller train.micro_batch_size, or a higher level of train.gradient_checkpointing"
-        ) from None
 
 
 def due(state: TrainingState, config: Config, every: int) -> bool:

@@ -12,18 +12,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
-from typing import Literal, NoReturn, TypeVar
+from typing import Literal, NoReturn, TypeVar, cast
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
-from accelerate.utils import (
-    DistributedDataParallelKwargs,
-    InitProcessGroupKwargs,
-    ProjectConfiguration,
-    broadcast_object_list,
-    gather_object,
-    set_seed,
-)
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, ProjectConfiguration, set_seed
 
 from ldm_vae.config import Config, require
 from ldm_vae.training.state import TrainingState
@@ -33,6 +27,10 @@ Result = TypeVar("Result")
 
 # In which the main process tells its error, before the launcher sees another one end and kills them all.
 _GRACE_SECONDS = 5.0
+
+# All processes, for what they tell each other beside the step; by gloo also where the step's own sums go by NCCL,
+# which sees a lost process only at the timeout, and then ends this one without a word.
+_hosts: dist.ProcessGroup | None = None
 
 _REFUSED = {
     "DEEPSPEED": "DeepSpeed drives one optimizer and one backward a step; this step has two networks, and needs the "
@@ -65,6 +63,7 @@ def start_accelerator(config: Config) -> Accelerator:
         f"report_to is {config.report_to}, which is not installed: pip install 'ldm-vae[{config.report_to}]'",
     )
     train = config.train
+    global _hosts
     with waiting_for_others("to join them"):
         accelerator = Accelerator(
             mixed_precision="no",  # autocast is the step's own, around each network
@@ -75,6 +74,9 @@ def start_accelerator(config: Config) -> Accelerator:
                 InitProcessGroupKwargs(timeout=timeout(config)),
             ],
         )
+        _hosts = None
+        if accelerator.num_processes > 1:
+            _hosts = cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=timeout(config)))
     with told_once(per="node"):
         _, accumulation = train.accumulation(num_processes=accelerator.num_processes)
         require(
@@ -88,6 +90,11 @@ def start_accelerator(config: Config) -> Accelerator:
     torch.backends.cudnn.benchmark = not train.deterministic
     set_seed(config.seed)
     return accelerator
+
+
+def host_group() -> dist.ProcessGroup | None:
+    """All processes of the run, for tensors and objects on the CPU; none where there is one process."""
+    return _hosts
 
 
 def _check_launch() -> None:
@@ -125,7 +132,7 @@ def waiting_for_others(purpose: str) -> Iterator[None]:
         yield
     except RuntimeError as error:
         text = str(error)
-        if not (isinstance(error, torch.distributed.DistError) or "/gloo/transport/" in text or "NCCL" in text):
+        if not (isinstance(error, dist.DistError) or "/gloo/transport/" in text or "NCCL" in text):
             raise
         reason = text.splitlines()[0].partition("] ")[2] or text.splitlines()[0]
         raise LostProcessError(
@@ -172,7 +179,7 @@ def on_main_process(accelerator: Accelerator, work: Callable[[], Result], *, pur
         except Exception as raised:
             error, outcome[1] = raised, True
     with waiting_for_others(f"(for the main one {purpose})"):
-        outcome = broadcast_object_list(outcome)
+        dist.broadcast_object_list(outcome, src=0, group=host_group())
     if error is not None:
         raise error
     if outcome[1]:
@@ -189,7 +196,8 @@ def check_ranks_agree(state: TrainingState, *, accelerator: Accelerator) -> None
     if accelerator.num_processes == 1:
         return
     with waiting_for_others("to compare weights"):
-        held = gather_object([(weights_digest(state), socket.gethostname())])
+        held: list[tuple[str, str]] = [("", "")] * accelerator.num_processes
+        dist.all_gather_object(held, (weights_digest(state), socket.gethostname()), group=host_group())
     ((common, _),) = Counter(digest for digest, _ in held).most_common(1)
     wrong = [f"{rank} (on {host})" for rank, (digest, host) in enumerate(held) if digest != common]
     with told_once():

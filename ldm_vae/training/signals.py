@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-from datetime import timedelta
 from types import FrameType
 from typing import Any
 
@@ -18,11 +17,14 @@ class StopSignal:
 
     A signal reaches processes at different moments, or only one of them. So each step they take the maximum of their
     flags, on the hosts, while the step computes: `begin` starts it, `agreed` has its result.
+
+    Args:
+        group: all processes, by gloo; none where there is one process.
     """
 
-    def __init__(self, *, num_processes: int, timeout: timedelta):
+    def __init__(self, *, group: dist.ProcessGroup | None):
         self.received: signal.Signals | None = None
-        self._group: Any = dist.new_group(backend="gloo", timeout=timeout) if num_processes > 1 else None
+        self._group = group
         self._flag = torch.zeros(1, dtype=torch.int32)
         self._work: Any = None
         self._previous: dict[signal.Signals, Any] = {}

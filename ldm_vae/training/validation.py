@@ -18,7 +18,7 @@ from ldm_vae.data.transforms import to_image
 from ldm_vae.metrics import ReconstructionMetrics, ReconstructionSummary
 from ldm_vae.models.autoencoder import encode_moments
 from ldm_vae.models.precision import autocast, use_bf16
-from ldm_vae.training.processes import waiting_for_others
+from ldm_vae.training.processes import host_group, waiting_for_others
 from ldm_vae.training.state import BestValidation, TrainingState
 
 NUM_SAMPLES = 8  # pictures in a sample grid
@@ -69,10 +69,10 @@ def validate(
             if samples is not None and accelerator.is_main_process and len(pictures) < 2 * NUM_SAMPLES:
                 for pair in zip(images, reconstruction, strict=True):
                     pictures += [to_image(image) for image in pair]
-    sums = metrics.state()
+    sums = metrics.state().cpu()
     if accelerator.num_processes > 1:
         with waiting_for_others("to add up a validation"):
-            torch.distributed.all_reduce(sums)
+            torch.distributed.all_reduce(sums, group=host_group())
     metrics.load_state(sums)
     if pictures and samples is not None:
         save_samples(pictures[: 2 * NUM_SAMPLES], samples)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 
 from ldm_vae.training.state import build_state
 from ldm_vae.training.step import TrainingStep
@@ -25,7 +26,9 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a G
 )
 def test_a_step_never_waits_for_the_device(train: dict[str, object]) -> None:
     config = tiny_config(data={"resolution": 64}, loss={"perceptual": "efficientnet_lite0"}, train=train)
+    AcceleratorState._reset_state(reset_partial_state=True)  # of tests before, which asked for the CPU
     accelerator = Accelerator()
+    assert accelerator.device.type == "cuda"
     state = build_state(config, accelerator=accelerator)
     step = TrainingStep(state, loss=config.loss, train=config.train, accelerator=accelerator)
     if config.train.compile == "on":
@@ -40,4 +43,5 @@ def test_a_step_never_waits_for_the_device(train: dict[str, object]) -> None:
             step(iter(batches))
     finally:
         torch.cuda.set_sync_debug_mode("default")
+        AcceleratorState._reset_state(reset_partial_state=True)
     assert state.meter.read().num_finite == 4
