@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Literal, Optional
 
 
@@ -87,6 +88,11 @@ class DataConfig:
     """Column that holds the images; none: the only image column there is."""
     resolution: int = 256
     """Side of the square training crops, in pixels."""
+    early_resolutions: list[int] = field(default_factory=list)
+    """Smaller sides to begin with, one after the other: most is learnt there, in a fraction of the time. For models
+    without attention, which are good at any size."""
+    early_fractions: list[float] = field(default_factory=list)
+    """Part of train.max_train_steps that is trained at each of early_resolutions, before those at resolution."""
     crop: Literal["random_resized", "random", "center"] = "random"
     """`random` and `center` first resize the short side to `resolution`; `random_resized` takes a random part."""
     crop_min_area: float = 0.25
@@ -106,6 +112,20 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         require(self.resolution > 0, f"data.resolution is {self.resolution}; it must be positive")
+        require(
+            all(0 < side < self.resolution for side in self.early_resolutions),
+            f"data.early_resolutions is {self.early_resolutions}; they must be positive and smaller than "
+            f"data.resolution, which is {self.resolution}",
+        )
+        require(
+            len(self.early_fractions) == len(self.early_resolutions),
+            f"data.early_fractions has {len(self.early_fractions)} entries for {len(self.early_resolutions)} "
+            f"data.early_resolutions",
+        )
+        require(
+            all(fraction > 0 for fraction in self.early_fractions) and sum(self.early_fractions) < 1,
+            f"data.early_fractions is {self.early_fractions}; they must be positive, and together less than 1",
+        )
         require(0 < self.crop_min_area <= 1, f"data.crop_min_area is {self.crop_min_area}; it must lie in (0, 1]")
         for name in ("num_workers", "shuffle_buffer"):
             require(getattr(self, name) >= 0, f"data.{name} is {getattr(self, name)}; it can't be negative")
@@ -289,14 +309,22 @@ class Config:
     def __post_init__(self) -> None:
         require(self.seed >= 0, f"seed is {self.seed}; it can't be negative")
         if self.model.pretrained is None:
-            check_resolution(self.data.resolution, spatial_factor=self.model.spatial_factor)
+            check_resolution(self.data, spatial_factor=self.model.spatial_factor)
+
+    @property
+    def early_stages(self) -> list[tuple[int, int]]:
+        """(update, resolution): the side of the images before that update, one stage after the other."""
+        stages = zip(accumulate(self.data.early_fractions), self.data.early_resolutions, strict=True)
+        return [(round(part * self.train.max_train_steps), resolution) for part, resolution in stages]
 
 
-def check_resolution(resolution: int, *, spatial_factor: int) -> None:
-    """Raise `ValueError` unless the model's spatial factor divides the resolution."""
-    below = resolution // spatial_factor * spatial_factor
-    nearest = " or ".join(str(n) for n in (below, below + spatial_factor) if n > 0)
-    require(
-        resolution % spatial_factor == 0,
-        f"data.resolution is {resolution}, which the model's factor {spatial_factor} does not divide; take {nearest}",
-    )
+def check_resolution(data: DataConfig, *, spatial_factor: int) -> None:
+    """Raise `ValueError` unless the model's spatial factor divides the resolutions."""
+    named = [("resolution", data.resolution), *(("early_resolutions", side) for side in data.early_resolutions)]
+    for name, side in named:
+        below = side // spatial_factor * spatial_factor
+        nearest = " or ".join(str(n) for n in (below, below + spatial_factor) if n > 0)
+        require(
+            side % spatial_factor == 0,
+            f"data.{name} is {side}, which the model's factor {spatial_factor} does not divide; take {nearest}",
+        )

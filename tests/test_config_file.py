@@ -109,6 +109,16 @@ def test_dotted_overrides_come_after_the_file() -> None:
             "data:\n  resolution: 100",
             "data.resolution is 100, which the model's factor 8 does not divide; take 96 or 104",
         ),
+        (
+            "data:\n  early_resolutions: [100]\n  early_fractions: [0.5]",
+            "data.early_resolutions is 100, which the model's factor 8 does not divide; take 96 or 104",
+        ),
+        ("data:\n  early_resolutions: [512]", "they must be positive and smaller than data.resolution, which is 256"),
+        ("data:\n  early_resolutions: [64]", "data.early_fractions has 0 entries for 1 data.early_resolutions"),
+        (
+            "data:\n  early_resolutions: [64, 128]\n  early_fractions: [0.5, 0.5]",
+            "data.early_fractions is [0.5, 0.5]; they must be positive, and together less than 1",
+        ),
     ],
 )
 def test_mistakes_in_a_file_are_one_line(content: str, message: str, tmp_path: Path) -> None:
@@ -117,6 +127,12 @@ def test_mistakes_in_a_file_are_one_line(content: str, message: str, tmp_path: P
     with pytest.raises(ValueError, match=re.escape(message)) as error:
         load_config(path)
     assert "\n" not in str(error.value)
+
+
+def test_early_stages_are_parts_of_the_run() -> None:
+    words = ["--data.early_resolutions", "[64, 128]", "--data.early_fractions", "[0.3, 0.2]"]
+    config = parse(Config, [*words, "--train.max_train_steps", "15"], prog="train")
+    assert config.early_stages == [(4, 64), (8, 128)]  # updates 0 to 3, and 4 to 7
 
 
 @pytest.mark.parametrize(

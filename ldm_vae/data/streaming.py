@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import count
@@ -104,6 +104,7 @@ class StreamingImages:
         channels: int,
         resolution: int,
         latent_shape: tuple[int, int, int],
+        early: Sequence[tuple[int, int]] = (),
         crop: Crop = "random",
         min_area: float = 0.25,
         flip: bool = True,
@@ -117,6 +118,7 @@ class StreamingImages:
             seed=seed,
             channels=channels,
             resolution=resolution,
+            early=tuple(early),
             crop=crop,
             min_area=min_area,
             flip=flip,
@@ -191,7 +193,7 @@ class StreamingImages:
         return read_crop(
             cell_content(example.cell, root=self._stream.root),
             channels=augmentation.channels,
-            resolution=augmentation.resolution,
+            resolution=augmentation.resolution_of(example.k),
             box_of=augmentation.box_of(example.k),
             name=cell_name(example.cell, row=example.row),
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,17 +57,24 @@ class Augmentation:
     seed: int
     channels: int
     resolution: int
+    early: tuple[tuple[int, int], ...] = ()
+    """(k, smaller resolution): what the images before the k-th have instead, by ascending k."""
     crop: Crop = "random"
     min_area: float = 0.25
     flip: bool = True
     latent_shape: tuple[int, int, int]
+    """Of an image of `resolution`."""
+
+    def resolution_of(self, k: int) -> int:
+        """Return the k-th image's side, in pixels."""
+        return next((resolution for end, resolution in self.early if k < end), self.resolution)
 
     def box_of(self, k: int) -> Callable[[tuple[int, int]], Box]:
         """Return the function that gives the k-th image's crop from its size."""
 
         def box(size: tuple[int, int]) -> Box:
             rng = sample_rng(k, seed=self.seed, stream="crop")
-            return crop_box(size, resolution=self.resolution, crop=self.crop, min_area=self.min_area, rng=rng)
+            return crop_box(size, resolution=self.resolution_of(k), crop=self.crop, min_area=self.min_area, rng=rng)
 
         return box
 
@@ -75,7 +82,9 @@ class Augmentation:
         """Return the k-th sample from its crop: flipped or not, and with its noise."""
         if self.flip and sample_rng(k, seed=self.seed, stream="flip").random() < 0.5:
             picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        noise = sample_rng(k, seed=self.seed, stream="noise").standard_normal(self.latent_shape, dtype=np.float32)
+        channels, *sides = self.latent_shape
+        shape = [channels, *(side * self.resolution_of(k) // self.resolution for side in sides)]
+        noise = sample_rng(k, seed=self.seed, stream="noise").standard_normal(shape, dtype=np.float32)
         return TrainingSample(image=to_tensor(picture), noise=torch.from_numpy(noise), skipped=skipped)
 
 
@@ -90,10 +99,11 @@ class TrainingImages(Dataset):
         seed: Seed of the run.
         channels: 1, 3 or 4.
         resolution: Side of the square images, in pixels.
+        early: (k, smaller resolution): the side of the images before the k-th, by ascending k.
         crop: See `crop_box`.
         min_area: See `crop_box`.
         flip: Mirror half of the images.
-        latent_shape: (c, h, w) of the posterior noise.
+        latent_shape: (c, h, w) of the posterior noise at `resolution`.
         strict: Raise `UnreadableImage` instead of taking the next one.
     """
 
@@ -105,6 +115,7 @@ class TrainingImages(Dataset):
         channels: int,
         resolution: int,
         latent_shape: tuple[int, int, int],
+        early: Sequence[tuple[int, int]] = (),
         crop: Crop = "random",
         min_area: float = 0.25,
         flip: bool = True,
@@ -116,11 +127,17 @@ class TrainingImages(Dataset):
             seed=seed,
             channels=channels,
             resolution=resolution,
+            early=tuple(early),
             crop=crop,
             min_area=min_area,
             flip=flip,
             latent_shape=latent_shape,
         )
+
+    @property
+    def first_of_full_size(self) -> int:
+        """Number of the first image that has `resolution`."""
+        return max((end for end, _ in self._augmentation.early), default=0)
 
     def __getitem__(self, k: int) -> TrainingSample:
         """Return the k-th image of the run.
@@ -139,7 +156,7 @@ class TrainingImages(Dataset):
                 picture = self._collection.read_crop(
                     index,
                     channels=augmentation.channels,
-                    resolution=augmentation.resolution,
+                    resolution=augmentation.resolution_of(k),
                     box_of=augmentation.box_of(k),
                 )
             except UnreadableImage as error:

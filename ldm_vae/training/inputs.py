@@ -38,6 +38,7 @@ def open_training_images(config: Config, state: TrainingState) -> TrainingImages
         "channels": config.model.in_channels,
         "resolution": data.resolution,
         "latent_shape": (state.autoencoder.config.latent_channels, latent_side, latent_side),
+        "early": [(step * config.train.batch_size, resolution) for step, resolution in config.early_stages],
         "crop": data.crop,
         "min_area": data.crop_min_area,
         "flip": data.flip,

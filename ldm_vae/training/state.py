@@ -118,7 +118,7 @@ class TrainingState:
 def build_state(config: Config, *, accelerator: Accelerator) -> TrainingState:
     """Build networks, optimizers and schedules, on the accelerator's device, wrapped for its processes."""
     autoencoder = build_autoencoder(config.model)
-    check_resolution(config.data.resolution, spatial_factor=spatial_factor(autoencoder))
+    check_resolution(config.data, spatial_factor=spatial_factor(autoencoder))
     trainable = TrainableAutoencoder(
         autoencoder,
         decoder_only=config.model.decoder_only,

@@ -96,11 +96,11 @@ def draw_samples(
     config: Config,
     accelerator: Accelerator,
 ) -> None:
-    """Without validation images, the main process draws the run's first crops above their reconstructions; a stream,
-    which can't go back to them, gets no picture."""
+    """Without validation images, the main process draws the run's first crops of full size above their
+    reconstructions; a stream, which can't go back to them, gets no picture."""
     if not accelerator.is_main_process or isinstance(dataset, StreamingImages):
         return
-    images = torch.stack([dataset[k].image for k in range(NUM_SAMPLES)])
+    images = torch.stack([dataset[dataset.first_of_full_size + i].image for i in range(NUM_SAMPLES)])
     with averaged_weights(state):
         _, _, reconstruction = reconstruct(state, images.to(accelerator.device), train=config.train)
     pairs = zip(images, reconstruction, strict=True)

@@ -23,12 +23,14 @@ from PIL import Image
 from ldm_vae.data.images import (
     EvaluationBatch,
     EvaluationImages,
+    StreamingImages,
     TrainingBatch,
     TrainingImages,
     TrainingSample,
     UnreadableImage,
     evaluation_batches,
     open_collection,
+    open_stream,
     training_batches,
 )
 from ldm_vae.data.order import sample_index, sample_rng
@@ -86,6 +88,26 @@ def test_crops_and_flips_are_those_of_k_by_the_plain_formula(photos: Path) -> No
         if sample_rng(k, seed=SEED, stream="flip").random() < 0.5:
             picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         assert to_image(dataset[k].image).tobytes() == picture.tobytes()
+
+
+def test_early_images_are_those_of_a_smaller_resolution(photos: Path) -> None:
+    small = training_images(photos, resolution=8, latent_shape=(4, 1, 1))
+    medium, full = (
+        training_images(photos, resolution=16),
+        training_images(photos, resolution=24, latent_shape=(4, 3, 3)),
+    )
+    dataset = training_images(photos, resolution=24, latent_shape=(4, 3, 3), early=[(5, 8), (9, 16)])
+    stream = StreamingImages(
+        open_stream(str(photos)), seed=SEED, channels=3, resolution=24, latent_shape=(4, 3, 3), early=[(5, 8), (9, 16)],
+        crop="random_resized",
+    )  # fmt: skip
+    assert dataset.first_of_full_size == 9
+    for k, streamed in zip(range(14), stream.samples(start=0), strict=False):
+        expected = (small if k < 5 else medium if k < 9 else full)[k]
+        assert torch.equal(dataset[k].image, expected.image)
+        assert torch.equal(dataset[k].noise, expected.noise)
+        assert streamed.image.shape == expected.image.shape
+        assert torch.equal(streamed.noise, expected.noise)
 
 
 def test_replacements_wrap_around_and_end(tmp_path: Path) -> None:
