@@ -11,7 +11,7 @@ A run of several stages, each of which starts from the autoencoder of the one be
 What was done before is kept: finished runs are passed over, interrupted ones go on from their last checkpoint. Writes
 results.json (every number) and curves.png (PSNR, SSIM and perceptual distance against updates and against seconds).
 
-Seconds are updates times the seconds an update takes, which is measured apart, all recipes in turn in one process: so
+Seconds are updates times the mean seconds of an update, which is measured apart, all recipes in turn in one process: so
 neither validation nor what else the machine does counts for one recipe and not for another.
 """
 
@@ -34,7 +34,7 @@ from torch import nn
 from ldm_vae.config import Config
 from ldm_vae.config_file import parse
 from ldm_vae.data.files import write_whole
-from ldm_vae.data.images import EvaluationImages, TrainingBatch, open_collection
+from ldm_vae.data.images import EvaluationImages, open_collection
 from ldm_vae.losses.perceptual import load_perceptual
 from ldm_vae.measure import measure_reconstructions
 from ldm_vae.models.autoencoder import spatial_factor
@@ -110,8 +110,9 @@ def _quality(
 
 
 def time_updates(recipes: list[str], *, rounds: int = 15) -> dict[str, float]:
-    """Median seconds of an update of each recipe; all of them take turns, so that a busy machine slows them alike."""
-    steps, batches = {}, {}
+    """Mean seconds of an update of each recipe: the median at each of its resolutions, weighted by their parts. All of
+    them take turns, so that a busy machine slows them alike."""
+    steps, batches, weights = {}, {}, {}
     for recipe in recipes:
         config = parse(Config, recipe_arguments(recipe), prog="speedrun")
         accelerator = start_accelerator(config)
@@ -120,20 +121,26 @@ def time_updates(recipes: list[str], *, rounds: int = 15) -> dict[str, float]:
             state.compile_networks()
         steps[recipe] = TrainingStep(state, loss=config.loss, train=config.train, accelerator=accelerator)
         micro_batch_size, accumulation = config.train.accumulation(num_processes=1)
-        side = config.data.resolution // spatial_factor(state.autoencoder)
-        shape = (micro_batch_size, state.autoencoder.config.latent_channels, side, side)
-        images = torch.rand(micro_batch_size, config.model.in_channels, *[config.data.resolution] * 2) * 2 - 1
-        batch = TrainingBatch(images=images, noise=torch.randn(shape), skipped=[])
-        batches[recipe] = [batch.pin_memory() if accelerator.device.type == "cuda" else batch] * accumulation
-    seconds: dict[str, list[float]] = {recipe: [] for recipe in recipes}
+        parts = dict(zip(config.data.early_resolutions, config.data.early_fractions, strict=True))
+        parts[config.data.resolution] = 1 - sum(config.data.early_fractions)
+        for resolution, part in parts.items():
+            batch = steps[recipe].grey_batch(micro_batch_size, resolution=resolution)
+            batch.images.uniform_(-1, 1)
+            batch.noise.normal_()
+            pinned = batch.pin_memory() if accelerator.device.type == "cuda" else batch
+            batches[recipe, resolution], weights[recipe, resolution] = [pinned] * accumulation, part
+    seconds: dict[tuple[str, int], list[float]] = {key: [] for key in batches}
     for _ in range(rounds):
-        for recipe in recipes:
+        for key in batches:
             start = time.perf_counter()
-            steps[recipe](iter(batches[recipe]))
+            steps[key[0]](iter(batches[key]))
             if torch.accelerator.is_available():
                 torch.accelerator.synchronize()
-            seconds[recipe].append(time.perf_counter() - start)
-    return {recipe: statistics.median(taken[3:]) for recipe, taken in seconds.items()}
+            seconds[key].append(time.perf_counter() - start)
+    means = dict.fromkeys(recipes, 0.0)
+    for key, taken in seconds.items():
+        means[key[0]] += weights[key] * statistics.median(taken[3:])
+    return means
 
 
 def curves(results: dict[str, Any], measure_name: str) -> dict[str, list[tuple[int, float, list[float]]]]:

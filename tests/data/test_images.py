@@ -92,15 +92,11 @@ def test_crops_and_flips_are_those_of_k_by_the_plain_formula(photos: Path) -> No
 
 def test_early_images_are_those_of_a_smaller_resolution(photos: Path) -> None:
     small = training_images(photos, resolution=8, latent_shape=(4, 1, 1))
-    medium, full = (
-        training_images(photos, resolution=16),
-        training_images(photos, resolution=24, latent_shape=(4, 3, 3)),
-    )
-    dataset = training_images(photos, resolution=24, latent_shape=(4, 3, 3), early=[(5, 8), (9, 16)])
-    stream = StreamingImages(
-        open_stream(str(photos)), seed=SEED, channels=3, resolution=24, latent_shape=(4, 3, 3), early=[(5, 8), (9, 16)],
-        crop="random_resized",
-    )  # fmt: skip
+    medium = training_images(photos, resolution=16)
+    full = training_images(photos, resolution=24, latent_shape=(4, 3, 3))
+    early: dict[str, Any] = {"resolution": 24, "latent_shape": (4, 3, 3), "early": [(5, 8), (9, 16)]}
+    dataset = training_images(photos, **early)
+    stream = StreamingImages(open_stream(str(photos)), seed=SEED, channels=3, crop="random_resized", **early)
     assert dataset.first_of_full_size == 9
     for k, streamed in zip(range(14), stream.samples(start=0), strict=False):
         expected = (small if k < 5 else medium if k < 9 else full)[k]

@@ -47,9 +47,9 @@ def launches(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Launch
         config = {
             "output_dir": str(launches.run(name, num_processes=num_processes)),
             "model": {"decoder_only": name == "decoder_only"},
-            # 11 pictures: a tail of 1 for 2 processes
             "data": {
-                "train": str(pictures), "validation": str(pictures), "early_resolutions": [16], "early_fractions": [0.4],
+                "train": str(pictures), "validation": str(pictures),  # 11: a tail of 1 for 2 processes
+                "early_resolutions": [16], "early_fractions": [0.4],
             },
             "loss": {"perceptual": "efficientnet_lite0", "kl_weight": 1e-3, "learn_logvar": True},
             "train": {
