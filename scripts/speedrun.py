@@ -11,8 +11,8 @@ A run of several stages, each of which starts from the autoencoder of the one be
 What was done before is kept: finished runs are passed over, interrupted ones go on from their last checkpoint. Writes
 results.json (every number) and curves.png (PSNR, SSIM and perceptual distance against updates and against seconds).
 
-Seconds are updates times the mean seconds of an update, which is measured apart, all recipes in turn in one process: so
-neither validation nor what else the machine does counts for one recipe and not for another.
+Seconds are updates times the mean seconds of an update, which is measured apart, all recipes in turn in one process:
+so neither validation nor what else the machine does counts for one recipe and not for another.
 """
 
 from __future__ import annotations
