@@ -127,7 +127,7 @@ def train(config: Config) -> TrainSummary:
 
 
 def prepare(step: TrainingStep, config: Config, *, accelerator: Accelerator, tracking: Tracking) -> None:
-    """Choose what to recompute, compile, and rehearse a step.
+    """Choose what to recompute, compile, and rehearse a step of each size.
 
     Raises:
         ValueError: where a step doesn't fit into memory.
@@ -139,7 +139,8 @@ def prepare(step: TrainingStep, config: Config, *, accelerator: Accelerator, tra
                 tracking.say(fit_to_memory(step, config, accelerator=accelerator))
         if train.compiles(accelerator.device.type):
             step.state.compile_networks()
-        step.rehearse(resolution=config.data.resolution)
+        for resolution in (*config.data.early_resolutions, config.data.resolution):
+            step.rehearse(resolution=resolution)
 
 
 def due(state: TrainingState, config: Config, every: int) -> bool:

@@ -18,11 +18,18 @@ MODEL = {"block_out_channels": [4], "norm_num_groups": 1, "mid_block_add_attenti
 
 
 def config_of(output_dir: Path, pictures: Path, **fields: object) -> Config:
-    """Six steps of four images, the GAN from the third on; three batches of the eleven images validate, one short."""
+    """Six steps of four images, the first of a smaller size, the GAN from the third on; three batches of the eleven
+    images validate, one short."""
     return tiny_config(
         output_dir=output_dir,
         model=MODEL,
-        data={"resolution": 16, "train": str(pictures), "validation": str(pictures)},
+        data={
+            "resolution": 16,
+            "early_resolutions": [8],
+            "early_fractions": [0.2],
+            "train": str(pictures),
+            "validation": str(pictures),
+        },
         loss={"disc_start": 2, "disc_channels": 4, "disc_num_layers": 1},
         train={"max_train_steps": 6, **fields},
     )
@@ -48,9 +55,9 @@ def test_compiled_run_is_the_eager_one_and_compiles_at_its_start_only(
     counters.clear()
     train(config_of(tmp_path / "compiled", pictures, compile="on", max_train_steps=3))
     train(config_of(tmp_path / "compiled", pictures, compile="on", resume_from_checkpoint="latest"))
-    # encoder, decoder, discriminator of one batch and of two; the same for the second
-    assert after_rehearsal == [4, 4]
-    assert counters["stats"]["unique_graphs"] == 4
+    # encoder, decoder, discriminator of one batch and of two; each of the first size, then of any
+    assert after_rehearsal == [4, 8, 8, 8]
+    assert counters["stats"]["unique_graphs"] == 8
     assert not counters["graph_break"]
 
     train(config_of(tmp_path / "eager", pictures, compile="off"))
