@@ -3,6 +3,7 @@
     python scripts/bench_train.py [--config kl_f8] [--resolution 128] [--batch_size 2] [--rounds 5] [--steps 1]
         [--variants ours-bf16 reference-bf16 ours-float32 reference-float32] [--device cpu|cuda] [--threads 2]
         [--perceptual lpips_vgg_random|efficientnet_lite0|none] [--set train.optimizer=muon ...] [--output bench.json]
+        [--profile]
 
 A variant is an implementation and its options, joined by dashes:
 
@@ -119,6 +120,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=1, help="steps of a variant in a round")
     parser.add_argument("--warmup", type=int, default=2, help="steps before the first round")
     parser.add_argument("--output", type=Path, help="JSON file")
+    parser.add_argument("--profile", action="store_true", help="print where the time of a step of each variant goes")
     parser.set_defaults(perceptual="lpips_vgg_random")
     arguments = parser.parse_args()
     for variant in arguments.variants:
@@ -148,6 +150,8 @@ def measure(arguments: argparse.Namespace) -> tuple[int | None, list[Result]]:
         Result(variant=variant, timings=timings[variant], memory=ask(child, "memory"))
         for variant, child in children.items()
     ]
+    for variant in arguments.variants if arguments.profile else []:
+        print(f"{variant}\n{ask(children[variant], 'profile')}", flush=True)
     return ask(children[plain[0]], "flops") if plain else None, results
 
 

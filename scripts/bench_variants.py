@@ -16,6 +16,7 @@ import lpips
 import torch
 from reference_step import ReferenceStep
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
@@ -228,6 +229,16 @@ class Subject:
             self.run()
         return count.total
 
+    def profile(self) -> str:
+        """Where the time of a step goes: the operators that took most of it."""
+        on_cuda = self.run.device.type == "cuda"
+        activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_cuda else [])]
+        with torch.profiler.profile(activities=activities) as profiler:
+            self.run()
+            self._synchronise()
+        sort_by = "self_cuda_time_total" if on_cuda else "self_cpu_time_total"
+        return profiler.key_averages().table(sort_by=sort_by, row_limit=12, max_name_column_width=40)
+
     def _synchronise(self) -> None:
         if self.run.device.type == "cuda":
             torch.cuda.synchronize()
@@ -269,6 +280,7 @@ def make_config(arguments: argparse.Namespace, **train: str) -> Config:
         "data.resolution": arguments.resolution,
         "loss.perceptual": "none",  # ours is put in afterwards
         "loss.disc_start": 0,
+        "loss.disc_weight": 0.5,  # also where the recipe has no GAN
         "train.batch_size": arguments.batch_size,
         **{f"train.{name}": value for name, value in train.items()},
     }
