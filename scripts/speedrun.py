@@ -4,9 +4,9 @@
         [--seeds 0 1 2] [--equal_time] [--sizes 128 256 512 --large DIR]
 
 A run is a recipe and its number of updates. A recipe is one of speedrun_runs.py, a config file or a shipped recipe,
-and what differs from it: `fast+train.ema_decay=0.99:400`, where `+gan` stands for the perceptual distance and the GAN.
-A run of several stages, each of which starts from the autoencoder of the one before, is written with commas:
-`fast:400,fast+gan:400`.
+and what differs from it: `fast+train.ema_decay=0.99:400`, where `+gan` stands for the perceptual distance and the GAN,
+and `+early` for more than half the updates at half the size first. A run of several stages, each of which starts from
+the autoencoder of the one before, is written with commas: `fast:400,fast+gan:400`.
 
 What was done before is kept: finished runs are passed over, interrupted ones go on from their last checkpoint. Writes
 results.json (every number) and curves.png (PSNR, SSIM and perceptual distance against updates and against seconds).
