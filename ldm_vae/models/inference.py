@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ldm_vae.models.autoencoder import encode_moments
 from ldm_vae.models.blocks import speed_up_blocks
+from ldm_vae.models.host_memory import keep_freed_memory
 from ldm_vae.models.precision import exact_float32
 
 
@@ -43,6 +44,8 @@ class InferenceAutoencoder:
         self.device = device or local_device()
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
+        elif self.device.type == "cpu":
+            keep_freed_memory()
         if not bf16:
             exact_float32()
         self.tile = tile

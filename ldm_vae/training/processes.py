@@ -20,6 +20,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, ProjectConfiguration, set_seed
 
 from ldm_vae.config import Config, require
+from ldm_vae.models.host_memory import keep_freed_memory
 from ldm_vae.training.state import TrainingState
 from ldm_vae.training.tracking import LOGS
 
@@ -88,6 +89,8 @@ def start_accelerator(config: Config) -> Accelerator:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = not train.deterministic
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()
     set_seed(config.seed)
     return accelerator
 
