@@ -42,7 +42,6 @@ def test_peak_memory_sees_what_was_freed() -> None:
     tensor = torch.ones(50 * 2**20)
     del tensor
     assert memory.peak - held == pytest.approx(200 * 2**20, rel=0.1)
-    assert memory.held - held < 20 * 2**20
     assert PeakMemory(torch.device("cpu")).peak - held < 20 * 2**20  # it starts anew
 
 
