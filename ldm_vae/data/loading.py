@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from ldm_vae.data.host_memory import release_freed_memory
+
 T = TypeVar("T")
 
 _PREFETCH_FACTOR = 2
@@ -65,6 +67,8 @@ def load(
         pin_memory=pin_memory,
         generator=torch.Generator(),
     )
+    if num_workers > 0:
+        release_freed_memory()
     batches = _start(loader)
     while True:
         try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import re
 import sys
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ import torch
 from accelerate import Accelerator
 
 from ldm_vae.config import Config, require
+from ldm_vae.data.host_memory import release_freed_memory
 from ldm_vae.models.autoencoder import CheckpointingLevel, checkpoint_activations
 from ldm_vae.training.step import TrainingStep
 
@@ -35,8 +35,7 @@ class PeakMemory:
             torch.cuda.reset_peak_memory_stats(device)
         else:
             require(sys.platform == "linux", f"memory can be measured on CUDA and on Linux, not on {sys.platform}")
-            trim = getattr(ctypes.CDLL(None), "malloc_trim", lambda _: None)  # glibc's
-            trim(0)  # freed memory that the C library keeps would be used again, unseen
+            release_freed_memory()  # it would be used again, unseen
             Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
 
     @property

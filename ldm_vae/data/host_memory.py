@@ -1,4 +1,4 @@
-"""Memory of networks that run on a CPU."""
+"""Memory that the C library holds for a process."""
 
 from __future__ import annotations
 
@@ -20,3 +20,11 @@ def keep_freed_memory() -> None:
     if mallopt is not None:
         mallopt(_M_TRIM_THRESHOLD, -1)  # never
         mallopt(_M_MMAP_MAX, 0)  # no blocks of their own
+
+
+def release_freed_memory() -> None:
+    """Let the C library give back what was freed, after all. Before a fork: else each of these pages is copied when it
+    is written to again, for as long as the child lives."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
