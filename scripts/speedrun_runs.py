@@ -38,7 +38,7 @@ RECIPES: dict[str, dict[str, str]] = {
     "fast": COMMON | GROUPS | QUIET | DECAY | MUON | NO_ATTENTION,
 }
 CHANGES = {  # that have a name
-    "early": {"data.early_resolutions": "[64]", "data.early_fractions": "[0.57]"},  # 700 such updates take 400's time
+    "early": {"data.early_resolutions": "[64]", "data.early_fractions": "[0.57]"},
     "gan": {
         "loss.perceptual": "efficientnet_lite0",
         "loss.perceptual_weight": "0.1",
