@@ -12,8 +12,7 @@ import argparse
 from ldm_vae.config import Config
 from ldm_vae.config_file import parse
 from ldm_vae.training.batch_size import Trial, available_memory, try_micro_batches
-
-GIB = 2**30
+from ldm_vae.training.capacity import GIB
 
 
 def main() -> None:
