@@ -10,17 +10,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ldm_vae.data.latents import LatentDataset
-    from ldm_vae.inference import decode_latents, encode_images
+    from ldm_vae.api import decode_latents, encode_images
+    from ldm_vae.latents.dataset import LatentDataset
     from ldm_vae.models.autoencoder import load_autoencoder
 
 __version__ = "0.1.0"
 __all__ = ["LatentDataset", "__version__", "decode_latents", "encode_images", "load_autoencoder"]
 
 _MODULES = {
-    "LatentDataset": "ldm_vae.data.latents",
-    "decode_latents": "ldm_vae.inference",
-    "encode_images": "ldm_vae.inference",
+    "LatentDataset": "ldm_vae.latents.dataset",
+    "decode_latents": "ldm_vae.api",
+    "encode_images": "ldm_vae.api",
     "load_autoencoder": "ldm_vae.models.autoencoder",
 }
 

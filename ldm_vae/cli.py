@@ -23,29 +23,37 @@ class Command:
 
 COMMANDS = {
     "quickstart": Command(
-        "ldm_vae.options:QuickstartOptions",
+        "ldm_vae.config.commands:QuickstartOptions",
         "ldm_vae.quickstart:quickstart",
         "train, export, encode, decode and evaluate a small VAE, with nothing to download",
     ),
-    "train": Command("ldm_vae.config:Config", "ldm_vae.training.loop:train", "train an autoencoder"),
+    "train": Command("ldm_vae.config.run:Config", "ldm_vae.training.loop:train", "train an autoencoder"),
     "export": Command(
-        "ldm_vae.options:ExportOptions", "ldm_vae.export:export", "export a run for diffusers, its scaling measured"
+        "ldm_vae.config.commands:ExportOptions",
+        "ldm_vae.exporting.export:export",
+        "export a run for diffusers, its scaling measured",
     ),
     "encode": Command(
-        "ldm_vae.options:EncodeOptions", "ldm_vae.encode:encode_or_verify", "encode images into shards of latents"
+        "ldm_vae.config.commands:EncodeOptions",
+        "ldm_vae.encoding.encode:encode_or_verify",
+        "encode images into shards of latents",
     ),
     "latents export": Command(
-        "ldm_vae.options:LatentsExportOptions",
-        "ldm_vae.latents_export:export_latents",
+        "ldm_vae.config.commands:LatentsExportOptions",
+        "ldm_vae.latents.layouts.export:export_latents",
         "write latents in the layout of another trainer",
     ),
-    "decode": Command("ldm_vae.options:DecodeOptions", "ldm_vae.decode:decode", "decode latents into pictures"),
+    "decode": Command(
+        "ldm_vae.config.commands:DecodeOptions", "ldm_vae.encoding.decode:decode", "decode latents into pictures"
+    ),
     "evaluate": Command(
-        "ldm_vae.options:EvaluateOptions", "ldm_vae.evaluate:evaluate", "measure one or several VAEs side by side"
+        "ldm_vae.config.commands:EvaluateOptions",
+        "ldm_vae.evaluation.evaluate:evaluate",
+        "measure one or several VAEs side by side",
     ),
     "convert": Command(
-        "ldm_vae.options:ConvertOptions",
-        "ldm_vae.conversion:convert",
+        "ldm_vae.config.commands:ConvertOptions",
+        "ldm_vae.exporting.convert:convert",
         "convert between a diffusers folder and a single LDM file",
         positional=("input", "output"),
     ),
@@ -69,7 +77,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _run(command: Command, arguments: list[str], *, prog: str) -> None:
-    from ldm_vae.config_file import parse
+    from ldm_vae.config.parsing import parse
 
     try:
         options = parse(_resolve(command.options), arguments, prog=prog, positional=command.positional)

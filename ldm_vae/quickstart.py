@@ -12,14 +12,14 @@ from pathlib import Path
 from diffusers import AutoencoderKL
 from PIL import Image
 
-from ldm_vae.config import Config, require
-from ldm_vae.config_file import find_recipe, load_config
-from ldm_vae.decode import decode
-from ldm_vae.encode import encode
-from ldm_vae.evaluate import evaluate
-from ldm_vae.export import export
+from ldm_vae.config.commands import DecodeOptions, EncodeOptions, EvaluateOptions, ExportOptions, QuickstartOptions
+from ldm_vae.config.parsing import find_recipe, load_config
+from ldm_vae.config.run import Config, require
+from ldm_vae.encoding.decode import decode
+from ldm_vae.encoding.encode import encode
+from ldm_vae.evaluation.evaluate import evaluate
+from ldm_vae.exporting.export import export
 from ldm_vae.models.autoencoder import spatial_factor
-from ldm_vae.options import DecodeOptions, EncodeOptions, EvaluateOptions, ExportOptions, QuickstartOptions
 from ldm_vae.training.loop import train
 
 RECIPE = "quickstart"

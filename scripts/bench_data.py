@@ -24,9 +24,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, features
 
-from ldm_vae.data.decoding import read_crop
-from ldm_vae.data.folders import list_images
-from ldm_vae.data.transforms import Box
+from ldm_vae.images.decoding import read_crop
+from ldm_vae.images.folders import list_images
+from ldm_vae.images.transforms import Box
 
 
 @dataclass(kw_only=True)

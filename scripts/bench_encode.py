@@ -28,11 +28,11 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import functional as transforms
 
-from ldm_vae.data.latents import LatentDataset
-from ldm_vae.encode import encode
+from ldm_vae.config.commands import EncodeOptions
+from ldm_vae.encoding.encode import encode
+from ldm_vae.latents.dataset import LatentDataset
 from ldm_vae.models.autoencoder import load_autoencoder
 from ldm_vae.models.inference import InferenceAutoencoder, local_device
-from ldm_vae.options import EncodeOptions
 
 
 def stable_diffusion_vae() -> AutoencoderKL:

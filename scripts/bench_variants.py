@@ -20,8 +20,8 @@ from torch.profiler import ProfilerActivity
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from ldm_vae.config import Config
-from ldm_vae.config_file import parse
+from ldm_vae.config.parsing import parse
+from ldm_vae.config.run import Config
 from ldm_vae.losses.perceptual import LPIPS, load_perceptual
 from ldm_vae.models.autoencoder import build_autoencoder
 from ldm_vae.training.processes import start_accelerator

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import argparse
 
-from ldm_vae.config import Config
-from ldm_vae.config_file import parse
+from ldm_vae.config.parsing import parse
+from ldm_vae.config.run import Config
 from ldm_vae.training.batch_size import Trial, available_memory, try_micro_batches
 from ldm_vae.training.capacity import GIB
 

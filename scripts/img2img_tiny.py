@@ -17,12 +17,12 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionImg2ImgPipeli
 from PIL import Image
 
 from ldm_vae import decode_latents, encode_images, load_autoencoder
-from ldm_vae.data.evaluation import EvaluationImages
-from ldm_vae.data.images import open_collection
-from ldm_vae.data.transforms import to_image, to_tensor
-from ldm_vae.metrics import psnr, to_pixels
+from ldm_vae.evaluation.grid import save_grid
+from ldm_vae.images.collection import open_collection
+from ldm_vae.images.evaluation import EvaluationImages
+from ldm_vae.images.transforms import to_image, to_tensor
+from ldm_vae.metrics.reconstruction import psnr, to_pixels
 from ldm_vae.models.autoencoder import spatial_factor
-from ldm_vae.picture import save_grid
 
 STEPS = 1000
 PROMPT_WIDTH = 8

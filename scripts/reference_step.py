@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
-from ldm_vae.config import Config
-from ldm_vae.models.discriminator import PatchDiscriminator
+from ldm_vae.config.run import Config
+from ldm_vae.models.discriminators.patch import PatchDiscriminator
 from ldm_vae.models.precision import autocast
 
 

@@ -31,14 +31,15 @@ from accelerate import Accelerator
 from speedrun_runs import Run, parse_run, recipe_arguments, run_arguments
 from torch import nn
 
-from ldm_vae.config import Config
-from ldm_vae.config_file import parse
-from ldm_vae.data.files import write_whole
-from ldm_vae.data.images import EvaluationImages, open_collection
+from ldm_vae.config.parsing import parse
+from ldm_vae.config.run import Config
+from ldm_vae.evaluation.measure import measure_reconstructions
+from ldm_vae.images.collection import open_collection
+from ldm_vae.images.evaluation import EvaluationImages
 from ldm_vae.losses.perceptual import load_perceptual
-from ldm_vae.measure import measure_reconstructions
 from ldm_vae.models.autoencoder import spatial_factor
 from ldm_vae.models.precision import use_bf16
+from ldm_vae.system.files import write_whole
 from ldm_vae.training.checkpoint import checkpoint_step, list_checkpoints, load_run_autoencoder
 from ldm_vae.training.processes import start_accelerator
 from ldm_vae.training.state import build_state

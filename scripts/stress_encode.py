@@ -25,8 +25,8 @@ import torch
 from diffusers import AutoencoderKL
 from PIL import Image
 
-from ldm_vae.encode import encode
-from ldm_vae.options import EncodeOptions
+from ldm_vae.config.commands import EncodeOptions
+from ldm_vae.encoding.encode import encode
 
 
 def save_vae(folder: Path) -> None:
@@ -57,7 +57,7 @@ def work(options: EncodeOptions) -> None:
 
 def start(options: EncodeOptions) -> ForkServerProcess:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["ldm_vae.encode"])
+    context.set_forkserver_preload(["ldm_vae.encoding.encode"])
     process = context.Process(target=work, args=(options,))
     process.start()
     return process

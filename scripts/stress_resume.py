@@ -32,7 +32,7 @@ os.environ |= {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREA
 import numpy as np
 from PIL import Image
 
-from ldm_vae.config import Config, DataConfig, LossConfig, ModelConfig, TrainConfig
+from ldm_vae.config.run import Config, DataConfig, LossConfig, ModelConfig, TrainConfig
 from ldm_vae.training.checkpoint import list_checkpoints
 from ldm_vae.training.loop import train
 

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 from torchvision.utils import save_image
 from tqdm import tqdm
 
-from ldm_vae.data.latents import LatentDataset
+from ldm_vae.latents.dataset import LatentDataset
 
 
 def build_unet(dataset: LatentDataset, *, width: int) -> UNet2DModel:

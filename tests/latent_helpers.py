@@ -14,8 +14,8 @@ from diffusers import AutoencoderKL
 from PIL import Image
 from torch import Tensor
 
-from ldm_vae.encode import EncodeSummary, encode
-from ldm_vae.options import EncodeOptions
+from ldm_vae.config.commands import EncodeOptions
+from ldm_vae.encoding.encode import EncodeSummary, encode
 
 FACTOR = 2
 RESOLUTION = 16

@@ -15,10 +15,10 @@ import torchvision
 import yaml
 from accelerate import Accelerator
 
-from ldm_vae.config import Config, DataConfig, LossConfig, ModelConfig, TrainConfig
-from ldm_vae.config_file import dump_config, find_recipe, load_config, parse, recipes_folder
+from ldm_vae.config.commands import ConvertOptions, EvaluateOptions, ExportOptions
+from ldm_vae.config.parsing import dump_config, find_recipe, load_config, parse, recipes_folder
+from ldm_vae.config.run import Config, DataConfig, LossConfig, ModelConfig, TrainConfig
 from ldm_vae.models.autoencoder import build_autoencoder
-from ldm_vae.options import ConvertOptions, EvaluateOptions, ExportOptions
 from ldm_vae.training.state import build_state
 
 RECIPES = sorted(path.stem for path in recipes_folder().glob("*.yaml"))

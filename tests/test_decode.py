@@ -9,10 +9,10 @@ import torch
 from diffusers import AutoencoderKL
 from PIL import Image
 
-from ldm_vae.data.latents import LatentDataset
-from ldm_vae.decode import decode, picture_names
-from ldm_vae.encode import encode
-from ldm_vae.options import DecodeOptions
+from ldm_vae.config.commands import DecodeOptions
+from ldm_vae.encoding.decode import decode, picture_names
+from ldm_vae.encoding.encode import encode
+from ldm_vae.latents.dataset import LatentDataset
 from tests.latent_helpers import options, picture, save_pictures, save_vae
 
 

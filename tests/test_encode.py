@@ -14,11 +14,11 @@ from PIL import Image, ImageOps
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ldm_vae.data.decoding import UnreadableImage
-from ldm_vae.data.latents import LatentDataset
-from ldm_vae.data.order import sample_rng
-from ldm_vae.encode import encode
-from ldm_vae.options import EncodeOptions
+from ldm_vae.config.commands import EncodeOptions
+from ldm_vae.encoding.encode import encode
+from ldm_vae.images.decoding import UnreadableImage
+from ldm_vae.latents.dataset import LatentDataset
+from ldm_vae.system.randomness import sample_rng
 from tests.latent_helpers import contents, moments, options, picture, save_pictures, save_vae, square
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from ldm_vae.data.latents import LatentDataset
-from ldm_vae.options import EncodeOptions
+from ldm_vae.config.commands import EncodeOptions
+from ldm_vae.latents.dataset import LatentDataset
 from tests.latent_helpers import contents, finish, options, save_pictures, save_vae, start_encodes
 
 NUM_IMAGES = 150

@@ -14,12 +14,12 @@ from diffusers import AutoencoderKL
 from PIL import Image
 from torchmetrics.image.fid import NoTrainInceptionV3
 
-from ldm_vae.evaluate import EvaluateSummary, evaluate
-from ldm_vae.evaluation_report import Protocol, describe_metrics
-from ldm_vae.measure import ReconstructionResult
-from ldm_vae.metrics import ReconstructionMetrics, set_distances
-from ldm_vae.options import EvaluateOptions
-from ldm_vae.set_features import SetFeatures, load_set_features
+from ldm_vae.config.commands import EvaluateOptions
+from ldm_vae.evaluation.evaluate import EvaluateSummary, evaluate
+from ldm_vae.evaluation.features import SetFeatures, load_set_features
+from ldm_vae.evaluation.measure import ReconstructionResult
+from ldm_vae.evaluation.results import Protocol, describe_metrics
+from ldm_vae.metrics.reconstruction import ReconstructionMetrics, set_distances
 
 
 def save_autoencoder(folder: Path, *, seed: int, channels: int = 3, levels: int = 2) -> str:
@@ -171,7 +171,7 @@ def test_two_processes_find_what_one_finds(vaes: list[str], photos: Path, tmp_pa
                "perceptual": "none", "num_workers": 0}  # fmt: skip
     script = tmp_path / "script.py"
     script.write_text(
-        "from ldm_vae.evaluate import evaluate\nfrom ldm_vae.options import EvaluateOptions\n"
+        "from ldm_vae.evaluation.evaluate import evaluate\nfrom ldm_vae.config.commands import EvaluateOptions\n"
         f"if __name__ == '__main__':\n    evaluate(EvaluateOptions(**{options!r}))\n"
     )
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}

@@ -17,14 +17,14 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-import ldm_vae.export_files
-from ldm_vae.config import Config, DataConfig, LossConfig, ModelConfig, TrainConfig
-from ldm_vae.data.transforms import to_tensor
-from ldm_vae.export import ExportSummary, export
-from ldm_vae.export_files import check_equal
-from ldm_vae.headroom import _divide_stream as divide_stream
+import ldm_vae.exporting.files
+from ldm_vae.config.commands import ExportOptions
+from ldm_vae.config.run import Config, DataConfig, LossConfig, ModelConfig, TrainConfig
+from ldm_vae.exporting.export import ExportSummary, export
+from ldm_vae.exporting.files import check_equal
+from ldm_vae.exporting.headroom import _divide_stream as divide_stream
+from ldm_vae.images.transforms import to_tensor
 from ldm_vae.models.autoencoder import load_autoencoder
-from ldm_vae.options import ExportOptions
 from ldm_vae.training.loop import train
 from tests.hub_standin import REPO, TOKEN, Hub
 
@@ -253,7 +253,7 @@ def test_output_is_refused_before_any_work_and_never_lost(
         def full_disk(*_: object, **__: object) -> None:
             raise OSError("no space left on device")
 
-        patch.setattr(ldm_vae.export_files, "save_grid", full_disk)
+        patch.setattr(ldm_vae.exporting.files, "save_grid", full_disk)
         with pytest.raises(OSError, match="no space"):
             export_run(run, output, overwrite=True)
     assert AutoencoderKL.load_config(output)["scaling_factor"] == first.config["scaling_factor"]
@@ -304,7 +304,7 @@ def test_two_processes_measure_what_one_measures(run: Path, tmp_path: Path) -> N
     options = {"run": str(run), "output": str(tmp_path / "both"), "num_workers": 0}
     script = tmp_path / "script.py"
     script.write_text(
-        "from ldm_vae.export import export\nfrom ldm_vae.options import ExportOptions\n"
+        "from ldm_vae.exporting.export import export\nfrom ldm_vae.config.commands import ExportOptions\n"
         f"if __name__ == '__main__':\n    export(ExportOptions(**{options!r}))\n"
     )
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}

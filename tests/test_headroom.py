@@ -7,8 +7,8 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from ldm_vae.headroom import FLOAT16_LIMIT, MARGIN, measure_precision, rescale_activations
-from ldm_vae.headroom import _divide_stream as divide_stream
+from ldm_vae.exporting.headroom import FLOAT16_LIMIT, MARGIN, measure_precision, rescale_activations
+from ldm_vae.exporting.headroom import _divide_stream as divide_stream
 
 
 @pytest.fixture

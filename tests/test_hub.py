@@ -9,7 +9,7 @@ import torch
 from diffusers import AutoencoderKL
 from huggingface_hub import HfApi, constants
 
-from ldm_vae.hub import push_folder
+from ldm_vae.exporting.hub import push_folder
 from tests.hub_standin import REPO, TOKEN, Hub
 
 

@@ -12,13 +12,14 @@ from diffusers import AutoencoderKL
 from PIL import Image
 
 import ldm_vae
-import ldm_vae.inference
+import ldm_vae.api
 from ldm_vae import LatentDataset, decode_latents, encode_images, load_autoencoder
-from ldm_vae.data.images import EvaluationImages, open_collection
-from ldm_vae.data.transforms import to_image
-from ldm_vae.encode import encode
+from ldm_vae.config.commands import EncodeOptions
+from ldm_vae.encoding.encode import encode
+from ldm_vae.images.collection import open_collection
+from ldm_vae.images.evaluation import EvaluationImages
+from ldm_vae.images.transforms import to_image
 from ldm_vae.models.autoencoder import encode_moments
-from ldm_vae.options import EncodeOptions
 
 
 def make_autoencoder(**config: object) -> AutoencoderKL:

@@ -10,10 +10,10 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from ldm_vae.data.latents import LatentDataset
-from ldm_vae.encode import encode
-from ldm_vae.latents_export import export_latents, kohya_crop
-from ldm_vae.options import LatentsExportOptions
+from ldm_vae.config.commands import LatentsExportOptions
+from ldm_vae.encoding.encode import encode
+from ldm_vae.latents.dataset import LatentDataset
+from ldm_vae.latents.layouts.export import export_latents, kohya_crop
 from tests.latent_helpers import options, picture, save_vae
 
 SIZES = [(24, 20), (20, 30), (16, 16), (40, 20), (30, 20), (21, 20)]

@@ -8,11 +8,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ldm_vae.data.latent_check import check_folder
-from ldm_vae.data.shards import Plan, assemble_index, read_record, write_shard
-from ldm_vae.encode import encode, encode_or_verify
-from ldm_vae.latents_verify import LatentsDamaged, VerifyReport
-from ldm_vae.options import EncodeOptions
+from ldm_vae.config.commands import EncodeOptions
+from ldm_vae.encoding.encode import encode, encode_or_verify
+from ldm_vae.encoding.verify import LatentsDamaged, VerifyReport
+from ldm_vae.latents.check import check_folder
+from ldm_vae.latents.shards import Plan, assemble_index, read_record, write_shard
 from tests.latent_helpers import options, save_pictures, save_vae
 
 

@@ -9,8 +9,8 @@ from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 from torchmetrics.image.kid import poly_mmd
 
-from ldm_vae.data.transforms import to_image
-from ldm_vae.metrics import (
+from ldm_vae.images.transforms import to_image
+from ldm_vae.metrics.reconstruction import (
     LatentStatistics,
     ReconstructionMetrics,
     paired_kernel_distance,

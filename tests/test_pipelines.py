@@ -16,9 +16,9 @@ from diffusers import AutoencoderKL, DiffusionPipeline
 from PIL import Image
 from torch import Tensor
 
-from ldm_vae.conversion import convert, write_diffusers_folder
-from ldm_vae.options import ConvertOptions
-from ldm_vae.pipeline_check import pipeline_check
+from ldm_vae.config.commands import ConvertOptions
+from ldm_vae.exporting.convert import convert, write_diffusers_folder
+from ldm_vae.exporting.pipelines import pipeline_check
 from tests.tiny_pipelines import (
     FLUX_CLASSES,
     NOISE,

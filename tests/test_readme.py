@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ldm_vae.cli import COMMANDS
-from ldm_vae.config_file import parse
+from ldm_vae.config.parsing import parse
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from ldm_vae.encode import encode
+from ldm_vae.encoding.encode import encode
 from tests.latent_helpers import options, picture, save_vae
 
 ROOT = Path(__file__).parent.parent

@@ -28,10 +28,10 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ldm_vae.config import ModelConfig, require
+from ldm_vae.config.run import ModelConfig, require
 from ldm_vae.models.blocks import speed_up_blocks
 from ldm_vae.models.initialisation import quiet_
-from ldm_vae.models.ldm_layout import read_ldm_file
+from ldm_vae.models.layouts.ldm import read_ldm_file
 
 DEFAULT_LATENT_CHANNELS = 4
 HUB_TIMEOUT_SECONDS = 10

@@ -9,10 +9,10 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
-from ldm_vae.data.host_memory import keep_freed_memory
 from ldm_vae.models.autoencoder import encode_moments
 from ldm_vae.models.blocks import speed_up_blocks
 from ldm_vae.models.precision import exact_float32
+from ldm_vae.system.memory import keep_freed_memory
 
 
 def local_device() -> torch.device:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from ldm_vae.config import Config
+from ldm_vae.config.run import Config
 from ldm_vae.training.capacity import PeakMemory
 from ldm_vae.training.processes import start_accelerator
 from ldm_vae.training.state import build_state

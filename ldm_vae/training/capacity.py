@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from ldm_vae.config import Config, require
-from ldm_vae.data.host_memory import release_freed_memory
+from ldm_vae.config.run import Config, require
 from ldm_vae.models.autoencoder import CheckpointingLevel, checkpoint_activations
+from ldm_vae.system.memory import release_freed_memory
 from ldm_vae.training.step import TrainingStep
 
 GIB = 2**30

@@ -17,9 +17,9 @@ from diffusers import AutoencoderKL
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ldm_vae.config import Config, require
-from ldm_vae.config_file import load_config
-from ldm_vae.data.files import sha256_file, sync_folder, write_tensors
+from ldm_vae.config.parsing import load_config
+from ldm_vae.config.run import Config, require
+from ldm_vae.system.files import sha256_file, sync_folder, write_tensors
 from ldm_vae.training.state import BestValidation, TrainedNetwork, TrainingState, named_trained_parameters
 
 CHECKPOINT = "checkpoint-"

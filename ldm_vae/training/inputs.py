@@ -7,16 +7,12 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from ldm_vae.config import Config, require
-from ldm_vae.data.images import (
-    EvaluationImages,
-    StreamingImages,
-    TrainingBatch,
-    TrainingImages,
-    open_collection,
-    open_stream,
-    training_batches,
-)
+from ldm_vae.config.run import Config, require
+from ldm_vae.images.batches import training_batches
+from ldm_vae.images.collection import open_collection
+from ldm_vae.images.evaluation import EvaluationImages
+from ldm_vae.images.streaming import StreamingImages, open_stream
+from ldm_vae.images.training import TrainingBatch, TrainingImages
 from ldm_vae.models.autoencoder import spatial_factor
 from ldm_vae.training.processes import timeout
 from ldm_vae.training.state import TrainingState

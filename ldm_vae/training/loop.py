@@ -8,7 +8,7 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from ldm_vae.config import Config
+from ldm_vae.config.run import Config
 from ldm_vae.training.capacity import explained_memory, fit_to_memory
 from ldm_vae.training.checkpoint import checkpoint_name, load_checkpoint, remove_old_checkpoints, save_checkpoint
 from ldm_vae.training.health import Health

@@ -6,9 +6,9 @@ import shutil
 from dataclasses import asdict
 from pathlib import Path
 
-from ldm_vae.config import Config
-from ldm_vae.config_file import dump_config, load_config
-from ldm_vae.data.files import remove_temporaries, write_whole
+from ldm_vae.config.parsing import dump_config, load_config
+from ldm_vae.config.run import Config
+from ldm_vae.system.files import remove_temporaries, write_whole
 from ldm_vae.training.checkpoint import (
     CHECKPOINT,
     checkpoint_step,

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
-from ldm_vae.config import Config, TrainConfig, check_resolution
+from ldm_vae.config.run import Config, TrainConfig, check_resolution
 from ldm_vae.losses.objective import Objective
 from ldm_vae.losses.perceptual import load_perceptual
 from ldm_vae.models.autoencoder import (
@@ -22,7 +22,7 @@ from ldm_vae.models.autoencoder import (
     checkpoint_activations,
     spatial_factor,
 )
-from ldm_vae.models.discriminator import PatchDiscriminator
+from ldm_vae.models.discriminators.patch import PatchDiscriminator
 from ldm_vae.models.precision import use_bf16
 from ldm_vae.training.meter import Meter
 from ldm_vae.training.optimizers import build_optimizer, build_schedule

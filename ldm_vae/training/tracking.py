@@ -12,9 +12,9 @@ from typing import Any
 from accelerate import Accelerator
 from tqdm import tqdm
 
-from ldm_vae.config import Config, require
-from ldm_vae.data.files import write_whole
-from ldm_vae.data.images import SkippedImage
+from ldm_vae.config.run import Config, require
+from ldm_vae.images.training import SkippedImage
+from ldm_vae.system.files import write_whole
 from ldm_vae.training.meter import MeterReading
 
 METRICS = "metrics.jsonl"

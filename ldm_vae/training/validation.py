@@ -12,10 +12,12 @@ from diffusers.utils import make_image_grid
 from PIL import Image
 from torch import Tensor
 
-from ldm_vae.config import Config, TrainConfig
-from ldm_vae.data.images import EvaluationImages, StreamingImages, TrainingImages, evaluation_batches
-from ldm_vae.data.transforms import to_image
-from ldm_vae.metrics import ReconstructionMetrics, ReconstructionSummary
+from ldm_vae.config.run import Config, TrainConfig
+from ldm_vae.images.evaluation import EvaluationImages, evaluation_batches
+from ldm_vae.images.streaming import StreamingImages
+from ldm_vae.images.training import TrainingImages
+from ldm_vae.images.transforms import to_image
+from ldm_vae.metrics.reconstruction import ReconstructionMetrics, ReconstructionSummary
 from ldm_vae.models.autoencoder import encode_moments
 from ldm_vae.models.precision import autocast, use_bf16
 from ldm_vae.training.processes import host_group, waiting_for_others

@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from ldm_vae.data.collection import ImageCollection, open_collection
-from ldm_vae.data.decoding import UnreadableImage
+from ldm_vae.images.collection import ImageCollection, open_collection
+from ldm_vae.images.decoding import UnreadableImage
 from tests.data.image_files import encoded, write_grey
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ldm_vae.data.decoding import UnreadableImage, decode_image, read_crop, upright_size
-from ldm_vae.data.transforms import crop_box, resize_crop
+from ldm_vae.images.decoding import UnreadableImage, decode_image, read_crop, upright_size
+from ldm_vae.images.transforms import crop_box, resize_crop
 from tests.data.image_files import encoded, noise, psnr, smooth_picture
 
 TO_STORED = {  # the inverse of what each EXIF orientation asks for

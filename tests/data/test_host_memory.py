@@ -10,7 +10,7 @@ import pytest
 
 FAULTS_OF_FIVE_STEPS = """
 import resource, torch
-from ldm_vae.data.host_memory import keep_freed_memory
+from ldm_vae.system.memory import keep_freed_memory
 
 keep_freed_memory()
 

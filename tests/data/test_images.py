@@ -20,21 +20,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from ldm_vae.data.images import (
-    EvaluationBatch,
-    EvaluationImages,
-    StreamingImages,
-    TrainingBatch,
-    TrainingImages,
-    TrainingSample,
-    UnreadableImage,
-    evaluation_batches,
-    open_collection,
-    open_stream,
-    training_batches,
-)
-from ldm_vae.data.order import sample_index, sample_rng
-from ldm_vae.data.transforms import crop_box, to_image
+from ldm_vae.images.batches import training_batches
+from ldm_vae.images.collection import open_collection
+from ldm_vae.images.decoding import UnreadableImage
+from ldm_vae.images.evaluation import EvaluationBatch, EvaluationImages, evaluation_batches
+from ldm_vae.images.streaming import StreamingImages, open_stream
+from ldm_vae.images.training import TrainingBatch, TrainingImages, TrainingSample
+from ldm_vae.images.transforms import crop_box, to_image
+from ldm_vae.system.randomness import sample_index, sample_rng
 from tests.data.image_files import encoded, noise, smooth_picture, write_grey
 
 SEED = 3

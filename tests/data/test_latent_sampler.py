@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from ldm_vae.data.latent_sampler import ShapeBatchSampler
-from ldm_vae.data.latents import LatentDataset
-from ldm_vae.data.shard_writer import EncodedBatch, ShardWriter
-from ldm_vae.data.shards import Row, assemble_index, shard_stem
+from ldm_vae.encoding.writer import EncodedBatch, ShardWriter
+from ldm_vae.latents.dataset import LatentDataset
+from ldm_vae.latents.sampler import ShapeBatchSampler
+from ldm_vae.latents.shards import Row, assemble_index, shard_stem
 from tests.data.test_latents import make_plan
 
 SHAPES = [(4, 2, 3), (4, 2, 3), (4, 3, 2), (4, 4, 4)]

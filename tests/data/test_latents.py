@@ -12,9 +12,9 @@ from safetensors import safe_open
 from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler
 
-from ldm_vae.data.latents import LatentDataset
-from ldm_vae.data.shard_writer import EncodedBatch, ShardWriter
-from ldm_vae.data.shards import Plan, Row, assemble_index, shard_stem
+from ldm_vae.encoding.writer import EncodedBatch, ShardWriter
+from ldm_vae.latents.dataset import LatentDataset
+from ldm_vae.latents.shards import Plan, Row, assemble_index, shard_stem
 
 SHAPE = (3, 4, 6)
 SKIPPED = {4, 8, 9, 10, 11}

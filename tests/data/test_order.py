@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ldm_vae.data.order import sample_index, sample_rng
+from ldm_vae.system.randomness import sample_index, sample_rng
 
 
 @settings(max_examples=60, deadline=None)

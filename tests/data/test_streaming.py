@@ -13,8 +13,10 @@ import pytest
 import torch
 from PIL import Image
 
-from ldm_vae.data.images import StreamingImages, TrainingImages, open_collection, open_stream, training_batches
-from ldm_vae.data.streaming import LocalSamples
+from ldm_vae.images.batches import training_batches
+from ldm_vae.images.collection import open_collection
+from ldm_vae.images.streaming import LocalSamples, StreamingImages, open_stream
+from ldm_vae.images.training import TrainingImages
 from tests.data.image_files import encoded, noise, write_grey
 
 

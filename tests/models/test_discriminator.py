@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ldm_vae.models.discriminator import PatchDiscriminator
+from ldm_vae.models.discriminators.patch import PatchDiscriminator
 
 
 def test_group_norm_judges_each_image_by_itself() -> None:

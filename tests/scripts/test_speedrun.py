@@ -10,8 +10,8 @@ from types import ModuleType
 
 import pytest
 
-from ldm_vae.config import Config
-from ldm_vae.config_file import parse
+from ldm_vae.config.parsing import parse
+from ldm_vae.config.run import Config
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ldm_vae.config import Config, DataConfig, LossConfig, ModelConfig, TrainConfig
+from ldm_vae.config.run import Config, DataConfig, LossConfig, ModelConfig, TrainConfig
 
 MODEL = {"block_out_channels": [8, 8], "layers_per_block": 1, "norm_num_groups": 4}
 DATA = {"resolution": 32, "num_workers": 0}

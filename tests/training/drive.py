@@ -32,8 +32,8 @@ from accelerate.state import PartialState
 from torch import nn
 
 from ldm_vae import cli
-from ldm_vae.config_file import dump_config
-from ldm_vae.data.images import TrainingBatch
+from ldm_vae.config.parsing import dump_config
+from ldm_vae.images.training import TrainingBatch
 from ldm_vae.training import checkpoint, loop, processes
 from ldm_vae.training.processes import weights_digest
 from ldm_vae.training.state import TrainingState

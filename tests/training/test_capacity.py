@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ldm_vae.config import Config
+from ldm_vae.config.run import Config
 from ldm_vae.models.autoencoder import checkpoint_activations
 from ldm_vae.training.batch_size import next_micro_batch, try_micro_batches
 from ldm_vae.training.capacity import GIB, PeakMemory, fit_to_memory

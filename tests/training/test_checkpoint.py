@@ -15,8 +15,8 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from ldm_vae.config import Config
-from ldm_vae.config_file import dump_config
+from ldm_vae.config.parsing import dump_config
+from ldm_vae.config.run import Config
 from ldm_vae.training import checkpoint as module
 from ldm_vae.training.checkpoint import (
     CheckpointError,

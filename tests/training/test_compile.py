@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from ldm_vae.config import Config
+from ldm_vae.config.run import Config
 from ldm_vae.training.checkpoint import load_run_autoencoder
 from ldm_vae.training.loop import train
 from ldm_vae.training.step import TrainingStep

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from ldm_vae.config import Config
-from ldm_vae.config_file import dump_config
+from ldm_vae.config.parsing import dump_config
+from ldm_vae.config.run import Config
 from ldm_vae.training.checkpoint import checkpoint_step
 from ldm_vae.training.loop import train
 from ldm_vae.training.processes import start_accelerator

@@ -15,8 +15,8 @@ from torch import Tensor
 from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ldm_vae.config import Config
-from ldm_vae.data.images import TrainingBatch
+from ldm_vae.config.run import Config
+from ldm_vae.images.training import TrainingBatch
 from ldm_vae.losses.perceptual import LPIPS
 from ldm_vae.training.state import TrainingState, build_state
 from ldm_vae.training.step import TrainingStep

@@ -1,0 +1,177 @@
+"""From pictures to latents and back in Python: PIL, numpy or tensors in, PIL out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, TypeAlias
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from PIL import Image
+from torch import Tensor
+
+from ldm_vae.images.decoding import convert_picture
+from ldm_vae.images.transforms import crop_box, resize_crop, to_image, to_tensor
+from ldm_vae.models.autoencoder import encode_moments, spatial_factor
+
+Picture: TypeAlias = Image.Image | np.ndarray | Tensor
+"""PIL in any mode; numpy [H, W] or [H, W, C], tensor [C, H, W]: uint8, or floats in [-1, 1]."""
+Normalize: TypeAlias = Literal["scaling", "none"]
+
+
+@torch.no_grad()
+def encode_images(
+    autoencoder: AutoencoderKL,
+    images: Picture | Sequence[Picture],
+    *,
+    resolution: int | None = None,
+    normalize: Normalize = "scaling",
+    sample: bool = False,
+    generator: torch.Generator | None = None,
+    batch_size: int = 8,
+) -> Tensor:
+    """Encode pictures into latents, by default those that diffusers' pipelines denoise.
+
+    >>> from PIL import Image
+    >>> from ldm_vae import decode_latents, encode_images, load_autoencoder
+    >>> autoencoder = load_autoencoder("export")
+    >>> latents = encode_images(autoencoder, Image.open("photo.png"))
+    >>> latents.shape
+    torch.Size([1, 4, 24, 36])
+    >>> decode_latents(autoencoder, latents)[0].size
+    (72, 48)
+
+    Args:
+        autoencoder: on any device, in any floating-point type.
+        images: one picture or several: PIL images, numpy arrays [H, W] or [H, W, C] or [B, H, W, C], tensors [C, H, W]
+            or [B, C, H, W]; uint8 in 0 to 255, or floats in [-1, 1]. PIL images are converted to the autoencoder's
+            channels as files are; arrays must have them, but grey ones are repeated to RGB.
+        resolution: resize the short side to so many pixels and crop the middle to a square (8-bit pictures only);
+            None: cut around the middle to a multiple of the model's factor.
+        normalize: `scaling`: (z - shift) * scale by the model's config; `none`: the model's own latents z.
+        sample: draw from the posterior instead of taking its mean.
+        generator: of the draws, on the CPU.
+        batch_size: pictures encoded at once.
+    Returns:
+        Latents [B, c, h, w], float32, on the autoencoder's device.
+    Raises:
+        ValueError: in one line, for pictures of another range, number of channels or, among themselves, size.
+    """
+    channels, factor = autoencoder.config.in_channels, spatial_factor(autoencoder)
+    pictures = [_to_image_tensor(picture, channels=channels, resolution=resolution) for picture in _unbatched(images)]
+    pictures = [_cut(picture, factor=factor) for picture in pictures]
+    sizes = {tuple(picture.shape[1:]) for picture in pictures}
+    if not sizes:
+        raise ValueError("images: there are no images to encode")
+    if len(sizes) > 1:
+        raise ValueError(f"images are of {len(sizes)} sizes; give a resolution, or encode them apart")
+    batches = []
+    for batch in torch.stack(pictures).split(batch_size):
+        mean, std = encode_moments(autoencoder, batch.to(autoencoder.device, autoencoder.dtype))
+        if sample:
+            mean = mean + std * torch.randn(mean.shape, generator=generator).to(mean.device)
+        batches.append(mean)
+    latents = torch.cat(batches)
+    if normalize == "none":
+        return latents
+    shift, scale = latent_normalization(autoencoder)
+    return (latents - shift) * scale
+
+
+@torch.no_grad()
+def decode_latents(
+    autoencoder: AutoencoderKL, latents: Tensor, *, normalize: Normalize = "scaling", batch_size: int = 8
+) -> list[Image.Image]:
+    """Decode latents [B, c, h, w] or [c, h, w], normalised as `normalize` says (see `encode_images`), into pictures of
+    mode L, RGB or RGBA.
+
+    >>> import torch
+    >>> from ldm_vae import decode_latents, load_autoencoder
+    >>> autoencoder = load_autoencoder("export")
+    >>> pictures = decode_latents(autoencoder, torch.randn(2, 4, 8, 8))
+    >>> [picture.size for picture in pictures]
+    [(16, 16), (16, 16)]
+
+    Raises:
+        ValueError: the latents aren't of this shape.
+    """
+    batch = latents[None] if latents.ndim == 3 else latents
+    channels = autoencoder.config.latent_channels
+    if batch.ndim != 4 or batch.shape[1] != channels:
+        raise ValueError(
+            f"latents have the shape {list(latents.shape)}; [B, {channels}, h, w] is what this model takes"
+        )
+    batch = batch.to(autoencoder.device, torch.float32)
+    if normalize == "scaling":
+        shift, scale = latent_normalization(autoencoder)
+        batch = batch / scale + shift
+    pictures = []
+    for part in batch.to(autoencoder.dtype).split(batch_size):
+        pictures += [to_image(image) for image in autoencoder.decode(part).sample]
+    return pictures
+
+
+def latent_normalization(autoencoder: AutoencoderKL) -> tuple[Tensor, Tensor]:
+    """Shift and scale of (z - shift) * scale by the model's config, float32, [1, c or 1, 1, 1] on its device: what
+    SDXL's pipelines do where there are latents_mean and latents_std, else what SD3's do, and with no shift all."""
+    config = autoencoder.config
+    shift, scale = torch.tensor([config.shift_factor or 0.0]), torch.tensor([config.scaling_factor])
+    if config.latents_mean is not None and config.latents_std is not None:
+        shift, scale = torch.tensor(config.latents_mean), config.scaling_factor / torch.tensor(config.latents_std)
+    device = autoencoder.device
+    return shift.float().view(1, -1, 1, 1).to(device), scale.float().view(1, -1, 1, 1).to(device)
+
+
+def _unbatched(images: Picture | Sequence[Picture]) -> list[Picture]:
+    """One picture an entry."""
+    if isinstance(images, Image.Image):
+        return [images]
+    if isinstance(images, (np.ndarray, Tensor)):
+        return list(images) if images.ndim == 4 else [images]
+    return list(images)
+
+
+def _to_image_tensor(picture: Picture, *, channels: int, resolution: int | None) -> Tensor:
+    """A picture as a tensor [C, H, W], float32 in [-1, 1] on the CPU."""
+    if not isinstance(picture, Image.Image):
+        if isinstance(picture, np.ndarray):
+            picture = torch.from_numpy(np.atleast_3d(picture).transpose(2, 0, 1).copy())
+        picture = _check_channels(picture.detach().cpu(), channels=channels)
+        if picture.dtype != torch.uint8:
+            return _check_range(picture, resolution=resolution)
+        picture = to_image(picture / 127.5 - 1)
+    picture = convert_picture(picture, channels=channels)
+    if resolution is not None:
+        box = crop_box(picture.size, resolution=resolution, crop="center")
+        picture = resize_crop(picture, box, resolution=resolution)
+    return to_tensor(picture)
+
+
+def _check_channels(picture: Tensor, *, channels: int) -> Tensor:
+    if picture.ndim == 3 and picture.shape[0] == 1 and channels == 3:
+        return picture.expand(3, -1, -1)
+    if picture.ndim != 3 or picture.shape[0] != channels:
+        raise ValueError(
+            f"images: a picture [C, H, W] of {list(picture.shape)} doesn't fit a model of {channels} channels"
+        )
+    return picture
+
+
+def _check_range(picture: Tensor, *, resolution: int | None) -> Tensor:
+    if not picture.is_floating_point():
+        raise ValueError(f"images are of type {picture.dtype}; take uint8, or floats in [-1, 1]")
+    if resolution is not None:
+        raise ValueError("resolution is for pictures of 8 bits; resize those of floating-point numbers beforehand")
+    if not picture.abs().max() <= 1 + 1e-3:
+        raise ValueError("images of floating-point numbers must lie in [-1, 1]; for 0 to 255 take uint8")
+    return picture.float()
+
+
+def _cut(picture: Tensor, *, factor: int) -> Tensor:
+    """The middle of [C, H, W], a multiple of `factor` pixels a side."""
+    height, width = (side // factor * factor for side in picture.shape[1:])
+    if height == 0 or width == 0:
+        raise ValueError(f"images: {picture.shape[2]}x{picture.shape[1]} pixels are fewer than the factor {factor}")
+    top, left = (picture.shape[1] - height) // 2, (picture.shape[2] - width) // 2
+    return picture[:, top : top + height, left : left + width]

@@ -1,1 +1,0 @@
-"""Images and latents: files, the hub, pixels."""

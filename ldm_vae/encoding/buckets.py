@@ -1,0 +1,166 @@
+"""Which images are in which shard: in the collection's order, or bucket by bucket of like aspect ratios."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from ldm_vae.images.collection import ImageCollection
+from ldm_vae.images.decoding import UnreadableImage
+from ldm_vae.images.transforms import Box
+from ldm_vae.latents.shards import HEADERS, shard_stem
+from ldm_vae.system.files import Leases, write_whole
+from ldm_vae.system.workers import load
+
+Size = tuple[int, int]
+"""(width, height) in pixels."""
+
+_LEASE = "headers"
+_HEADERS_AT_ONCE = 256
+_POLL_SECONDS = 0.5
+
+
+class ImageKey(NamedTuple):
+    """One image of a shard."""
+
+    sample: int
+    """Its number in the output."""
+    image: int
+    """Its number in the collection; another one where images are numbered by buckets."""
+    size: Size
+    """What it is resized and cropped to."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardImages:
+    """The images of one shard, in order; all get the same size."""
+
+    stem: str
+    size: Size
+    keys: list[ImageKey]
+
+
+class Numbering:
+    """The images' numbers: sample i is in shard i // shard_size, and each group of images begins a new shard.
+
+    Args:
+        groups: for each size, the images that get it, by their numbers in the collection.
+        shard_size: images a shard.
+    """
+
+    def __init__(self, groups: Sequence[tuple[Size, Sequence[int]]], *, shard_size: int) -> None:
+        self._shard_size = shard_size
+        self._shards: dict[str, tuple[int, Size, Sequence[int]]] = {}
+        for size, images in groups:
+            for start in range(0, len(images), shard_size):
+                number = len(self._shards)
+                self._shards[shard_stem(number)] = (number, size, images[start : start + shard_size])
+
+    @property
+    def stems(self) -> list[str]:
+        """Of all shards, in order."""
+        return list(self._shards)
+
+    def shard(self, stem: str) -> ShardImages:
+        """Return what belongs in a shard."""
+        number, size, images = self._shards[stem]
+        first = number * self._shard_size
+        keys = [ImageKey(sample=first + i, image=image, size=size) for i, image in enumerate(images)]
+        return ShardImages(stem=stem, size=size, keys=keys)
+
+
+def bucket_sizes(resolution: int, *, step: int, max_aspect: float) -> list[Size]:
+    """Return the sizes that images are put in: sides in multiples of `step`, no more pixels than a square of
+    `resolution`, no longer than `max_aspect` times their short side, and for each width as high as that allows."""
+    sizes = set()
+    for width in range(step, resolution * resolution // step + 1, step):
+        height = resolution * resolution // width // step * step
+        if height and max(width, height) <= max_aspect * min(width, height):
+            sizes |= {(width, height), (height, width)}
+    return sorted(sizes)
+
+
+def bucket_groups(
+    headers: Sequence[Size | None], *, sizes: Sequence[Size], default: Size
+) -> list[tuple[Size, Sequence[int]]]:
+    """Put each image in the bucket of the nearest aspect ratio, in logarithms; unreadable headers in the default's."""
+    aspects = np.log([default[0] / default[1] if size is None else size[0] / size[1] for size in headers])
+    buckets = np.log([width / height for width, height in sizes])
+    nearest = np.abs(aspects[:, None] - buckets[None, :]).argmin(axis=1)
+    groups = [(size, np.flatnonzero(nearest == bucket).tolist()) for bucket, size in enumerate(sizes)]
+    return [(size, images) for size, images in groups if images]
+
+
+def covering_box(picture: Size, *, size: Size) -> Box:
+    """Return the largest part of a picture, about its middle, that has the aspect ratio of `size`."""
+    width, height = picture
+    scale = min(width / size[0], height / size[1])
+    left, top = (width - size[0] * scale) / 2, (height - size[1] * scale) / 2
+    return max(left, 0.0), max(top, 0.0), min(width - left, float(width)), min(height - top, float(height))
+
+
+def read_headers(
+    folder: Path, collection: ImageCollection, *, leases: Leases, num_workers: int, timeout_seconds: float
+) -> list[Size | None]:
+    """Return every image's size, none where the header can't be read.
+
+    The sizes are kept in the folder with the size and time of change of each source, so that one process reads the
+    headers, once, and again only those of sources that changed.
+    """
+    stamps = [collection.source_stat(i) for i in range(len(collection))]
+    while True:
+        known = _read_known(folder / HEADERS)
+        stale = [i for i, stamp in enumerate(stamps) if i >= len(known) or known[i]["stamp"] != _listed(stamp)]
+        if not stale:
+            return [None if entry["size"] is None else (entry["size"][0], entry["size"][1]) for entry in known]
+        if not leases.claim(_LEASE):
+            time.sleep(_POLL_SECONDS)
+            continue
+        entries = dict(enumerate(known))
+        sizes = _sizes(collection, stale, num_workers=num_workers, timeout_seconds=timeout_seconds)
+        for i, size in zip(stale, sizes, strict=True):
+            entries[i] = {"size": _listed(size), "stamp": _listed(stamps[i])}
+        lines = [json.dumps(entries[i]) for i in range(len(collection))]
+        write_whole(folder / HEADERS, ("\n".join(lines) + "\n").encode())
+        leases.release(_LEASE)
+
+
+class _Headers(Dataset):
+    def __init__(self, collection: ImageCollection) -> None:
+        self._collection = collection
+
+    def __getitem__(self, image: int) -> Size | None:
+        try:
+            return self._collection.size(image)
+        except UnreadableImage:
+            return None
+
+
+def _sizes(
+    collection: ImageCollection, images: list[int], *, num_workers: int, timeout_seconds: float
+) -> Iterator[Size | None]:
+    batches = [images[start : start + _HEADERS_AT_ONCE] for start in range(0, len(images), _HEADERS_AT_ONCE)]
+    for batch in load(
+        _Headers(collection),
+        collate=list,
+        batch_sampler=batches,
+        num_workers=num_workers,
+        timeout_seconds=timeout_seconds,
+        pin_memory=False,
+    ):
+        yield from batch
+
+
+def _read_known(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_bytes().splitlines()] if path.exists() else []
+
+
+def _listed(pair: tuple[int, int] | None) -> list[int] | None:
+    return None if pair is None else list(pair)

@@ -1,0 +1,142 @@
+"""`ldm-vae decode`: shards of latents to PNG pictures."""
+
+from __future__ import annotations
+
+import json
+import os
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ldm_vae.config.commands import DecodeOptions
+from ldm_vae.config.run import require
+from ldm_vae.images.transforms import to_image
+from ldm_vae.latents.dataset import LatentDataset
+from ldm_vae.latents.shards import dump_json
+from ldm_vae.models.autoencoder import load_autoencoder
+from ldm_vae.models.fingerprint import fingerprint
+from ldm_vae.models.inference import InferenceAutoencoder, local_device
+from ldm_vae.models.precision import use_bf16
+from ldm_vae.system.files import whole_or_absent, write_whole
+
+PICTURES = "pictures.jsonl"
+_WRITING_THREADS = 4
+_UNWRITTEN = 64
+
+
+@dataclass(kw_only=True)
+class DecodeSummary:
+    """What was decoded."""
+
+    output: Path
+    num_images: int
+
+    def __str__(self) -> str:
+        return f"{self.output}: {self.num_images:,} pictures, named in {PICTURES}"
+
+
+def decode(options: DecodeOptions) -> DecodeSummary:
+    """Decode latents as they are stored, the mean where they are moments, and write a PNG a row.
+
+    Stored latents are the VAE's own, not scaled for diffusion, so nothing is undone before they are decoded. A picture
+    is called as its source is; where several sources would give one name, by their numbers in the collection.
+
+    Raises:
+        ValueError: naming the option, for what a user can mend.
+    """
+    dataset = LatentDataset(Path(options.latents).expanduser(), normalize="none")
+    autoencoder = load_autoencoder(options.vae, field="--vae")
+    require(
+        options.other_vae or fingerprint(autoencoder).encoder == dataset.index["vae"]["encoder"],
+        f"--vae {options.vae} is not the autoencoder that {options.latents} was encoded with; "
+        f"--other_vae decodes all the same",
+    )
+    channels = len(dataset.index["stats"]["mean"]) or autoencoder.config.latent_channels
+    require(
+        autoencoder.config.latent_channels == channels,
+        f"--vae {options.vae} decodes {autoencoder.config.latent_channels} latent channels, "
+        f"but {options.latents} has {channels}",
+    )
+    count = len(dataset) if options.num_images is None else min(options.num_images, len(dataset))
+    names = picture_names([row for row, _ in zip(dataset.rows(), range(count), strict=False)])
+    folder = Path(options.output).expanduser()
+    _open_folder(folder, dataset=dataset, names=names, overwrite=options.overwrite)
+    bf16 = use_bf16(options.mixed_precision, device=local_device())
+    decoder = InferenceAutoencoder(autoencoder, bf16=bf16, tile=options.tile)
+    with (
+        ThreadPoolExecutor(_WRITING_THREADS) as threads,
+        tqdm(total=count, unit="img", desc="decode", dynamic_ncols=True, disable=None) as bar,
+    ):
+        unwritten: list[Future[None]] = []
+        for rows in _batches(dataset, count=count, batch_size=options.batch_size):
+            images = decoder.decode(torch.stack([dataset[row].latents for row in rows])).cpu()
+            unwritten += [
+                threads.submit(_write, folder / names[row], image) for row, image in zip(rows, images, strict=True)
+            ]
+            while len(unwritten) > _UNWRITTEN:
+                unwritten.pop(0).result()
+            bar.update(len(rows))
+        for future in unwritten:
+            future.result()
+    return DecodeSummary(output=folder, num_images=count)
+
+
+def picture_names(rows: list[dict[str, Any]]) -> list[str]:
+    """Return a path within the output folder for each row of samples.jsonl: the source's, with .png for its suffix.
+
+    Where sources would share a name, also where a file system tells no case or composition of letters apart, all of
+    them get names by their numbers in the collection.
+    """
+    wanted = [str(PurePosixPath(*_safe_parts(row["source"])).with_suffix(".png")) for row in rows]
+    keys = [unicodedata.normalize("NFC", name).casefold() for name in wanted]
+    counts = Counter(keys)
+    names = []
+    for row, name, key in zip(rows, wanted, keys, strict=True):
+        number = f"sample-{row['sample']:08d}.png"
+        while counts[key] > 1 and number in counts:
+            number = f"_{number}"
+        names.append(name if counts[key] == 1 else number)
+    return names
+
+
+def _safe_parts(source: str) -> list[str]:
+    """Return the parts of a source's path, none of which leads out of a folder."""
+    parts = [part.strip("/\\\0") for part in source.replace("\\", "/").replace(":", "_").split("/")]
+    parts = [part for part in parts if part not in ("", ".", "..")] or ["picture"]
+    return [part if part.strip(".") else f"_{part}" for part in parts]
+
+
+def _open_folder(folder: Path, *, dataset: LatentDataset, names: list[str], overwrite: bool) -> None:
+    """Make the folder and list in it what pictures it will hold, so that they can be told from other things."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if os.listdir(folder):
+        require(overwrite, f"--output {folder} holds other things; take an empty folder, or --overwrite")
+        if (folder / PICTURES).exists():
+            for line in (folder / PICTURES).read_bytes().splitlines():
+                (folder / json.loads(line)["picture"]).unlink(missing_ok=True)
+    lines = [
+        {"picture": name, "row": row, "sample": entry["sample"], "source": entry["source"]}
+        for row, (name, entry) in enumerate(zip(names, dataset.rows(), strict=False))
+    ]
+    write_whole(folder / PICTURES, b"".join(dump_json(line) for line in lines))
+
+
+def _batches(dataset: LatentDataset, *, count: int, batch_size: int) -> Iterator[range]:
+    """Yield ranges of the first `count` rows, each within a shard, so of one shape."""
+    for rows in dataset.shard_rows():
+        for start in range(rows.start, min(rows.stop, count), batch_size):
+            yield range(start, min(start + batch_size, rows.stop, count))
+
+
+def _write(path: Path, image: Tensor) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_or_absent(path, sync=False) as temporary:
+        to_image(image).save(temporary, format="PNG")

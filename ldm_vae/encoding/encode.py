@@ -1,0 +1,255 @@
+"""`ldm-vae encode`: a collection of images to shards of latents, by any number of processes that share a folder."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ldm_vae.config.commands import EncodeOptions
+from ldm_vae.encoding.buckets import Numbering, Size, bucket_groups, bucket_sizes, read_headers
+from ldm_vae.encoding.plan import check_sizes, latent_shape, make_plan, make_preprocessing
+from ldm_vae.encoding.preprocessing import WORKER_TIMEOUT_SECONDS, EncodingImages, ImageBatch
+from ldm_vae.encoding.stream_work import StreamWork
+from ldm_vae.encoding.verify import VerifyReport, verify
+from ldm_vae.encoding.work import Work, open_output
+from ldm_vae.encoding.writer import EncodedBatch, ShardWriter
+from ldm_vae.images.collection import ImageCollection, open_collection
+from ldm_vae.images.decoding import UnreadableImage
+from ldm_vae.images.streaming import ImageStream, open_stream
+from ldm_vae.latents.shards import Assembled, Plan, ShardRecord, assemble_index, assembled_index
+from ldm_vae.models.autoencoder import load_autoencoder
+from ldm_vae.models.inference import InferenceAutoencoder, local_device
+from ldm_vae.models.precision import use_bf16
+from ldm_vae.system.files import Leases, remove_temporaries
+
+_POLL_SECONDS = 0.5
+_TILE_WARNING = (
+    "--tile: tiles are encoded apart and blended, so group norms and attention see a tile instead of the image; the "
+    "latents differ from those of the whole image, most of all in colour and near the seams"
+)
+
+
+@dataclass(kw_only=True)
+class EncodeSummary:
+    """What the output holds, and what this process did of it."""
+
+    output: Path
+    num_images: int
+    """Of the collection."""
+    num_rows: int
+    num_skipped: int
+    num_shards: int
+    num_bytes: int
+    """Of all shards."""
+    encoded_images: int
+    """By this process."""
+    encoded_shards: int
+    seconds: float
+
+    def __str__(self) -> str:
+        size = f"{self.num_bytes / 1e6:,.1f} MB"
+        done = f"{self.num_rows:,} latents of {self.num_images:,} images in {self.num_shards:,} shards, {size}"
+        skipped = f"; {self.num_skipped:,} skipped, listed in skipped.jsonl" if self.num_skipped else ""
+        rate = self.encoded_images / self.seconds if self.seconds > 0 else 0.0
+        return (
+            f"{self.output}: {done}{skipped}\n"
+            f"this process encoded {self.encoded_images:,} images in {self.seconds:,.1f} s, {rate:,.1f} images/s"
+        )
+
+
+def encode_or_verify(options: EncodeOptions) -> EncodeSummary | VerifyReport:
+    """What the command does: `verify` where that is asked for, else `encode`."""
+    return encode(options) if options.verify is None else verify(options)
+
+
+def encode(options: EncodeOptions) -> EncodeSummary:
+    """Encode a collection, or do what is left of it.
+
+    Returns when the output is whole, whichever processes made it so.
+
+    Raises:
+        ValueError: naming the option, for what a user can mend.
+    """
+    assert options.vae is not None
+    assert options.data is not None
+    autoencoder = load_autoencoder(options.vae, field="--vae")
+    check_sizes(options, autoencoder=autoencoder)
+    open_images = open_stream if options.streaming else open_collection
+    images = open_images(options.data, split=options.split, image_column=options.image_column, field="--data")
+    bf16 = use_bf16(options.mixed_precision, device=local_device())
+    plan = make_plan(options, images=images, autoencoder=autoencoder, bf16=bf16)
+    encoder = InferenceAutoencoder(autoencoder, bf16=bf16, tile=options.tile)
+    if options.tile:
+        warnings.warn(_TILE_WARNING, stacklevel=2)
+    return _Encode(options, plan=plan, images=images, encoder=encoder).run()
+
+
+class _Encode:
+    """One process's part in an encode."""
+
+    def __init__(
+        self,
+        options: EncodeOptions,
+        *,
+        plan: Plan,
+        images: ImageCollection | ImageStream,
+        encoder: InferenceAutoencoder,
+    ) -> None:
+        assert options.output is not None
+        self.options, self.plan, self.images, self.encoder = options, plan, images, encoder
+        self.folder = Path(options.output).expanduser()
+        total = len(images) if isinstance(images, ImageCollection) else None
+        self.bar = tqdm(total=total, unit="img", desc="encode", dynamic_ncols=True, disable=None)
+        self.encoded_images = self.encoded_shards = self.written_bytes = self.skipped = 0
+
+    def run(self) -> EncodeSummary:
+        started = time.monotonic()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as stack:
+            stack.enter_context(self.bar)
+            leases = stack.enter_context(Leases(self.folder, seconds=self.options.lease_seconds))
+            open_output(self.folder, plan=self.plan, overwrite=self.options.overwrite, leases=leases)
+            self.work = self._work(leases)
+            self.writer = stack.enter_context(ShardWriter(self.folder, plan=self.plan, on_written=self._written))
+            totals = None if self.work.num_left else assembled_index(self.folder, plan=self.plan)
+            while totals is None:
+                self._finish_shards()
+                totals = self._assemble()
+            leases.taken_elsewhere()  # clears away the leases of the dead
+            remove_temporaries(self.folder, older_than=max(600.0, 10 * self.options.lease_seconds))
+        return EncodeSummary(
+            output=self.folder,
+            num_images=totals.num_rows + totals.num_skipped,
+            num_rows=totals.num_rows,
+            num_skipped=totals.num_skipped,
+            num_shards=len(self.work.stems),
+            num_bytes=totals.num_bytes,
+            encoded_images=self.encoded_images,
+            encoded_shards=self.encoded_shards,
+            seconds=time.monotonic() - started,
+        )
+
+    def _work(self, leases: Leases) -> Work | StreamWork:
+        """Find what is left to do."""
+        options = self.options
+        preprocessing = make_preprocessing(self.encoder.autoencoder, mode=options.mode, seed=options.seed)
+        square = (options.resolution, options.resolution)
+        if isinstance(self.images, ImageStream):
+            return StreamWork(
+                self.folder,
+                plan=self.plan,
+                leases=leases,
+                stream=self.images,
+                preprocessing=preprocessing,
+                size=square,
+                on_whole=self._note,
+            )
+        groups: Sequence[tuple[Size, Sequence[int]]] = [(square, range(len(self.images)))]
+        if options.buckets:
+            headers = read_headers(
+                self.folder,
+                self.images,
+                leases=leases,
+                num_workers=options.num_workers,
+                timeout_seconds=WORKER_TIMEOUT_SECONDS,
+            )
+            sizes = bucket_sizes(options.resolution, step=options.bucket_step, max_aspect=options.bucket_max_aspect)
+            groups = bucket_groups(headers, sizes=sizes, default=square)
+        return Work(
+            self.folder,
+            plan=self.plan,
+            leases=leases,
+            numbering=Numbering(groups, shard_size=options.shard_size),
+            images=EncodingImages(self.images, preprocessing=preprocessing, detect_changes=options.detect_changes),
+            detect_changes=options.detect_changes,
+            on_whole=self._note,
+        )
+
+    def _finish_shards(self) -> None:
+        """Encode what can be claimed, and wait for what others have claimed, until every shard is whole."""
+        while self.work.num_left:
+            claimed = False
+            for batch in self.work.batches(
+                batch_size=self.options.batch_size,
+                num_workers=self.options.num_workers,
+                pin_memory=self.encoder.device.type == "cuda",
+            ):
+                claimed = True
+                self._encode(batch)
+            self.writer.wait()
+            if not claimed:
+                self.bar.set_postfix_str(f"waiting for {self.work.num_left} shards of other processes")
+                time.sleep(_POLL_SECONDS)
+
+    def _assemble(self) -> Assembled | None:
+        """Write the index; none where a shard vanished meanwhile, because another process replaces the output."""
+        try:
+            return assemble_index(self.folder, plan=self.plan, stems=self.work.stems)
+        except FileNotFoundError:
+            self.work.look_again()
+            return None
+
+    def _encode(self, batch: ImageBatch) -> None:
+        """Encode a batch and hand it to the writer, without waiting for the device."""
+        for row in batch.rows:
+            if row.reason is not None and self.options.strict:
+                raise UnreadableImage(row.source, row.reason)
+        tensors = {} if batch.pixels is None else self._latents(batch.pixels, batch.noise)
+        ready = None
+        if self.encoder.device.type == "cuda":
+            # contiguous first: the copy of a strided tensor would wait
+            tensors = {name: values.contiguous().to("cpu", non_blocking=True) for name, values in tensors.items()}
+            ready = torch.cuda.Event()
+            ready.record()
+        shape = latent_shape(batch.size, autoencoder=self.encoder.autoencoder)
+        self.writer.add(
+            EncodedBatch(stem=batch.stem, rows=batch.rows, tensors=tensors, shape=shape, last=batch.last, ready=ready)
+        )
+        self.encoded_images += len(batch.rows)
+        self._advance(len(batch.rows), skipped=sum(row.reason is not None for row in batch.rows))
+
+    def _latents(self, pixels: Tensor, noise: Tensor | None) -> dict[str, Tensor]:
+        try:
+            images = self.encoder.to_images(pixels)
+            tensors = self._stored(images, noise)
+            if self.options.flip:
+                flipped = self._stored(images.flip(-1), noise)
+                tensors |= {f"{name}_flip": values for name, values in flipped.items()}
+        except torch.OutOfMemoryError:
+            raise ValueError(
+                f"--batch_size {self.options.batch_size} of {self.options.resolution} pixels a side doesn't fit in "
+                f"the device's memory; take fewer, or --tile"
+            ) from None
+        return tensors
+
+    def _stored(self, images: Tensor, noise: Tensor | None) -> dict[str, Tensor]:
+        mean, std = self.encoder.encode(images)
+        if self.options.mode == "moments":
+            return {"mean": mean, "std": std}
+        if noise is not None:
+            mean = mean + std * noise.to(mean.device, non_blocking=True)
+        return {"latents": mean}
+
+    def _note(self, record: ShardRecord) -> None:
+        """Count a shard that was whole before, or that another process wrote; it doesn't count in the bar's rate."""
+        if not self.bar.disable:
+            self.bar.initial += len(record.rows)
+        self._advance(len(record.rows), skipped=len(record.rows) - record.count)
+
+    def _written(self, record: ShardRecord) -> None:
+        self.work.written(record)
+        self.encoded_shards += 1
+        self.written_bytes += record.size
+
+    def _advance(self, images: int, *, skipped: int) -> None:
+        self.skipped += skipped
+        self.bar.set_postfix_str(f"{self.written_bytes / 1e6:.1f} MB, {self.skipped} skipped", refresh=False)
+        self.bar.update(images)

@@ -1,0 +1,96 @@
+"""What an output of `ldm-vae encode` is, stated from the options, the VAE and the collection."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+from diffusers import AutoencoderKL
+
+from ldm_vae.config.commands import EncodeOptions
+from ldm_vae.config.run import require
+from ldm_vae.encoding.buckets import Size
+from ldm_vae.encoding.preprocessing import Preprocessing
+from ldm_vae.images.collection import ImageCollection
+from ldm_vae.images.streaming import ImageStream
+from ldm_vae.latents.shards import Plan
+from ldm_vae.models.autoencoder import spatial_factor
+from ldm_vae.models.fingerprint import fingerprint, scaling
+
+_NAMES_AT_ONCE = 10_000
+
+
+def make_plan(
+    options: EncodeOptions, *, images: ImageCollection | ImageStream, autoencoder: AutoencoderKL, bf16: bool
+) -> Plan:
+    """State what an output with these options is."""
+    digests = fingerprint(autoencoder)
+    preprocessing: dict[str, Any] = {
+        "channels": autoencoder.config.in_channels,
+        "resolution": options.resolution,
+        "crop": "short side to the resolution, centre square",
+        "filter": "bicubic, antialiased",
+        "range": [-1, 1],
+        "precision": "bf16" if bf16 else "float32",
+        "tile": options.tile,
+    }
+    if options.buckets:
+        preprocessing["crop"] = "centre, in the bucket of the nearest aspect ratio"
+        preprocessing |= {"bucket_step": options.bucket_step, "bucket_max_aspect": options.bucket_max_aspect}
+    if isinstance(images, ImageStream):
+        data: dict[str, Any] = {"num_files": images.dataset.num_shards}
+    else:
+        data = {"num_images": len(images), "names": _digest_names(images), "changes": options.detect_changes}
+        data |= {"label_names": images.label_names}
+    return Plan(
+        vae={
+            "fingerprint": digests.whole,
+            "encoder": digests.encoder,
+            "spatial_factor": spatial_factor(autoencoder),
+            **scaling(autoencoder),
+        },
+        preprocessing=preprocessing,
+        mode=options.mode,
+        dtype=options.dtype,
+        flip=options.flip,
+        seed=options.seed if options.mode == "sample" else None,
+        shard_size=options.shard_size,
+        data=data,
+    )
+
+
+def make_preprocessing(autoencoder: AutoencoderKL, *, mode: str, seed: int) -> Preprocessing:
+    """State what the encoder takes."""
+    return Preprocessing(
+        channels=autoencoder.config.in_channels,
+        spatial_factor=spatial_factor(autoencoder),
+        noise_channels=autoencoder.config.latent_channels if mode == "sample" else None,
+        seed=seed,
+    )
+
+
+def latent_shape(size: Size, *, autoencoder: AutoencoderKL) -> tuple[int, int, int]:
+    """Shape [c, h, w] of the latents of images of (width, height) pixels."""
+    factor = spatial_factor(autoencoder)
+    return autoencoder.config.latent_channels, size[1] // factor, size[0] // factor
+
+
+def check_sizes(options: EncodeOptions, *, autoencoder: AutoencoderKL) -> None:
+    """Raise `ValueError` unless the VAE's factor divides what images are resized to."""
+    factor = spatial_factor(autoencoder)
+    require(
+        options.resolution % factor == 0,
+        f"--resolution is {options.resolution}, which the VAE's factor {factor} does not divide",
+    )
+    require(
+        not options.buckets or options.bucket_step % factor == 0,
+        f"--bucket_step is {options.bucket_step}, which the VAE's factor {factor} does not divide",
+    )
+
+
+def _digest_names(collection: ImageCollection) -> str:
+    digest = hashlib.sha256()
+    for start in range(0, len(collection), _NAMES_AT_ONCE):
+        for name in collection.names(start, min(start + _NAMES_AT_ONCE, len(collection))):
+            digest.update(name.encode(errors="backslashreplace") + b"\0")
+    return digest.hexdigest()

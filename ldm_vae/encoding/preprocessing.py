@@ -1,0 +1,186 @@
+"""Images on their way to the encoder: read, cropped and batched in data workers, eight bits a channel."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ldm_vae.encoding.buckets import ImageKey, ShardImages, Size, covering_box
+from ldm_vae.images.collection import ImageCollection
+from ldm_vae.images.decoding import UnreadableImage
+from ldm_vae.images.transforms import Box, crop_box
+from ldm_vae.latents.shards import Row
+from ldm_vae.system.randomness import sample_rng
+from ldm_vae.system.workers import load
+
+DetectChanges = Literal["mtime", "digest", "off"]
+WORKER_TIMEOUT_SECONDS = 600.0
+
+
+@dataclass(kw_only=True)
+class EncodingImage:
+    """One image, or the row that says why there is none."""
+
+    row: Row
+    pixels: Tensor | None = None  # [H, W, C], uint8
+    noise: Tensor | None = None  # [c, h, w], float32
+
+
+@dataclass(kw_only=True)
+class ImageBatch:
+    """Consecutive images of one shard."""
+
+    rows: list[Row]
+    """Of all of them; those without a reason are in `pixels`."""
+    pixels: Tensor | None  # [n, H, W, C], uint8; None where none can be read
+    noise: Tensor | None  # [n, c, h, w], float32, for mode sample
+    stem: str = ""
+    size: Size = (0, 0)
+    """(width, height) that the shard's images have."""
+    last: bool = False
+    """Whether the shard ends with it."""
+
+    def pin_memory(self) -> ImageBatch:
+        """Return the batch in page-locked memory (called by the loader)."""
+        self.pixels = None if self.pixels is None else self.pixels.pin_memory()
+        self.noise = None if self.noise is None else self.noise.pin_memory()
+        return self
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """From a picture to what the encoder takes, but for the range."""
+
+    channels: int
+    """1, 3 or 4."""
+    spatial_factor: int
+    """Pixels a latent pixel, along one side."""
+    noise_channels: int | None
+    """Channels of the posterior's noise, for mode sample; none: no noise."""
+    seed: int
+    """Of the noise, which is a function of (seed, sample)."""
+
+    def box(self, picture: Size, *, size: Size) -> Box:
+        """Return the part of a picture that is taken: about its middle, as much as fits the shape of `size`."""
+        if size[0] == size[1]:
+            return crop_box(picture, resolution=size[0], crop="center")
+        return covering_box(picture, size=size)
+
+    def read(self, crop: Callable[[Callable[[Size], Box]], Image.Image], *, size: Size) -> tuple[Image.Image, Size]:
+        """Let `crop` read a picture's part; return it with the (width, height) of the whole picture."""
+        seen: list[Size] = []
+
+        def box_of(picture: Size) -> Box:
+            seen.append(picture)
+            return self.box(picture, size=size)
+
+        return crop(box_of), seen[0]
+
+    def pixels(self, picture: Image.Image) -> Tensor:
+        """Return a cropped picture as [H, W, C], uint8."""
+        values = np.asarray(picture).reshape(picture.height, picture.width, self.channels)
+        return torch.from_numpy(values.copy())
+
+    def noise(self, sample: int, *, size: Size) -> Tensor | None:
+        """Return the posterior's noise of a sample [c, h, w], if there is any."""
+        if self.noise_channels is None:
+            return None
+        shape = (self.noise_channels, size[1] // self.spatial_factor, size[0] // self.spatial_factor)
+        rng = sample_rng(sample, seed=self.seed, stream="latents/sample")
+        return torch.from_numpy(rng.standard_normal(shape, dtype=np.float32))
+
+
+class EncodingImages(Dataset):
+    """A collection's images by key, each with what is kept of its row."""
+
+    def __init__(
+        self, collection: ImageCollection, *, preprocessing: Preprocessing, detect_changes: DetectChanges
+    ) -> None:
+        self.collection, self._preprocessing, self._detect_changes = collection, preprocessing, detect_changes
+
+    def __getitem__(self, key: ImageKey) -> EncodingImage:
+        collection, preprocessing, image = self.collection, self._preprocessing, key.image
+        row = Row(
+            sample=key.sample,
+            image=image,
+            source=collection.name(image),
+            stamp=source_stamp(collection, image, detect_changes=self._detect_changes),
+            label=collection.label(image),
+            columns=self._columns(image),
+        )
+        try:
+            picture, original = preprocessing.read(
+                lambda box_of: collection.read_crop(
+                    image, channels=preprocessing.channels, resolution=key.size, box_of=box_of
+                ),
+                size=key.size,
+            )
+        except UnreadableImage as error:
+            row.reason = error.reason
+            return EncodingImage(row=row)
+        row.size = list(original)
+        noise = preprocessing.noise(key.sample, size=key.size)
+        return EncodingImage(row=row, pixels=preprocessing.pixels(picture), noise=noise)
+
+    def _columns(self, image: int) -> dict[str, Any]:
+        columns = self.collection.row(image)
+        columns.pop(self.collection.label_column or "", None)
+        return columns
+
+
+def source_stamp(collection: ImageCollection, image: int, *, detect_changes: DetectChanges) -> list[int] | str | None:
+    """What shows whether an image's source is still the same: size and time of change, digest, or nothing."""
+    if detect_changes == "digest":
+        return collection.content_digest(image)
+    status = collection.source_stat(image) if detect_changes == "mtime" else None
+    return None if status is None else list(status)
+
+
+def shard_batches(
+    shards: Iterable[ShardImages], images: EncodingImages, *, batch_size: int, num_workers: int, pin_memory: bool
+) -> Iterator[ImageBatch]:
+    """Yield the images of shard after shard, at most `batch_size` at a time.
+
+    Batches end with their shard and hold the same images whatever was encoded before, so a shard's bytes don't depend
+    on it. `shards` is read ahead by as much as the workers fetch in advance.
+
+    Raises:
+        DataWorkerError: a worker died or hung.
+    """
+    ahead: deque[tuple[str, Size, bool]] = deque()
+
+    def keys() -> Iterator[list[ImageKey]]:
+        for shard in shards:
+            for start in range(0, len(shard.keys), batch_size):
+                ahead.append((shard.stem, shard.size, start + batch_size >= len(shard.keys)))
+                yield shard.keys[start : start + batch_size]
+
+    for batch in load(
+        images,
+        collate=collate,
+        batch_sampler=keys(),
+        num_workers=num_workers,
+        timeout_seconds=WORKER_TIMEOUT_SECONDS,
+        pin_memory=pin_memory,
+    ):
+        batch.stem, batch.size, batch.last = ahead.popleft()
+        yield batch
+
+
+def collate(images: list[EncodingImage]) -> ImageBatch:
+    """Stack the readable ones."""
+    pixels = [image.pixels for image in images if image.pixels is not None]
+    noise = [image.noise for image in images if image.noise is not None]
+    return ImageBatch(
+        rows=[image.row for image in images],
+        pixels=torch.stack(pixels) if pixels else None,
+        noise=torch.stack(noise) if noise else None,
+    )

@@ -1,0 +1,269 @@
+"""Streamed sources on their way to the encoder: no random access, so processes share them by input file."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch.utils.data import IterableDataset, get_worker_info
+
+from ldm_vae.encoding.buckets import Size
+from ldm_vae.encoding.preprocessing import WORKER_TIMEOUT_SECONDS, EncodingImage, ImageBatch, Preprocessing, collate
+from ldm_vae.encoding.work import check_plan, withdraw_index
+from ldm_vae.images.collection import cell_content, cell_name
+from ldm_vae.images.decoding import UnreadableImage, read_crop
+from ldm_vae.images.streaming import ImageStream
+from ldm_vae.latents.shards import Plan, Row, ShardRecord, dump_json, read_record
+from ldm_vae.system.files import Leases, write_whole
+from ldm_vae.system.workers import load
+
+FILE_STRIDE = 1 << 32
+"""Sample i of a stream is row i % FILE_STRIDE of input file i // FILE_STRIDE."""
+_SHORT_SECONDS, _MOST_CLAIMS = 20.0, 32
+LABEL_COLUMNS = ("label", "labels", "cls")
+
+
+def part_stem(file: int, part: int) -> str:
+    """Name of the shard with the part-th `shard_size` rows of an input file."""
+    return f"latents-{file:05d}-{part:05d}"
+
+
+def _only(batches: list[_FileBatch]) -> _FileBatch:
+    """Collate what the workers batch themselves (a function by name, for workers that are spawned)."""
+    return batches[0]
+
+
+def _end_name(file: int) -> str:
+    return f"latents-{file:05d}.end.json"
+
+
+@dataclass(kw_only=True)
+class _FileBatch(ImageBatch):
+    """Images of an input file; the last batch of a file says how many images it has."""
+
+    file: int
+    num_images: int | None = None
+
+
+class StreamWork:
+    """The input files of a stream that are not encoded yet, and the images of those that this process claims.
+
+    The rows of input file f, in its order, are the shards latents-f-00000, latents-f-00001 …; a small file beside them
+    says, when the input file was read to its end, how many rows it had. Changed sources are not found.
+
+    The arguments are those of `Work`; the images come from `stream`.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        plan: Plan,
+        leases: Leases,
+        stream: ImageStream,
+        preprocessing: Preprocessing,
+        size: Size,
+        on_whole: Callable[[ShardRecord], None],
+    ) -> None:
+        self._folder, self._plan, self._leases, self._on_whole = folder, plan, leases, on_whole
+        self._files = _StreamedFiles(stream, preprocessing=preprocessing, size=size, shard_size=plan.shard_size)
+        self._num_files = stream.dataset.num_shards
+        self._lock = threading.Lock()
+        self._claims_a_worker = 1
+        self._num_images: dict[int, int] = {}
+        """Of input files that this process read to their ends, but whose shards aren't all whole yet."""
+        self._left: set[int] = set()
+        self.look_again()
+        for stem in self.stems:
+            self._note(stem)
+        if self._left:
+            withdraw_index(folder)
+
+    @property
+    def num_left(self) -> int:
+        """Input files that are not encoded."""
+        return len(self._left)
+
+    @property
+    def stems(self) -> list[str]:
+        """Of the shards of all input files that are encoded, in order."""
+        return [
+            part_stem(file, part)
+            for file in range(self._num_files)
+            for part in range(self._num_parts(self._images_of(file) or 0))
+        ]
+
+    def batches(self, *, batch_size: int, num_workers: int, pin_memory: bool) -> Iterator[ImageBatch]:
+        """Claim some input files for each worker and yield their images."""
+        started = time.monotonic()
+        files: list[tuple[int, set[int]]] = []
+        for file in sorted(self._left):
+            check_plan(self._folder, plan=self._plan)
+            if len(files) < max(1, num_workers) * self._claims_a_worker and self._claim(file):
+                files.append((file, self._whole_parts(file)))
+        if not files:
+            return
+        for batch in load(
+            self._files.of(files, batch_size=batch_size),
+            collate=_only,
+            batch_size=1,
+            num_workers=min(num_workers, len(files)),
+            timeout_seconds=WORKER_TIMEOUT_SECONDS,
+            pin_memory=pin_memory,
+        ):
+            if batch.num_images is not None:
+                with self._lock:
+                    self._num_images[batch.file] = batch.num_images
+            if batch.rows or batch.last:
+                yield batch
+            self._finish(batch.file)
+        if time.monotonic() - started < _SHORT_SECONDS:  # small files: starting the workers anew costs more
+            self._claims_a_worker = min(2 * self._claims_a_worker, _MOST_CLAIMS)
+
+    def written(self, record: ShardRecord) -> None:
+        """Note a shard that this process wrote."""
+        self._finish(int(record.stem.split("-")[1]))
+
+    def look_again(self) -> None:
+        """Find input files whose shards vanished since they were whole."""
+        self._left = {file for file in range(self._num_files) if not self._is_done(file)}
+        for file in self._left:
+            (self._folder / _end_name(file)).unlink(missing_ok=True)
+
+    def _claim(self, file: int) -> bool:
+        name = _end_name(file)
+        if not self._is_done(file) and self._leases.claim(name):
+            if not self._is_done(file):
+                return True
+            self._leases.release(name)
+        if self._is_done(file):
+            self._left.discard(file)
+            for part in range(self._num_parts(self._images_of(file) or 0)):
+                self._note(part_stem(file, part))
+        return False
+
+    def _finish(self, file: int) -> None:
+        """Write the end of an input file once it is read and all its shards are whole."""
+        with self._lock:
+            num_images = self._num_images.get(file)
+            if num_images is None or len(self._whole_parts(file)) < self._num_parts(num_images):
+                return
+            del self._num_images[file]
+        end = {"plan": self._plan.digest, "file": file, "num_images": num_images}
+        write_whole(self._folder / _end_name(file), dump_json(end))
+        self._left.discard(file)
+        self._leases.release(_end_name(file))
+
+    def _images_of(self, file: int) -> int | None:
+        """Images of an input file that was read to its end."""
+        try:
+            end = json.loads((self._folder / _end_name(file)).read_bytes())
+        except FileNotFoundError:
+            return None
+        return end["num_images"] if end["plan"] == self._plan.digest else None
+
+    def _is_done(self, file: int) -> bool:
+        num_images = self._images_of(file)
+        return num_images is not None and len(self._whole_parts(file)) == self._num_parts(num_images)
+
+    def _whole_parts(self, file: int) -> set[int]:
+        found = {int(path.stem.split("-")[2]) for path in self._folder.glob(f"{part_stem(file, 0)[:-5]}*.json")}
+        return {part for part in found if self._record(part_stem(file, part)) is not None}
+
+    def _num_parts(self, num_images: int) -> int:
+        return -(-num_images // self._plan.shard_size)
+
+    def _note(self, stem: str) -> None:
+        record = self._record(stem)
+        if record is not None:
+            self._on_whole(record)
+
+    def _record(self, stem: str) -> ShardRecord | None:
+        return read_record(self._folder, stem=stem, plan_digest=self._plan.digest)
+
+
+class _StreamedFiles(IterableDataset):
+    """Batches of input files, each worker reading its own."""
+
+    def __init__(self, stream: ImageStream, *, preprocessing: Preprocessing, size: Size, shard_size: int) -> None:
+        self._stream, self._preprocessing, self._size, self._shard_size = stream, preprocessing, size, shard_size
+        self._files: list[tuple[int, set[int]]] = []
+        self._batch_size = 1
+
+    def of(self, files: list[tuple[int, set[int]]], *, batch_size: int) -> _StreamedFiles:
+        """Read these input files, each with the parts of it that are whole already."""
+        self._files, self._batch_size = files, batch_size
+        return self
+
+    def __iter__(self) -> Iterator[_FileBatch]:
+        worker = get_worker_info()
+        files = self._files if worker is None else self._files[worker.id :: worker.num_workers]
+        for file, whole_parts in files:
+            yield from self._batches(file, whole_parts)
+
+    def _batches(self, file: int, whole_parts: set[int]) -> Iterator[_FileBatch]:
+        images: list[EncodingImage] = []
+        number = 0
+        for example in self._examples(file):
+            part, at = divmod(number, self._shard_size)
+            number += 1
+            if part in whole_parts:
+                continue
+            images.append(self._read(example, sample=file * FILE_STRIDE + number - 1))
+            last = at + 1 == self._shard_size
+            if last or (at + 1) % self._batch_size == 0:
+                yield self._batch(images, file=file, part=part, last=last)
+                images = []
+        part, rest = divmod(number, self._shard_size)
+        last = rest > 0 and part not in whole_parts
+        yield self._batch(images, file=file, part=part, last=last, num_images=number)
+
+    def _batch(
+        self, images: list[EncodingImage], *, file: int, part: int, last: bool, num_images: int | None = None
+    ) -> _FileBatch:
+        batch = collate(images)
+        return _FileBatch(
+            rows=batch.rows,
+            pixels=batch.pixels,
+            noise=batch.noise,
+            stem=part_stem(file, part),
+            size=self._size,
+            last=last,
+            file=file,
+            num_images=num_images,
+        )
+
+    def _examples(self, file: int) -> Iterator[dict[str, Any]]:
+        dataset = self._stream.dataset
+        # In batches of one, because plain iteration would divide the file among the loader's workers once more.
+        for example in dataset.shard(num_shards=dataset.num_shards, index=file).iter(batch_size=1):
+            yield {name: values[0] for name, values in example.items()}
+
+    def _read(self, example: dict[str, Any], *, sample: int) -> EncodingImage:
+        cell = example.pop(self._stream.image_column)
+        file, number = divmod(sample, FILE_STRIDE)
+        name = cell_name(cell, row=number)
+        if name == f"row {number}":
+            name = f"file {file} {name}"
+        label = next((example.pop(key) for key in LABEL_COLUMNS if isinstance(example.get(key), int)), None)
+        row = Row(sample=sample, image=sample, source=name, label=label, columns=example)
+        size, preprocessing = self._size, self._preprocessing
+        try:
+            content = cell_content(cell, root=self._stream.root)
+            picture, original = preprocessing.read(
+                lambda box_of: read_crop(
+                    content, channels=preprocessing.channels, resolution=size, box_of=box_of, name=name
+                ),
+                size=size,
+            )
+        except UnreadableImage as error:
+            row.reason = error.reason
+            return EncodingImage(row=row)
+        row.size = list(original)
+        noise = preprocessing.noise(sample, size=size)
+        return EncodingImage(row=row, pixels=preprocessing.pixels(picture), noise=noise)

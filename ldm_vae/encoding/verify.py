@@ -1,0 +1,137 @@
+"""`ldm-vae encode --verify`: is a folder of latents whole, and are its latents those of the images?"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ldm_vae.config.commands import EncodeOptions
+from ldm_vae.config.run import require
+from ldm_vae.encoding.buckets import ImageKey
+from ldm_vae.encoding.plan import make_preprocessing
+from ldm_vae.encoding.preprocessing import EncodingImage, EncodingImages
+from ldm_vae.images.collection import open_collection
+from ldm_vae.latents.check import Problem, check_folder
+from ldm_vae.latents.dataset import LatentDataset
+from ldm_vae.models.autoencoder import load_autoencoder, spatial_factor
+from ldm_vae.models.fingerprint import fingerprint
+from ldm_vae.models.inference import InferenceAutoencoder
+
+DEEP_IMAGES = 16
+TOLERANCE = {"float32": 1e-3, "bf16": 3e-2}
+"""Largest relative error of latents encoded again, by the encoder's precision: another device, or another batch, sums
+in another order."""
+STORED = {"float32": 0.0, "float16": 1e-3, "bfloat16": 4e-3}
+"""What rounding adds to it, by the type of the stored latents."""
+
+
+class LatentsDamaged(ValueError):
+    """A folder of latents is not what it should be."""
+
+
+@dataclass(kw_only=True)
+class VerifyReport:
+    """What was verified; there were no problems."""
+
+    folder: Path
+    num_rows: int
+    num_shards: int
+    deep_images: int
+    """Images encoded again."""
+    largest_error: float
+    """Of these latents: root of summed squared differences, relative to the latents'."""
+
+    def __str__(self) -> str:
+        text = f"{self.folder}: {self.num_rows:,} latents in {self.num_shards:,} shards, all whole"
+        if self.deep_images:
+            text += f"; {self.deep_images} images encoded again agree to {self.largest_error:.1e}"
+        return text
+
+
+def verify(options: EncodeOptions) -> VerifyReport:
+    """Check every shard against its digest and, with `deep`, encode a random few images again.
+
+    Raises:
+        LatentsDamaged: listing every problem.
+        ValueError: the folder is no output of `ldm-vae encode`, or the VAE or data for `deep` don't belong to it.
+    """
+    assert options.verify is not None
+    folder = Path(options.verify).expanduser()
+    with tqdm(unit="shard", desc="verify", dynamic_ncols=True, disable=None) as bar:
+        problems = check_folder(folder, on_shard=bar.update)
+    _raise(folder, problems)
+    dataset = LatentDataset(folder, normalize="none")
+    errors = _encode_again(dataset, options, problems) if options.deep and len(dataset) else []
+    _raise(folder, problems)
+    return VerifyReport(
+        folder=folder,
+        num_rows=len(dataset),
+        num_shards=len(dataset.index["shards"]),
+        deep_images=len(errors),
+        largest_error=max(errors, default=0.0),
+    )
+
+
+def _raise(folder: Path, problems: list[Problem]) -> None:
+    if problems:
+        counts = ", ".join(f"{count} {kind}" for kind, count in Counter(problem.kind for problem in problems).items())
+        lines = "; ".join(str(problem) for problem in problems)
+        raise LatentsDamaged(f"{folder}: {counts}. {lines}. Remove what is named here and start the same encode again")
+
+
+def _encode_again(dataset: LatentDataset, options: EncodeOptions, problems: list[Problem]) -> list[float]:
+    """Encode a random few images, append what doesn't agree to `problems`, and return the relative errors."""
+    assert options.vae is not None
+    assert options.data is not None
+    index = dataset.index
+    require("names" in index["data"], "--deep needs random access to the images, which a streamed source hasn't")
+    autoencoder = load_autoencoder(options.vae, field="--vae")
+    require(
+        fingerprint(autoencoder).whole == index["vae"]["fingerprint"],
+        f"--vae {options.vae} is not the autoencoder that {options.verify} was encoded with",
+    )
+    collection = open_collection(options.data, split=options.split, image_column=options.image_column, field="--data")
+    require(
+        len(collection) == index["data"]["num_images"],
+        f"--data {options.data} has {len(collection)} images; {options.verify} was made from "
+        f"{index['data']['num_images']}",
+    )
+    precision = index["preprocessing"]["precision"]
+    tolerance = TOLERANCE[precision] + STORED[index["dtype"]]
+    encoder = InferenceAutoencoder(autoencoder, bf16=precision == "bf16", tile=index["preprocessing"]["tile"])
+    preprocessing = make_preprocessing(autoencoder, mode=index["mode"], seed=index["seed"] or 0)
+    images = EncodingImages(collection, preprocessing=preprocessing, detect_changes="off")
+    factor = spatial_factor(autoencoder)
+    count = min(DEEP_IMAGES, len(dataset))
+    errors = []
+    for row in sorted(np.random.default_rng().choice(len(dataset), size=count, replace=False).tolist()):
+        line, (_, h, w) = dataset.row(row), dataset.shape(row)
+        key = ImageKey(sample=line["sample"], image=line.get("image", line["sample"]), size=(w * factor, h * factor))
+        image = images[key]
+        error = _relative_error(encoder, image, dataset.moments(row))
+        errors.append(error)
+        if image.row.source != line["source"] or not error <= tolerance:
+            detail = f"row {row} is not what {line['source']} encodes to (relative error {error:.2g})"
+            problems.append(Problem(kind="damaged", file=line["shard"], detail=detail))
+    return errors
+
+
+def _relative_error(encoder: InferenceAutoencoder, image: EncodingImage, stored: dict[str, Tensor]) -> float:
+    """Compare an image's latents with those stored; not finite where it can't be read any more."""
+    if image.pixels is None:
+        return float("inf")
+    mean, std = encoder.encode_pixels(image.pixels[None])
+    again = {"mean": mean, "std": std}
+    if "latents" in stored:
+        noise = 0.0 if image.noise is None else image.noise.to(std.device)
+        again = {"latents": mean + std * noise}
+    differences = [
+        (again[name][0].cpu() - stored[name].float()).norm() / stored[name].float().norm() for name in again
+    ]
+    return float(torch.stack(differences).max())

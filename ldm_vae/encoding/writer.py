@@ -1,0 +1,154 @@
+"""Writes shards in a thread of its own, so that the encoder never waits for rounding, hashing or the disk."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+
+import torch
+from torch import Tensor
+
+from ldm_vae.latents.shards import NO_LABEL, Plan, Row, ShardRecord, read_record, write_shard
+from ldm_vae.latents.statistics import ChannelMoments, Rounding
+
+STORED_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+QUEUED_BATCHES = 16
+
+
+@dataclass(kw_only=True)
+class EncodedBatch:
+    """A piece of a shard, in order."""
+
+    stem: str
+    rows: list[Row]
+    """Images of the batch; those without a reason are the tensors' rows."""
+    tensors: dict[str, Tensor]
+    """float32 [n, c, h, w]; on the CPU, or still on their way there until `ready`."""
+    shape: tuple[int, int, int]
+    """[c, h, w] of a latent."""
+    last: bool
+    """Whether the shard is complete with it."""
+    ready: torch.cuda.Event | None = None
+
+
+@dataclass(kw_only=True)
+class _OpenShard:
+    """What of a shard has come so far, in the type it is stored in."""
+
+    tensors: dict[str, list[Tensor]] = field(default_factory=dict)
+    rows: list[Row] = field(default_factory=list)
+    moments: ChannelMoments = field(default_factory=ChannelMoments)
+    rounding: dict[str, Rounding] = field(default_factory=dict)
+
+
+class ShardWriter:
+    """Takes batches in order and writes each shard when its last batch has come.
+
+    Use it as a context manager: leaving it waits for all that was handed over. What went wrong in the thread (a full
+    disk, latents that are no finite numbers) is raised by the next `add`, or on leaving.
+
+    Args:
+        folder: of the output.
+        plan: of the output.
+        on_written: called in the writer's thread with each whole shard's record.
+    """
+
+    def __init__(self, folder: Path, *, plan: Plan, on_written: Callable[[ShardRecord], None]) -> None:
+        self._folder, self._plan, self._on_written = folder, plan, on_written
+        self._open: dict[str, _OpenShard] = {}
+        self._queue: queue.Queue[EncodedBatch | None] = queue.Queue(maxsize=QUEUED_BATCHES)
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="shard writer", daemon=True)
+
+    def __enter__(self) -> ShardWriter:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        self._queue.put(None)
+        self._thread.join()
+        if kind is None:
+            self._raise()
+
+    def add(self, batch: EncodedBatch) -> None:
+        """Hand over a batch; waits only where the disk is far behind."""
+        self._raise()
+        self._queue.put(batch)
+
+    def wait(self) -> None:
+        """Wait until all that was handed over is on the disk."""
+        self._queue.join()
+        self._raise()
+
+    def _raise(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    def _run(self) -> None:
+        while (batch := self._queue.get()) is not None:
+            try:
+                if self._error is None:
+                    self._take(batch)
+            except BaseException as error:
+                self._error = error
+            finally:
+                self._queue.task_done()
+
+    def _take(self, batch: EncodedBatch) -> None:
+        if batch.ready is not None:
+            batch.ready.synchronize()
+        shard = self._open.setdefault(batch.stem, _OpenShard())
+        shard.rows += batch.rows
+        dtype = STORED_DTYPES[self._plan.dtype]
+        stored = {name: values.to(dtype).contiguous() for name, values in batch.tensors.items()}
+        for name, values in stored.items():
+            _check_finite(values, batch=batch, dtype=self._plan.dtype)
+            rounding = Rounding.of(batch.tensors[name], stored=values)
+            shard.rounding[name] = shard.rounding.get(name, Rounding()).merge(rounding)
+            shard.tensors.setdefault(name, []).append(values)
+        if stored:
+            main = stored["mean"] if "mean" in stored else stored["latents"]
+            shard.moments = shard.moments.merge(ChannelMoments.of(main, std=stored.get("std")))
+        if batch.last:
+            self._write(self._open.pop(batch.stem), batch)
+
+    def _write(self, shard: _OpenShard, batch: EncodedBatch) -> None:
+        theirs = read_record(self._folder, stem=batch.stem, plan_digest=self._plan.digest)
+        if theirs is not None:  # a process that took this one's lease over was faster; its device may round otherwise
+            self._on_written(theirs)
+            return
+        read = [row for row in shard.rows if row.reason is None]
+        tensors = {"sample": torch.tensor([row.sample for row in read], dtype=torch.int64)}
+        if any(row.label is not None for row in read):
+            labels = [NO_LABEL if row.label is None else row.label for row in read]
+            tensors["labels"] = torch.tensor(labels, dtype=torch.int64)
+        for name in tensor_names(mode=self._plan.mode, flip=self._plan.flip):
+            parts = shard.tensors.pop(name, [])
+            empty = torch.zeros(0, *batch.shape, dtype=STORED_DTYPES[self._plan.dtype])
+            tensors[name] = torch.cat(parts) if parts else empty
+        record = write_shard(
+            self._folder, stem=batch.stem, plan=self._plan, tensors=tensors, rows=shard.rows,
+            moments=shard.moments, rounding=shard.rounding, shape=batch.shape,
+        )  # fmt: skip
+        self._on_written(record)
+
+
+def tensor_names(*, mode: str, flip: bool) -> list[str]:
+    """Names of a shard's latents."""
+    names = ["mean", "std"] if mode == "moments" else ["latents"]
+    return names + [f"{name}_flip" for name in names if flip]
+
+
+def _check_finite(stored: Tensor, *, batch: EncodedBatch, dtype: str) -> None:
+    finite = torch.isfinite(stored).flatten(1).all(dim=1)
+    if not bool(finite.all()):
+        bad = [row for row in batch.rows if row.reason is None][int(finite.logical_not().nonzero()[0])]
+        raise ValueError(
+            f"the latents of {bad.source} are no finite numbers in {dtype}; try --dtype float32, --mixed_precision no"
+        )

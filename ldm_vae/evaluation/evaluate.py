@@ -1,0 +1,210 @@
+"""`evaluate`: the reconstruction quality of one or several autoencoders on the same images."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL
+from PIL import Image
+
+from ldm_vae.config.commands import EvaluateOptions
+from ldm_vae.config.run import require
+from ldm_vae.evaluation.features import load_set_features
+from ldm_vae.evaluation.grid import save_grid
+from ldm_vae.evaluation.measure import (
+    ReconstructionsMeasured,
+    choose_perceptual,
+    join_processes,
+    measure_reconstructions,
+    short_name,
+    spread_indices,
+)
+from ldm_vae.evaluation.results import Evaluation, Protocol, describe_metrics, format_table, package_versions
+from ldm_vae.images.collection import open_collection
+from ldm_vae.images.evaluation import EvaluationImages
+from ldm_vae.images.training import SkippedImage
+from ldm_vae.models.autoencoder import load_autoencoder, spatial_factor
+from ldm_vae.models.fingerprint import fingerprint
+from ldm_vae.models.precision import exact_float32, use_bf16
+from ldm_vae.system.files import write_whole
+
+METRICS, TABLE = "metrics.json", "table.md"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateSummary:
+    """What `evaluate` found and where it is; `str()` is what the command line prints."""
+
+    evaluations: list[Evaluation]
+    """An entry each resolution and autoencoder."""
+    skipped: list[SkippedImage]
+    metrics: Path
+    table: Path
+    grids: list[Path]
+
+    def __str__(self) -> str:
+        lines = [format_table(self.evaluations)]
+        if self.skipped:
+            first = self.skipped[0]
+            lines.append(
+                f"{len(self.skipped)} skipped, listed in {self.metrics}; the first: {first.name} ({first.reason})"
+            )
+        lines += [f"metrics: {self.metrics}", f"table: {self.table}"]
+        return "\n".join([*lines, *(f"pictures: {grid}" for grid in self.grids)])
+
+
+def evaluate(options: EvaluateOptions) -> EvaluateSummary:
+    """Reconstruct the same images with each autoencoder and write metrics.json, table.md and picture grids.
+
+    Raises:
+        ValueError: in one line, for an output that is taken, data or weights that can't be read, and autoencoders that
+            don't fit the data, the resolution or each other.
+    """
+    output = Path(options.output).expanduser()
+    held = _check_output(output, overwrite=options.overwrite)
+    processes = join_processes()
+    device = processes.device
+    exact_float32()
+    autoencoders = [load_autoencoder(source).to(device, memory_format=torch.channels_last) for source in options.vae]
+    channels = _common_channels(options.vae, autoencoders)
+    factor = max(spatial_factor(autoencoder) for autoencoder in autoencoders)
+    resolutions: list[int | None] = [None] if options.resolution is None else [*options.resolution]
+    for resolution in resolutions:
+        _check_resolution(resolution, factor=factor)
+    collection = open_collection(
+        options.data,
+        split=options.split,
+        default_splits=("validation", "test", "train"),
+        image_column=options.image_column,
+    )
+    perceptual_name, perceptual = choose_perceptual(
+        options.perceptual, weights=options.perceptual_weights, device=device
+    )
+    set_features = load_set_features(inception_weights=options.inception_weights, device=device)
+    bf16 = use_bf16(options.mixed_precision, device=device)
+
+    evaluations: list[Evaluation] = []
+    measurements: list[ReconstructionsMeasured] = []
+    for resolution in resolutions:
+        measured = measure_reconstructions(
+            autoencoders,
+            EvaluationImages(collection, channels=channels, resolution=resolution, multiple_of=factor),
+            indices=spread_indices(len(collection), num_images=options.num_images),
+            batch_size=options.batch_size,
+            num_workers=options.num_workers,
+            bf16=bf16,
+            perceptual=perceptual,
+            set_features=set_features,
+            num_pictures=options.num_pictures,
+            strict=options.strict,
+        )
+        protocol = Protocol(
+            resolution=resolution, factor=factor, bf16=bf16, perceptual=perceptual_name, set_features=set_features
+        )
+        measurements.append(measured)
+        evaluations += _evaluations(options.vae, autoencoders, measured, protocol=protocol)
+
+    summary = EvaluateSummary(
+        evaluations=evaluations,
+        skipped=list({skip.index: skip for measured in measurements for skip in measured.images.skipped}.values()),
+        metrics=output / METRICS,
+        table=output / TABLE,
+        grids=[output / _grid_name(resolution, resolutions) for resolution in resolutions if options.num_pictures > 0],
+    )
+    if processes.is_main_process:
+        for name in held:
+            (output / name).unlink()
+        _write(summary, options=options, pictures=[measured.pictures for measured in measurements], device=device.type)
+    processes.wait_for_everyone()
+    return summary
+
+
+def _check_output(output: Path, *, overwrite: bool) -> list[str]:
+    """Return the names of an earlier evaluation's files, which are to be replaced."""
+    require(output.is_dir() or not output.exists(), f"output: {output} is a file; name a folder")
+    held = sorted(path.name for path in output.iterdir()) if output.exists() else []
+    others = [
+        name
+        for name in held
+        if name not in (METRICS, TABLE) and not (name.startswith("grid") and name.endswith(".png"))
+    ]
+    require(
+        not others, f"output: {output} holds {', '.join(others[:3])}, which no evaluation wrote; take another folder"
+    )
+    require(not held or overwrite, f"output: {output} holds an evaluation already; --overwrite replaces it")
+    return held
+
+
+def _common_channels(sources: list[str], autoencoders: list[AutoencoderKL]) -> int:
+    """The image channels of all autoencoders, as which the data is read."""
+    channels = autoencoders[0].config.in_channels
+    for source, autoencoder in zip(sources, autoencoders, strict=True):
+        own = autoencoder.config.in_channels
+        require(
+            own == channels,
+            f"vae: {sources[0]} takes {channels} image channels and {source} takes {own}; evaluate them apart",
+        )
+        require(
+            autoencoder.config.out_channels == own and own in (1, 3, 4),
+            f"vae: {source} makes {autoencoder.config.out_channels} channels of {own}; images have 1, 3 or 4",
+        )
+    return channels
+
+
+def _check_resolution(resolution: int | None, *, factor: int) -> None:
+    if resolution is not None and resolution % factor != 0:
+        below = resolution // factor * factor
+        nearest = " or ".join(str(side) for side in (below, below + factor) if side > 0)
+        raise ValueError(f"resolution is {resolution}, which the factor {factor} does not divide; take {nearest}")
+
+
+def _evaluations(
+    sources: list[str], autoencoders: list[AutoencoderKL], measured: ReconstructionsMeasured, *, protocol: Protocol
+) -> list[Evaluation]:
+    names = [short_name(source) for source in sources]
+    if len(set(names)) < len(names):
+        names = sources
+    return [
+        Evaluation(
+            vae=source,
+            name=name,
+            vae_fingerprint=fingerprint(autoencoder).whole,
+            resolution=protocol.resolution,
+            num_images=result.summary.num_images,
+            num_skipped=len(measured.images.skipped),
+            data_fingerprint=measured.images.fingerprint,
+            metrics=describe_metrics(result, protocol=protocol),
+            channels={
+                "kl": result.summary.latents.channel_kl,
+                "std": result.summary.latents.channel_std,
+                "mean_variance": result.summary.latents.channel_mean_variance,
+            },
+        )
+        for source, name, autoencoder, result in zip(sources, names, autoencoders, measured.results, strict=True)
+    ]
+
+
+def _grid_name(resolution: int | None, resolutions: list[int | None]) -> str:
+    return "grid.png" if len(resolutions) == 1 else f"grid-{resolution}.png"
+
+
+def _write(
+    summary: EvaluateSummary, *, options: EvaluateOptions, pictures: list[list[list[Image.Image]]], device: str
+) -> None:
+    """Write all files, metrics.json last."""
+    summary.metrics.parent.mkdir(parents=True, exist_ok=True)
+    titles = ["original", *(evaluation.name for evaluation in summary.evaluations[: len(options.vae)])]
+    for path, rows in zip(summary.grids, pictures, strict=False):
+        save_grid(path, rows, titles=titles)
+    write_whole(summary.table, (format_table(summary.evaluations) + "\n").encode())
+    content = {
+        "options": asdict(options),
+        "device": device,
+        "versions": package_versions(),
+        "evaluations": [asdict(evaluation) for evaluation in summary.evaluations],
+        "skipped": [asdict(skipped) for skipped in summary.skipped],
+    }
+    write_whole(summary.metrics, (json.dumps(content, indent=1) + "\n").encode())

@@ -1,0 +1,105 @@
+"""Networks whose features sets of pictures are compared in: Inception where its weights are, else EfficientNet."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ldm_vae.losses.perceptual import as_rgb, load_perceptual
+from ldm_vae.metrics.reconstruction import to_pixels
+
+_INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"  # torch-fidelity's, converted from the published graph
+
+
+@dataclass(frozen=True, kw_only=True)
+class SetFeatures:
+    """A frozen network; calling it gives the features [B, d] of pictures [B, C, H, W] in [-1, 1], taken as 8-bit RGB
+    (grey is repeated, alpha is left out)."""
+
+    name: str
+    network: nn.Module
+    with_fid: bool
+    """Whether the Frechet distance is reported too, or the kernel distance alone."""
+    protocol: str
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Tensor:
+        return self.network(to_pixels(as_rgb(images)))
+
+
+def inception_file() -> Path:
+    """Where torch's cache keeps torch-fidelity's Inception weights."""
+    return Path(torch.hub.get_dir()) / "checkpoints" / _INCEPTION_FILE
+
+
+def load_set_features(
+    *, inception_weights: str | None = None, device: torch.device | str = "cpu"
+) -> SetFeatures | None:
+    """Load Inception from `inception_weights` or torch's cache; without them EfficientNet-Lite0; without that, None.
+
+    Raises:
+        ValueError: a named file is missing or isn't torch-fidelity's, or torch-fidelity isn't installed for it.
+    """
+    file = inception_file() if inception_weights is None else Path(inception_weights)
+    if inception_weights is not None or file.is_file():
+        return _load_inception(file, device=device)
+    try:
+        distance = load_perceptual("efficientnet_lite0")
+    except ValueError:  # its package isn't installed
+        return None
+    network = distance.network
+    assert isinstance(network, nn.Module)
+    return SetFeatures(
+        name="efficientnet_lite0",
+        network=_PooledEfficientNet(network).to(device),
+        with_fid=False,
+        protocol="mean over space of EfficientNet-Lite0's last feature map (ImageNet weights), of pictures resized to "
+        "224x224 (bilinear, antialiased); not comparable with Inception's",
+    )
+
+
+class _PooledEfficientNet(nn.Module):
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network.eval()
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        size = (224, 224)
+        resized = nn.functional.interpolate(pixels, size, mode="bilinear", align_corners=False, antialias=True)
+        return self.network.extract_features(resized / 127.5 - 1).mean(dim=(2, 3))  # type: ignore[operator]
+
+
+def _load_inception(file: Path, *, device: torch.device | str) -> SetFeatures:
+    if not file.is_file():
+        raise ValueError(f"inception_weights: there is no file {file}")
+    try:
+        torch.load(file, map_location="cpu", weights_only=True)  # torch-fidelity's own read would run a pickle's code
+        from torchmetrics.image.fid import NoTrainInceptionV3
+
+        network = NoTrainInceptionV3(
+            "inception-v3-compat", ["2048"], feature_extractor_weights_path=str(file), antialias=False
+        )
+    except ModuleNotFoundError:
+        raise ValueError("inception_weights: Inception needs torch-fidelity: pip install 'ldm-vae[fid]'") from None
+    except Exception as error:  # a foreign pickle can raise anything
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"inception_weights: {file} is not torch-fidelity's {_INCEPTION_FILE}: {reason}") from None
+    return SetFeatures(
+        name="inception",
+        network=_ByteInput(network).to(device),
+        with_fid=True,
+        protocol="torch-fidelity's Inception (pool3, 2048 features, 2015-12-05 graph), its own bilinear resize to "
+        "299x299 of 8-bit RGB",
+    )
+
+
+class _ByteInput(nn.Module):
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.network(pixels.byte())

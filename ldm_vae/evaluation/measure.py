@@ -1,0 +1,267 @@
+"""One pass over images that gives the numbers of `evaluate` and `export`, whole over all processes.
+
+Under `accelerate launch` or `torchrun` each process takes every P-th image; the results don't depend on P.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from diffusers import AutoencoderKL
+from PIL import Image
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ldm_vae.evaluation.features import SetFeatures
+from ldm_vae.images.evaluation import EvaluationBatch, EvaluationImages, evaluation_batches
+from ldm_vae.images.training import SkippedImage
+from ldm_vae.images.transforms import to_image
+from ldm_vae.losses.perceptual import PerceptualName, load_perceptual, trunk_file
+from ldm_vae.metrics.reconstruction import (
+    LatentStatistics,
+    LatentSummary,
+    ReconstructionMetrics,
+    ReconstructionSummary,
+    SetDistances,
+    set_distances,
+    to_pixels,
+)
+from ldm_vae.models.autoencoder import encode_moments
+from ldm_vae.models.precision import autocast
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImagesRead:
+    """Which images were measured."""
+
+    num_images: int
+    skipped: list[SkippedImage]
+    fingerprint: str
+    """SHA-256 over the 8-bit pixels of the measured images, in order: equal numbers are comparable."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReconstructionResult:
+    """One autoencoder's numbers."""
+
+    summary: ReconstructionSummary
+    distances: SetDistances | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReconstructionsMeasured:
+    """Several autoencoders' numbers on the same images, in their order."""
+
+    images: ImagesRead
+    results: list[ReconstructionResult]
+    pictures: list[list[Image.Image]]
+    """Rows of original and reconstructions; on the main process alone."""
+
+
+def join_processes() -> PartialState:
+    """The processes of this launch, joined on the first call; a single one without a launcher. On machines without an
+    accelerator too, where accelerate has to be told."""
+    return PartialState(cpu=not torch.accelerator.is_available())
+
+
+def spread_indices(num_available: int, *, num_images: int | None) -> list[int]:
+    """At most `num_images` indices, spread evenly over those available."""
+    count = num_available if num_images is None else min(num_images, num_available)
+    return [i * num_available // count for i in range(count)]
+
+
+def measure_latents(
+    autoencoder: AutoencoderKL,
+    dataset: EvaluationImages,
+    *,
+    indices: Sequence[int],
+    batch_size: int,
+    num_workers: int,
+    strict: bool,
+) -> tuple[LatentSummary, ImagesRead]:
+    """Statistics of the latents of the images `indices`, in float32 on the autoencoder's device.
+
+    Raises:
+        ValueError: none of the images can be read, or, where `strict`, one of them can't.
+    """
+    statistics = LatentStatistics(latent_channels=autoencoder.config.latent_channels)
+    reader = _Reader(strict=strict)
+    for batch in _batches(dataset, indices, batch_size, num_workers, title="latent statistics"):
+        images = reader.read(batch)
+        if images is not None:
+            statistics.update(*encode_moments(autoencoder, images.to(autoencoder.device)))
+    reader, states = _merge(reader, [statistics.state()])
+    statistics.load_state(states[0])
+    return statistics.compute(), reader.summary()
+
+
+def measure_reconstructions(
+    autoencoders: Sequence[AutoencoderKL],
+    dataset: EvaluationImages,
+    *,
+    indices: Sequence[int],
+    batch_size: int,
+    num_workers: int,
+    bf16: bool,
+    perceptual: nn.Module | None,
+    set_features: SetFeatures | None,
+    num_pictures: int,
+    strict: bool,
+) -> ReconstructionsMeasured:
+    """Decode the posterior's mean of the images `indices` with each autoencoder, on its device.
+
+    Args:
+        set_features: network of the distances between the sets of pictures; None: none are measured.
+        num_pictures: rows to keep for a picture grid, spread over the images.
+    Raises:
+        ValueError: none of the images can be read, or, where `strict`, one of them can't.
+    """
+    device = autoencoders[0].device
+    metrics = [
+        ReconstructionMetrics(perceptual=perceptual, latent_channels=autoencoder.config.latent_channels)
+        for autoencoder in autoencoders
+    ]
+    reader = _Reader(strict=strict)
+    pictures: list[list[Image.Image]] = []
+    every = max(1, len(_share(indices)) // max(1, num_pictures))
+    for batch in _batches(dataset, indices, batch_size, num_workers, title="reconstructions"):
+        images = reader.read(batch)
+        if images is None:
+            continue
+        images = images.to(device)
+        columns = [images]
+        for autoencoder, metric in zip(autoencoders, metrics, strict=True):
+            mean, std, reconstruction = reconstruct(autoencoder, images, bf16=bf16)
+            metric.update(images, reconstruction, mean, std)
+            columns.append(reconstruction)
+        if set_features is not None:
+            reader.add_features(batch.indices, [set_features(column).cpu() for column in columns])
+        for row in range(len(images)):
+            if (reader.num_images - len(images) + row) % every == 0 and len(pictures) < num_pictures:
+                pictures.append([to_image(column[row]) for column in columns])
+    reader, states = _merge(reader, [metric.state() for metric in metrics])
+    for metric, state in zip(metrics, states, strict=True):
+        metric.load_state(state)
+    distances = reader.distances(set_features) or [None] * len(metrics)
+    return ReconstructionsMeasured(
+        images=reader.summary(),
+        results=[
+            ReconstructionResult(summary=metric.compute(), distances=distance)
+            for metric, distance in zip(metrics, distances, strict=True)
+        ],
+        pictures=pictures,
+    )
+
+
+@torch.no_grad()
+def reconstruct(autoencoder: AutoencoderKL, images: Tensor, *, bf16: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+    """Posterior mean and standard deviation [B, c, h, w], and what the decoder makes of the mean, [B, C, H, W], all
+    float32, of images [B, C, H, W] in [-1, 1]."""
+    with autocast(images.device, enabled=bf16):
+        mean, std = encode_moments(autoencoder, images)
+        return mean, std, autoencoder.decode(mean).sample.float()
+
+
+def choose_perceptual(
+    name: PerceptualName | Literal["auto", "none"], *, weights: str | None, device: torch.device
+) -> tuple[PerceptualName | None, nn.Module | None]:
+    """Load the perceptual distance called `name`, or for `auto` the best one that needs no download: LPIPS (vgg) where
+    its weights are, else EfficientNet-Lite0's where its package is, else none. Returns its name too."""
+    if name == "none":
+        return None, None
+    if name == "auto":
+        name = "lpips_vgg" if weights is not None or trunk_file("lpips_vgg").is_file() else "efficientnet_lite0"
+        try:
+            return name, load_perceptual(name, weights=weights).to(device)
+        except ValueError:
+            if name == "lpips_vgg":
+                raise
+            return None, None  # its package isn't installed
+    return name, load_perceptual(name, weights=weights).to(device)
+
+
+def short_name(source: str) -> str:
+    """What to call an autoencoder in a table: a folder's or file's own name, or the hub id."""
+    path = Path(source).expanduser()
+    return (path.resolve().name or source) if path.exists() else source
+
+
+@dataclass(kw_only=True)
+class _Reader:
+    """What one process reads; the readers of all processes merge into one."""
+
+    strict: bool
+    digests: dict[int, bytes] = field(default_factory=dict)
+    features: dict[int, list[Tensor]] = field(default_factory=dict)
+    skipped: list[SkippedImage] = field(default_factory=list)
+
+    @property
+    def num_images(self) -> int:
+        return len(self.digests)
+
+    def read(self, batch: EvaluationBatch) -> Tensor | None:
+        self.skipped += batch.skipped
+        if self.strict and self.skipped:
+            raise ValueError(f"{self.skipped[0].name} can't be read as an image: {self.skipped[0].reason}")
+        if batch.images is None:
+            return None
+        for index, pixels in zip(batch.indices, to_pixels(batch.images).byte(), strict=True):
+            self.digests[index] = hashlib.sha256(pixels.contiguous().numpy().tobytes()).digest()
+        return batch.images
+
+    def add_features(self, indices: list[int], columns: list[Tensor]) -> None:
+        for row, index in enumerate(indices):
+            # not views, which would be pickled with their whole batch
+            self.features[index] = [column[row].clone() for column in columns]
+
+    def summary(self) -> ImagesRead:
+        digest = hashlib.sha256(b"".join(self.digests[index] for index in sorted(self.digests)))
+        return ImagesRead(
+            num_images=self.num_images,
+            skipped=sorted(self.skipped, key=lambda skipped: skipped.index),
+            fingerprint=digest.hexdigest(),
+        )
+
+    def distances(self, set_features: SetFeatures | None) -> list[SetDistances | None] | None:
+        if set_features is None or self.num_images < 2:
+            return None
+        rows = [self.features[index] for index in sorted(self.features)]
+        reference, *others = [torch.stack(column) for column in zip(*rows, strict=True)]
+        return [set_distances(reference, other, with_fid=set_features.with_fid) for other in others]
+
+
+def _share(indices: Sequence[int]) -> Sequence[int]:
+    state = join_processes()
+    return indices[state.process_index :: state.num_processes]
+
+
+def _batches(
+    dataset: EvaluationImages, indices: Sequence[int], batch_size: int, num_workers: int, *, title: str
+) -> Iterator[EvaluationBatch]:
+    """The batches of this process's share, with a progress bar on the main one."""
+    share, state = _share(indices), join_processes()
+    batches = evaluation_batches(
+        dataset, indices=share, batch_size=batch_size, num_workers=num_workers, pin_memory=state.device.type == "cuda"
+    )
+    with tqdm(total=len(share), desc=title, unit="image", disable=not state.is_main_process, leave=False) as bar:
+        for batch in batches:
+            yield batch
+            bar.update(len(batch.indices) + len(batch.skipped))
+
+
+def _merge(reader: _Reader, states: list[Tensor]) -> tuple[_Reader, list[Tensor]]:
+    """Join what all processes read, and add up their sums; every process gets both."""
+    parts: list[tuple[_Reader, list[Tensor]]] = gather_object([(reader, states)])
+    merged = _Reader(strict=reader.strict)
+    for part, _ in parts:
+        merged.digests |= part.digests
+        merged.features |= part.features
+        merged.skipped += part.skipped
+    return merged, [torch.stack(each).sum(dim=0) for each in zip(*(states for _, states in parts), strict=True)]

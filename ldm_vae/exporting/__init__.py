@@ -1,0 +1,1 @@
+"""An autoencoder as others load it."""

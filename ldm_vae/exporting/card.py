@@ -1,0 +1,198 @@
+"""The model card of an export: what it is, how latents are scaled, how good it is, where it may run in 16 bits."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import ModelCard, ModelCardData
+
+from ldm_vae.config.run import Config
+from ldm_vae.evaluation.measure import ImagesRead, short_name
+from ldm_vae.evaluation.results import Metric
+from ldm_vae.exporting.headroom import FLOAT16_LIMIT, MARGIN, PrecisionReport
+from ldm_vae.metrics.reconstruction import LatentSummary
+
+PICTURE = "reconstruction.png"
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_LARGEST_LAYERS = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class CardContent:
+    """What the card tells."""
+
+    name: str
+    """What the snippet loads: the hub id, or the folder's name."""
+    config: Mapping[str, Any]
+    """Of the exported model."""
+    variant: str | None
+    recipe: Config
+    step: int
+    weights: str
+    latents: LatentSummary
+    latents_data: str
+    latents_read: ImagesRead
+    metrics: Mapping[str, Metric]
+    metrics_data: str
+    metrics_read: ImagesRead
+    precision: PrecisionReport
+    precision_statement: str
+    versions: Mapping[str, str]
+    license: str | None
+
+
+def model_card(content: CardContent) -> ModelCard:
+    """Return the card, its metadata as the hub reads them."""
+    pretrained = content.recipe.model.pretrained
+    data = ModelCardData(
+        license=content.license,
+        library_name="diffusers",
+        base_model=pretrained if pretrained is not None and _is_hub_id(pretrained) else None,
+        tags=["autoencoder-kl", "vae", "latent-diffusion"],
+    )
+    sections = [
+        f"# {content.name.rsplit('/', 1)[-1]}",
+        _introduction(content),
+        f"![original and reconstruction]({PICTURE})",
+        "## Use\n\n```python\n" + usage_snippet(content) + "```",
+        "## Latent scaling\n\n" + _scaling(content),
+        "## Reconstruction\n\n" + _reconstruction(content),
+        "## 16-bit types\n\n" + _precision(content),
+        "## Training\n\n" + _training(content),
+    ]
+    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(sections) + "\n")
+
+
+def usage_snippet(content: CardContent) -> str:
+    """Python that encodes and decodes a picture with the export; a test runs it."""
+    factor = 2 ** (len(content.config["block_out_channels"]) - 1)
+    mode = {1: "L", 3: "RGB", 4: "RGBA"}[content.config["in_channels"]]
+    load, dtype = f'"{content.name}"', ""
+    if content.variant is not None:
+        load += f', variant="{content.variant}", torch_dtype=torch.float16'
+        dtype = ".to(vae.dtype)"
+    normalise, denormalise = scaling_formula(content.config)
+    return f"""import torch
+from diffusers import AutoencoderKL
+from diffusers.image_processor import VaeImageProcessor
+from PIL import Image
+
+vae = AutoencoderKL.from_pretrained({load}).eval()
+processor = VaeImageProcessor(vae_scale_factor={factor})
+images = processor.preprocess(Image.open("photo.png").convert("{mode}")){dtype}
+
+with torch.no_grad():
+    z = vae.encode(images).latent_dist.sample()
+    latents = {normalise}  # what a diffusion model trains on
+    z = {denormalise}
+    reconstruction = vae.decode(z.to(vae.dtype)).sample
+
+processor.postprocess(reconstruction)[0].save("reconstruction.png")
+"""
+
+
+def scaling_formula(config: Mapping[str, Any]) -> tuple[str, str]:
+    """Python from `z` to `latents` and back, with the numbers of an AutoencoderKL's config."""
+    factor, shift = config["scaling_factor"], config["shift_factor"]
+    if config["latents_mean"] is not None:
+        mean, std = (f"torch.tensor(vae.config.{name}).view(1, -1, 1, 1)" for name in ("latents_mean", "latents_std"))
+        return f"(z - {mean}) * {factor} / {std}", f"latents / {factor} * {std} + {mean}"
+    if shift is not None:
+        return f"(z - {shift}) * {factor}", f"latents / {factor} + {shift}"
+    return f"z * {factor}", f"latents / {factor}"
+
+
+def _introduction(content: CardContent) -> str:
+    config = content.config
+    factor = 2 ** (len(config["block_out_channels"]) - 1)
+    return (
+        f"A KL-regularised image autoencoder for latent diffusion: {config['in_channels']}-channel images, a spatial "
+        f"factor of {factor}, {config['latent_channels']} latent channels. Trained and exported with ldm-vae; "
+        f"`diffusers.AutoencoderKL` loads it."
+    )
+
+
+def _scaling(content: CardContent) -> str:
+    normalise, denormalise = scaling_formula(content.config)
+    latents, read = content.latents, content.latents_read
+    channels = _table(
+        [
+            ["channel", "mean", "std", "KL (nats/element)"],
+            *(
+                [str(i), f"{mean:.4f}", f"{std:.4f}", f"{kl:.4f}"]
+                for i, (mean, std, kl) in enumerate(
+                    zip(latents.channel_mean, latents.channel_std, latents.channel_kl, strict=True)
+                )
+            ),
+        ]
+    )
+    return (
+        f"```python\nlatents = {normalise}\nz = {denormalise}\n```\n\n"
+        f"Measured on {read.num_images} images of {content.latents_data} ({_skipped(read)}), cropped to "
+        f"{content.recipe.data.resolution}x{content.recipe.data.resolution}, in float64 over all elements of the "
+        f"posterior: mean {latents.mean:.6g}, standard deviation {latents.std:.6g}, 1/std "
+        f"{latents.scaling_factor:.6g}. {latents.active_channels} of {len(latents.channel_kl)} channels are "
+        f"active.\n\n{channels}"
+    )
+
+
+def _reconstruction(content: CardContent) -> str:
+    rows = [["metric", "value", "protocol"]]
+    for name, metric in content.metrics.items():
+        value = str(metric.value) if isinstance(metric.value, int) else f"{metric.value:.5g}"
+        rows.append([name, f"{value} {metric.unit}".strip(), metric.protocol])
+    read = content.metrics_read
+    return (
+        f"On {read.num_images} images of {content.metrics_data} ({_skipped(read)}; SHA-256 of their pixels "
+        f"`{read.fingerprint[:16]}`), {', '.join(f'{name} {number}' for name, number in content.versions.items())}."
+        f"\n\n{_table(rows)}"
+    )
+
+
+def _precision(content: CardContent) -> str:
+    report = content.precision
+    rows = [["network", "layer", "largest magnitude", "part of float16's limit"]]
+    for network in ("encoder", "decoder"):
+        for layer, magnitude in report.layers(network)[:_LARGEST_LAYERS]:
+            rows.append([network, f"`{layer}`", f"{magnitude:.4g}", f"{magnitude / FLOAT16_LIMIT:.2%}"])
+    errors = [["type", "finite", "PSNR against float32 (dB)", "largest error (of 255)", "relative latent error"]]
+    for name, error in report.errors.items():
+        numbers = [f"{error.psnr:.2f}", f"{error.max_error:.3g}", f"{error.latent_error:.2e}"]
+        errors.append([name, "yes" if error.finite else "no", *numbers])
+    return (
+        f"Measured on {report.num_images} images on {report.device}: the activations of float32 (float16 ends at "
+        f"{FLOAT16_LIMIT:.0f}, bfloat16 at 3.4e38), and encoder and decoder computed in each type against float32.\n\n"
+        f"{_table(rows)}\n\n{_table(errors)}\n\n"
+        f"`force_upcast` is {str(content.config['force_upcast']).lower()}: {content.precision_statement} (Safe means "
+        f"finite, {MARGIN:g} times the largest magnitude within the limit, and an error below one 8-bit level.)"
+    )
+
+
+def _training(content: CardContent) -> str:
+    recipe = asdict(content.recipe)
+    kept = {name: recipe[name] for name in ("seed", "model", "data", "loss", "train")}
+    for section, name in (("data", "train"), ("data", "validation"), ("model", "pretrained"),
+                          ("loss", "perceptual_weights")):  # fmt: skip
+        if kept[section][name] is not None:
+            kept[section][name] = short_name(kept[section][name])
+    kept["train"].pop("resume_from_checkpoint")
+    text = yaml.safe_dump(kept, sort_keys=False, default_flow_style=None)
+    return f"{content.step} updates of the generator; {content.weights} weights. The recipe:\n\n```yaml\n{text}```"
+
+
+def _is_hub_id(source: str) -> bool:
+    return _HUB_ID.fullmatch(source) is not None and not Path(source).expanduser().exists()
+
+
+def _skipped(read: ImagesRead) -> str:
+    return f"{len(read.skipped)} unreadable" if read.skipped else "none unreadable"
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join([lines[0], "| " + " | ".join("---" for _ in rows[0]) + " |", *lines[1:]])

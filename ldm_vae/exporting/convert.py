@@ -1,0 +1,263 @@
+"""`convert`: between a diffusers folder and a single LDM file, bit by bit, config included.
+
+Our LDM files are read by ComfyUI and A1111 as far as their fixed architecture goes, and by diffusers, offline, as
+`AutoencoderKL.from_single_file(path, config=folder)`, where folder holds the config.json. Without `config` diffusers
+takes that of the Stable Diffusion version it guesses, from the hub. It maps no attention inside levels: such a file
+needs `convert`, or `load_autoencoder`.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor
+
+from ldm_vae.config.commands import ConvertOptions
+from ldm_vae.models.layouts.ldm import (
+    CONFIG_METADATA,
+    check_fields,
+    checked_state_dict,
+    full_config,
+    ldm_state_dict,
+    read_ldm_weights,
+)
+from ldm_vae.models.layouts.ldm_names import listed
+from ldm_vae.models.weight_files import open_weights
+from ldm_vae.system.files import sync_folder, whole_or_absent, write_tensors, write_whole
+
+CONFIG_NAME = "config.json"
+WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
+
+_EXPORT_PARTS = (CONFIG_NAME, "diffusion_pytorch_model*", "README.md", "measurements.json", "reconstruction.png",
+                 ".gitattributes")  # fmt: skip
+# What ComfyUI and A1111 build whatever a file holds.
+_INTERFACES = {"block_out_channels": ([128, 256, 512, 512], [128, 256, 512]), "layers_per_block": (2,),
+               "norm_num_groups": (32,), "in_channels": (3,), "out_channels": (3,)}  # fmt: skip
+_PUBLISHED_SCALING = (0.18215, 0.13025, 1.5305, 0.3611)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertSummary:
+    """What `convert` did; `str()` is what the command line prints."""
+
+    output: Path
+    direction: Literal["diffusers to ldm", "ldm to diffusers"]
+    num_tensors: int
+    num_bytes: int
+    dtypes: list[str]
+    config: dict[str, Any]
+    assumed: dict[str, Any] = field(default_factory=dict)
+    """Fields of the config that the LDM file doesn't say, set to published values."""
+    left_out: list[str] = field(default_factory=list)
+    """Names in the input that belong to its training and not to the autoencoder."""
+    notes: list[str] = field(default_factory=list)
+    """What other readers of the output do otherwise."""
+
+    def __str__(self) -> str:
+        kind = "single LDM file" if self.direction == "diffusers to ldm" else "diffusers folder"
+        size = f"{self.num_tensors} tensors, {self.num_bytes / 1e6:.1f} MB, {'/'.join(self.dtypes)}"
+        lines = [f"{self.output}: {kind}, {size}", *self.notes]
+        if self.assumed:
+            values = ", ".join(f"{name} {value}" for name, value in self.assumed.items() if value is not None)
+            lines.append(f"The input doesn't say these, so they are as published for its family: {values}.")
+            lines.append("Where its model has others, give its config.json with --config.")
+        if self.left_out:
+            lines.append(f"Left out, as parts of its training: {listed(self.left_out, most=3)}.")
+        return "\n".join(lines)
+
+
+def convert(options: ConvertOptions) -> ConvertSummary:
+    """Convert a diffusers folder (or the `vae` of a pipeline folder) into a single LDM file, or the other way round.
+
+    Tensors keep their type and bits, and config.json travels in the LDM file's metadata, so both round trips give back
+    what there was. An LDM file of others says less: `options.config` names a config.json that adds to it.
+
+    Raises:
+        ValueError: The input is no whole KL autoencoder, or the output is there already or is of the other kind.
+    """
+    source, output = Path(options.input).expanduser(), Path(options.output).expanduser()
+    if source.is_dir():
+        if options.config is not None:
+            raise ValueError(f"config is for single LDM files; {source} has its own {CONFIG_NAME}")
+        state, config = read_diffusers_folder(source)
+        write_ldm_file(output, state, config=config, overwrite=options.overwrite)
+        return ConvertSummary(
+            output=output,
+            direction="diffusers to ldm",
+            **_size(state),
+            config=config,
+            notes=_reader_notes(config),
+        )
+    if not source.is_file():
+        raise ValueError(f"input: there is no folder or file {source}")
+    if output.suffix in (".safetensors", ".ckpt", ".pt"):
+        raise ValueError(f"output: {source} is a single file, so a folder is written; {output} is named like a file")
+    override = _read_json(Path(options.config).expanduser(), field="config") if options.config is not None else {}
+    weights = read_ldm_weights(source, config=override)
+    write_diffusers_folder(output, weights.state, config=weights.config, overwrite=options.overwrite)
+    return ConvertSummary(
+        output=output,
+        direction="ldm to diffusers",
+        **_size(weights.state),
+        config=weights.config,
+        assumed=weights.assumed,
+        left_out=weights.left_out,
+    )
+
+
+def read_diffusers_folder(folder: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read (state dict, config.json) of an AutoencoderKL in the stored types, from its folder or a pipeline's.
+
+    The unnamed weights come before a variant (`.fp16`), and safetensors before a pickle. Raises `ValueError` where
+    there is no config or no weights, or they don't belong to each other or to an AutoencoderKL.
+    """
+    folder = Path(folder)
+    if not (folder / CONFIG_NAME).is_file() and (folder / "vae" / CONFIG_NAME).is_file():
+        folder = folder / "vae"
+    config = _read_json(folder / CONFIG_NAME, field="input")
+    if "_class_name" not in config:
+        raise ValueError(f"{folder / CONFIG_NAME} names no _class_name, so it is no diffusers model")
+    check_fields({"_class_name": config["_class_name"]})
+    stem = "diffusion_pytorch_model"
+    for pattern in (WEIGHTS_NAME, f"{stem}.*.safetensors", f"{stem}.bin", f"{stem}.*.bin"):
+        for path in sorted(folder.glob(pattern)):
+            file = open_weights(path)
+            try:
+                return checked_state_dict(file.load(file.names), config=config), config
+            except ValueError as error:
+                raise ValueError(f"{path}: {error}") from error
+    raise ValueError(
+        f"{folder} holds no {WEIGHTS_NAME}, only {listed(sorted(path.name for path in folder.iterdir()))}"
+    )
+
+
+def write_ldm_file(
+    path: str | Path, state: Mapping[str, Tensor], *, config: Mapping[str, Any], overwrite: bool = False
+) -> None:
+    """Write an AutoencoderKL as a single LDM file, whole or not at all.
+
+    Args:
+        path: A name that ends in .safetensors.
+        state: diffusers' state dict; types and bits are kept.
+        config: diffusers' config, with its `_class_name`; it goes into the metadata as it is.
+        overwrite: Replace a file that is there.
+
+    Raises:
+        ValueError: `path` is taken or misnamed, or `state` and `config` aren't an AutoencoderKL that the layout holds.
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise ValueError(f"output: {path} must end in .safetensors, the only kind of LDM file that is written")
+    if path.is_dir() or (path.exists() and not overwrite):
+        raise ValueError(f"output: {path} is there already" + ("" if path.is_dir() else "; --overwrite replaces it"))
+    ldm_state = ldm_state_dict(state, config=config)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_or_absent(path) as temporary:
+        _save_tensors(ldm_state, temporary, metadata={CONFIG_METADATA: json.dumps(dict(config))})
+
+
+def write_diffusers_folder(
+    folder: str | Path, state: Mapping[str, Tensor], *, config: Mapping[str, Any], overwrite: bool = False
+) -> None:
+    """Write config.json and the weights of an AutoencoderKL into a folder that appears whole or not at all.
+
+    Args:
+        folder: A folder that isn't there, or is empty, or, with `overwrite`, holds an export and nothing else.
+        state: diffusers' state dict; types and bits are kept.
+        config: diffusers' config, written as it is.
+        overwrite: Replace an export that is there.
+
+    Raises:
+        ValueError: The folder is taken.
+    """
+    with whole_folder(folder, overwrite=overwrite) as temporary:
+        with whole_or_absent(temporary / WEIGHTS_NAME) as weights:
+            _save_tensors(state, weights, metadata={})
+        text = json.dumps(dict(config), indent=2, sort_keys=True) + "\n"  # as diffusers writes it
+        write_whole(temporary / CONFIG_NAME, text.encode())
+
+
+@contextmanager
+def whole_folder(folder: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """Yield a temporary folder that becomes `folder` when the block ends, or, where it raises, is removed.
+
+    Raises:
+        ValueError: `folder` is taken: it is a file, or it holds an export and `overwrite` is false, or it holds
+            something other than an export, whatever `overwrite` is.
+    """
+    folder = Path(folder).resolve()
+    _check_replaceable(folder, overwrite=overwrite)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    tag = uuid.uuid4().hex[:8]
+    temporary, old = (folder.with_name(f".{folder.name}.{tag}.{end}") for end in ("tmp", "old"))
+    temporary.mkdir()
+    try:
+        yield temporary
+        if folder.exists():
+            folder.rename(old)
+        temporary.rename(folder)
+        sync_folder(folder.parent)
+        shutil.rmtree(old, ignore_errors=True)
+    except BaseException:
+        if old.exists() and not folder.exists():
+            old.rename(folder)
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def _check_replaceable(folder: Path, *, overwrite: bool) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"output: {folder} is a file, and a folder is to be written")
+    held = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+    others = [name for name in held if not any(fnmatch(name, part) for part in _EXPORT_PARTS)]
+    if held and (others or CONFIG_NAME not in held):
+        raise ValueError(f"output: {folder} holds {listed(others or held)}, which no export does; take another folder")
+    if held and not overwrite:
+        raise ValueError(f"output: {folder} holds an export already; --overwrite replaces it")
+
+
+def _save_tensors(state: Mapping[str, Tensor], path: Path, *, metadata: dict[str, str]) -> None:
+    tensors = {name: tensor.contiguous() for name, tensor in state.items()}
+    write_tensors(path, tensors, metadata={"format": "pt", **metadata})
+
+
+def _read_json(path: Path, *, field: str) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except OSError as error:
+        raise ValueError(f"{field}: {path} can't be read ({error.strerror})") from error
+    except ValueError as error:
+        raise ValueError(f"{field}: {path} is not JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{field}: {path} holds a JSON {type(content).__name__}, not an object of fields")
+    return content
+
+
+def _reader_notes(config: Mapping[str, Any]) -> list[str]:
+    """What readers of the LDM layout do otherwise, since they don't know our metadata."""
+    full, notes = full_config(config), []
+    others = [f"{name} {full[name]}" for name, values in _INTERFACES.items() if full[name] not in values]
+    if any(kind.startswith("Attn") for kind in (*full["down_block_types"], *full["up_block_types"])):
+        others.append("attention inside levels")
+        notes.append("diffusers' from_single_file maps no attention inside levels: give it the diffusers folder.")
+    if others:
+        notes.append(f"ComfyUI and A1111 build kl-f8 whatever a file holds, so they can't use this: {listed(others)}.")
+    if full["scaling_factor"] not in _PUBLISHED_SCALING or full["latents_mean"] is not None:
+        notes.append("ComfyUI and A1111 scale latents as their model's family does, not by the numbers in this file.")
+    return notes
+
+
+def _size(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    return {
+        "num_tensors": len(state),
+        "num_bytes": sum(tensor.nbytes for tensor in state.values()),
+        "dtypes": sorted({str(tensor.dtype).removeprefix("torch.") for tensor in state.values()}),
+    }

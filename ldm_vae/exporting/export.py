@@ -1,0 +1,252 @@
+"""`export`: a run's autoencoder as diffusers loads it, with its latent scaling and 16-bit headroom measured."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor
+
+from ldm_vae.config.commands import ExportOptions
+from ldm_vae.config.run import require
+from ldm_vae.evaluation.measure import (
+    ReconstructionsMeasured,
+    choose_perceptual,
+    join_processes,
+    measure_latents,
+    measure_reconstructions,
+    short_name,
+    spread_indices,
+)
+from ldm_vae.evaluation.results import Metric, Protocol, describe_metrics, package_versions
+from ldm_vae.exporting.card import CardContent
+from ldm_vae.exporting.files import export_place, variant, with_fields, write_card, write_weights
+from ldm_vae.exporting.headroom import PrecisionReport, fit_float16
+from ldm_vae.exporting.hub import push_folder
+from ldm_vae.images.collection import ImageCollection, open_collection
+from ldm_vae.images.evaluation import EvaluationImages, evaluation_batches
+from ldm_vae.images.training import SkippedImage
+from ldm_vae.metrics.reconstruction import LatentSummary
+from ldm_vae.models.autoencoder import spatial_factor
+from ldm_vae.models.precision import exact_float32
+from ldm_vae.training.checkpoint import RunAutoencoder, load_run_autoencoder
+
+PRECISION_IMAGES = 32
+"""Images whose activations are measured, and whose reconstructions in 16-bit types are compared."""
+CARD_PICTURES = 4
+_NEEDS_SHIFT = ("sd3", "flux")  # their pipelines crash without a number
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportSummary:
+    """What was written and measured; `str()` is what the command line prints."""
+
+    output: Path
+    checkpoint: Path
+    step: int
+    config: dict[str, Any]
+    """Of the exported model, as in its config.json."""
+    latents: LatentSummary
+    metrics: dict[str, Metric]
+    precision: PrecisionReport
+    precision_statement: str
+    skipped: list[SkippedImage]
+    url: str | None
+    """Where it was uploaded to."""
+
+    def __str__(self) -> str:
+        scaling = f"scaling_factor {self.config['scaling_factor']:.6g}"
+        if self.config["shift_factor"] is not None:
+            scaling += f", shift_factor {self.config['shift_factor']:.6g}"
+        if self.config["latents_mean"] is not None:
+            scaling += ", latents_mean and latents_std a channel"
+        lines = [
+            f"{self.output}: {self.checkpoint.name}, {scaling} over {self.latents.num_images} images",
+            f"PSNR {self.metrics['psnr'].value:.2f} dB; {self.precision_statement}",
+        ]
+        if self.skipped:
+            first = self.skipped[0]
+            lines.append(f"{len(self.skipped)} images skipped; the first: {first.name} ({first.reason})")
+        return "\n".join([*lines, *([f"uploaded to {self.url}"] if self.url else [])])
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Data:
+    """The images that something is measured on."""
+
+    images: EvaluationImages
+    indices: list[int]
+    name: str
+
+
+def export(options: ExportOptions) -> ExportSummary:
+    """Measure a run's autoencoder over its data, write it, read it back and compare.
+
+    Raises:
+        ValueError: in one line, for a run, data or output that can't be used, or a target that doesn't fit the model.
+        RuntimeError: what was written doesn't read back the same; nothing is left of it.
+    """
+    processes = join_processes()
+    exact_float32()
+    run = load_run_autoencoder(Path(options.run).expanduser(), checkpoint=options.checkpoint, weights=options.weights)
+    _check_target(options, latent_channels=run.autoencoder.config.latent_channels)
+    with export_place(options, is_main=processes.is_main_process) as place:
+        autoencoder = run.autoencoder.to(processes.device, memory_format=torch.channels_last)
+        scaling_data, reconstruction_data = _open_data(run, options)
+        autoencoder, precision, statement = fit_float16(
+            autoencoder, list(_precision_batches(reconstruction_data, options)), repair=options.repair
+        )
+        latents, latents_read = measure_latents(
+            autoencoder,
+            scaling_data.images,
+            indices=scaling_data.indices,
+            batch_size=options.batch_size,
+            num_workers=options.num_workers,
+            strict=options.strict,
+        )
+        measured, metrics = _measure_reconstructions(autoencoder, reconstruction_data, options)
+        fields = scaling_fields(options, latents=latents)
+        fields |= {"force_upcast": not precision.float16_is_safe, "sample_size": run.config.data.resolution}
+        exported = with_fields(autoencoder, fields, dtype=options.dtype)
+        config = json.loads(exported.to_json_string())
+        if place is not None:
+            write_weights(exported, place, options=options)
+            card = CardContent(
+                name=options.push_to_hub or Path(options.output).resolve().name,
+                config=config,
+                variant=variant(options),
+                recipe=run.config,
+                step=run.step,
+                weights="averaged (EMA)" if options.weights == "ema" and run.config.train.ema_decay > 0 else "raw",
+                latents=latents,
+                latents_data=scaling_data.name,
+                latents_read=latents_read,
+                metrics=metrics,
+                metrics_data=reconstruction_data.name,
+                metrics_read=measured.images,
+                precision=precision,
+                precision_statement=statement,
+                versions=package_versions(),
+                license=options.license,
+            )
+            if options.format == "diffusers":
+                write_card(card, place, pictures=measured.pictures)
+    processes.wait_for_everyone()
+    url = None
+    if options.push_to_hub is not None and processes.is_main_process:
+        url = push_folder(Path(options.output).expanduser(), repo_id=options.push_to_hub, private=options.private)
+    return ExportSummary(
+        output=Path(options.output).expanduser(),
+        checkpoint=run.checkpoint,
+        step=run.step,
+        config=config,
+        latents=latents,
+        metrics=metrics,
+        precision=precision,
+        precision_statement=statement,
+        skipped=latents_read.skipped,
+        url=url,
+    )
+
+
+def scaling_fields(options: ExportOptions, *, latents: LatentSummary) -> dict[str, Any]:
+    """The config fields that tell pipelines how to normalise latents, all of them, so that none is inherited."""
+    fields: dict[str, Any] = {"scaling_factor": latents.scaling_factor, "shift_factor": None}
+    fields |= {"latents_mean": None, "latents_std": None}
+    if options.per_channel:
+        # (z - mean) * scaling_factor / std, in SDXL's pipelines
+        return fields | {
+            "scaling_factor": 1.0, "latents_mean": latents.channel_mean, "latents_std": latents.channel_std
+        }  # fmt: skip
+    if options.shift or options.target in _NEEDS_SHIFT:
+        fields["shift_factor"] = latents.mean
+    return fields
+
+
+def _check_target(options: ExportOptions, *, latent_channels: int) -> None:
+    require(
+        not options.per_channel or latent_channels == 4,
+        f"per_channel: SDXL's pipelines read statistics of 4 channels, and this model has {latent_channels}",
+    )
+
+
+def _open_data(run: RunAutoencoder, options: ExportOptions) -> tuple[_Data, _Data]:
+    """The images of the scaling, and those of the reconstructions."""
+    config = run.config.data
+
+    def data(collection: ImageCollection, *, source: str, kind: str, num_images: int) -> _Data:
+        images = EvaluationImages(
+            collection,
+            channels=run.autoencoder.config.in_channels,
+            resolution=config.resolution,
+            multiple_of=spatial_factor(run.autoencoder),
+        )
+        indices = spread_indices(len(collection), num_images=num_images)
+        return _Data(images=images, indices=indices, name=f"`{short_name(source)}`{kind}")
+
+    if options.data is not None:
+        given = open_collection(options.data, split=options.split, image_column=options.image_column)
+        scaling = data(given, source=options.data, kind="", num_images=options.num_images)
+        return scaling, data(
+            given, source=options.data, kind="", num_images=min(options.num_images, config.validation_images)
+        )
+    require(
+        config.train is not None and not config.streaming, "data: name images to measure on; the run streams its own"
+    )
+    assert config.train is not None
+    training = open_collection(config.train, split=config.split, image_column=config.image_column, field="data.train")
+    kind = " (training images)"
+    scaling = data(training, source=config.train, kind=kind, num_images=options.num_images)
+    num_images = min(options.num_images, config.validation_images)
+    if config.validation is None:
+        return scaling, data(training, source=config.train, kind=kind, num_images=num_images)
+    validation = open_collection(
+        config.validation,
+        split=config.validation_split,
+        default_splits=("validation", "test"),
+        image_column=config.image_column,
+        field="data.validation",
+    )
+    kind = " (validation images)"
+    return scaling, data(validation, source=config.validation, kind=kind, num_images=num_images)
+
+
+def _precision_batches(data: _Data, options: ExportOptions) -> Iterator[Tensor]:
+    indices = spread_indices(len(data.indices), num_images=PRECISION_IMAGES)
+    batches = evaluation_batches(
+        data.images, indices=[data.indices[i] for i in indices], batch_size=options.batch_size, num_workers=0
+    )
+    for batch in batches:
+        if batch.images is not None:
+            yield batch.images
+
+
+def _measure_reconstructions(
+    autoencoder: AutoencoderKL, data: _Data, options: ExportOptions
+) -> tuple[ReconstructionsMeasured, dict[str, Metric]]:
+    perceptual_name, perceptual = choose_perceptual("auto", weights=None, device=autoencoder.device)
+    measured = measure_reconstructions(
+        [autoencoder],
+        data.images,
+        indices=data.indices,
+        batch_size=options.batch_size,
+        num_workers=options.num_workers,
+        bf16=False,
+        perceptual=perceptual,
+        set_features=None,
+        num_pictures=CARD_PICTURES,
+        strict=options.strict,
+    )
+    protocol = Protocol(
+        resolution=data.images.resolution,
+        factor=spatial_factor(autoencoder),
+        bf16=False,
+        perceptual=perceptual_name,
+        set_features=None,
+    )
+    return measured, describe_metrics(measured.results[0], protocol=protocol)

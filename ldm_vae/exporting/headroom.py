@@ -1,0 +1,259 @@
+"""Whether an autoencoder may run in 16-bit types: activations against the type's limit, error, and a repair."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from diffusers import AutoencoderKL
+from diffusers.models.attention_processor import Attention
+from diffusers.models.downsampling import Downsample2D
+from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.upsampling import Upsample2D
+from torch import Tensor, nn
+
+from ldm_vae.metrics.reconstruction import psnr, to_pixels
+from ldm_vae.models.autoencoder import encode_moments
+
+FLOAT16_LIMIT = torch.finfo(torch.float16).max
+MARGIN = 4.0
+"""Other pictures reach further than the measured ones: float16 needs so many times their largest magnitude."""
+ONE_LEVEL_PSNR = 20 * math.log10(255)
+"""PSNR of a root mean square error of one 8-bit level, 48.1 dB."""
+_HALF_TYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True, kw_only=True)
+class HalfPrecisionError:
+    """What running weights and activations in a 16-bit type does to the reconstruction, against float32's."""
+
+    finite: bool
+    psnr: float
+    """Mean over images, dB, of 8-bit pictures; NaN where it isn't finite."""
+    max_error: float
+    """Largest difference of a pixel, of 255 levels, before rounding."""
+    latent_error: float
+    """Root mean square error of the posterior mean over the mean's standard deviation."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrecisionReport:
+    """Magnitudes in float32 and errors in 16-bit types over `num_images` images, of encoding and decoding the mean."""
+
+    num_images: int
+    device: str
+    magnitudes: dict[str, float]
+    """Largest magnitude that each layer puts out, in the order of the forward."""
+    errors: dict[str, HalfPrecisionError]
+    """For `float16` and `bfloat16`, computed in that type on `device`."""
+
+    def layers(self, network: str) -> list[tuple[str, float]]:
+        """Layers of `encoder` or `decoder` (quant convs counted in) and their magnitudes, the largest first."""
+        layers = [(name, value) for name, value in self.magnitudes.items() if _network(name) == network]
+        return sorted(layers, key=lambda layer: -_nan_is_infinite(layer[1]))
+
+    def largest(self, network: str) -> tuple[str, float]:
+        """Layer and magnitude of the largest activation in `encoder` or `decoder`."""
+        return self.layers(network)[0]
+
+    @property
+    def float16_is_safe(self) -> bool:
+        """All finite, `MARGIN` times the largest magnitude below 65504, and an error of less than one 8-bit level."""
+        largest = max(_nan_is_infinite(self.largest(network)[1]) for network in ("encoder", "decoder"))
+        error = self.errors["float16"]
+        return error.finite and largest * MARGIN <= FLOAT16_LIMIT and error.psnr >= ONE_LEVEL_PSNR
+
+    def why_float16_is_unsafe(self) -> str:
+        """The first of the reasons, as a clause."""
+        layer, magnitude = max(
+            (self.largest(network) for network in ("encoder", "decoder")), key=lambda found: found[1]
+        )
+        if not magnitude * MARGIN <= FLOAT16_LIMIT:
+            return f"{layer} reaches {magnitude:.4g} of {FLOAT16_LIMIT:.0f}"
+        error = self.errors["float16"]
+        if not error.finite:
+            return "its reconstructions aren't finite"
+        return f"its reconstructions are at {error.psnr:.1f} dB from float32's"
+
+
+def measure_precision(autoencoder: AutoencoderKL, batches: Iterable[Tensor]) -> PrecisionReport:
+    """Encode and decode batches [B, C, H, W], [-1, 1], in float32 and both 16-bit types, on the model's device.
+
+    Raises:
+        ValueError: there is no image.
+    """
+    halves = {name: nn.Module.to(copy.deepcopy(autoencoder), dtype) for name, dtype in _HALF_TYPES.items()}
+    magnitudes: dict[str, Tensor] = {}
+    compared: dict[str, list[_Comparison]] = {name: [] for name in halves}
+    for images in batches:
+        with _recorded(autoencoder, magnitudes):
+            mean, reconstruction = _reconstruct(autoencoder, images)
+        for name, half in halves.items():
+            half_mean, half_reconstruction = _reconstruct(half, images)
+            compared[name].append(_Comparison.of(mean, reconstruction, half_mean, half_reconstruction))
+    if not magnitudes:
+        raise ValueError("no images to measure activations on: every one was unreadable, or there were none")
+    return PrecisionReport(
+        num_images=sum(len(comparison.psnr) for comparison in compared["float16"]),
+        device=autoencoder.device.type,
+        magnitudes={name: magnitude.item() for name, magnitude in magnitudes.items()},
+        errors={name: _summarise(comparisons) for name, comparisons in compared.items()},
+    )
+
+
+@torch.no_grad()
+def _reconstruct(autoencoder: AutoencoderKL, images: Tensor) -> tuple[Tensor, Tensor]:
+    mean, _ = encode_moments(autoencoder, images.to(autoencoder.device, autoencoder.dtype))
+    return mean, autoencoder.decode(mean.to(autoencoder.dtype)).sample.float()
+
+
+@contextmanager
+def _recorded(autoencoder: AutoencoderKL, magnitudes: dict[str, Tensor]) -> Iterator[None]:
+    """Raise `magnitudes` to the largest that each layer puts out within the context, kept on the device."""
+
+    def record(name: str, output: Tensor) -> None:
+        largest = output.detach().abs().amax().float()
+        magnitudes[name] = torch.maximum(magnitudes[name], largest) if name in magnitudes else largest
+
+    handles = [
+        module.register_forward_hook(lambda _module, _inputs, output, name=name: record(name, output))
+        for name, module in autoencoder.named_modules()
+        if not list(module.children()) or isinstance(module, (ResnetBlock2D, Attention))
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@dataclass(frozen=True)
+class _Comparison:
+    psnr: Tensor
+    max_error: float
+    squared_error: float
+    latent: Tensor
+    finite: bool
+
+    @classmethod
+    def of(cls, mean: Tensor, reconstruction: Tensor, half_mean: Tensor, half_reconstruction: Tensor) -> _Comparison:
+        return cls(
+            psnr=psnr(to_pixels(reconstruction), to_pixels(half_reconstruction)).cpu(),
+            max_error=(reconstruction - half_reconstruction).abs().max().item() * 127.5,
+            squared_error=(mean - half_mean).double().square().sum().item(),
+            latent=mean.double().cpu(),
+            finite=bool(half_mean.isfinite().all() and half_reconstruction.isfinite().all()),
+        )
+
+
+def _summarise(comparisons: Sequence[_Comparison]) -> HalfPrecisionError:
+    latents = torch.cat([comparison.latent.flatten() for comparison in comparisons])
+    squared_error = sum(comparison.squared_error for comparison in comparisons) / latents.numel()
+    return HalfPrecisionError(
+        finite=all(comparison.finite for comparison in comparisons),
+        psnr=torch.cat([comparison.psnr for comparison in comparisons]).mean().item(),
+        max_error=max(comparison.max_error for comparison in comparisons),
+        latent_error=math.sqrt(squared_error) / latents.std().item(),
+    )
+
+
+def _network(layer: str) -> str:
+    return "encoder" if layer.startswith(("encoder.", "quant_conv")) else "decoder"
+
+
+def _nan_is_infinite(value: float) -> float:
+    return math.inf if math.isnan(value) else value
+
+
+def fit_float16(
+    autoencoder: AutoencoderKL, batches: Sequence[Tensor], *, repair: bool
+) -> tuple[AutoencoderKL, PrecisionReport, str]:
+    """Measure `autoencoder` and, where float16 isn't safe, whether rescaling its weights makes it so.
+
+    Args:
+        repair: return the rescaled autoencoder, where that helps and leaves the reconstruction as it is.
+    Returns:
+        The autoencoder to use, its report, and a sentence on float16.
+    """
+    report = measure_precision(autoencoder, batches)
+    if report.float16_is_safe:
+        return autoencoder, report, "float16 is safe on the measured images."
+    unsafe = f"float16 is not safe: {report.why_float16_is_unsafe()}."
+    rescaled = rescale_activations(autoencoder, report.magnitudes)
+    if rescaled is None:
+        return autoencoder, report, f"{unsafe} No exact rescaling of weights helps: no norm follows what is too large."
+    rescaled_report = measure_precision(rescaled, batches)
+    difference = max(
+        (_reconstruct(autoencoder, images)[1] - _reconstruct(rescaled, images)[1]).abs().max().item() * 127.5
+        for images in batches
+    )
+    if not rescaled_report.float16_is_safe or not difference < 0.5:
+        return autoencoder, report, f"{unsafe} Rescaling its weights would not make it safe without changing pictures."
+    change = f"(largest change of a pixel: {difference:.2g} of 255)"
+    if not repair:
+        return (
+            autoencoder,
+            report,
+            f"{unsafe} Rescaling its weights would make it safe {change}: export with --repair.",
+        )
+    safe = f"float16 is safe on the measured images, weights having been rescaled by powers of two {change}."
+    return rescaled, rescaled_report, safe
+
+
+def rescale_activations(autoencoder: AutoencoderKL, magnitudes: dict[str, float]) -> AutoencoderKL | None:
+    """Return a copy whose activations are scaled down to fit into float16, or None where nothing needs to be.
+
+    A residual network with group norms computes the same whatever the scale of its residual stream, and of what is
+    between a block's first convolution and its second norm: every reader of either normalises it. So all writes into a
+    stream are divided by one power of two, which is exact in binary floating point. Not exact is the epsilon that a
+    norm adds to a variance that is now smaller; the caller measures what this does. What no norm follows (the last
+    convolutions, the attention's projections) stays as it is.
+    """
+    rescaled = copy.deepcopy(autoencoder)
+    changed = False
+    for network_name in ("encoder", "decoder"):
+        network = getattr(rescaled, network_name)
+        largest = 0.0
+        for name, module in network.named_modules():
+            if isinstance(module, ResnetBlock2D):
+                branch = _divisor(magnitudes[f"{network_name}.{name}.conv1"])
+                changed |= branch > 1
+                _divide(module.conv1, branch)
+            if isinstance(module, (ResnetBlock2D, Attention)):
+                written = "conv2" if isinstance(module, ResnetBlock2D) else "to_out.0"
+                parts = (magnitudes[f"{network_name}.{name}"], magnitudes[f"{network_name}.{name}.{written}"])
+                largest = max(largest, *parts)
+        largest = max(largest, magnitudes[f"{network_name}.conv_in"])
+        changed |= _divisor(largest) > 1
+        _divide_stream(network, _divisor(largest))
+    return rescaled if changed else None
+
+
+def _divisor(magnitude: float) -> float:
+    """The smallest power of two, at least 1, that leaves `MARGIN` to float16's limit."""
+    return 2.0 ** max(0, math.ceil(math.log2(max(magnitude, 1) * MARGIN / FLOAT16_LIMIT)))
+
+
+@torch.no_grad()
+def _divide(layer: nn.Module, divisor: float) -> None:
+    for parameter in layer.parameters():
+        parameter.div_(divisor)
+
+
+@torch.no_grad()
+def _divide_stream(network: nn.Module, divisor: float) -> None:
+    """Divide all that is written into the residual stream of an encoder or decoder."""
+    _divide(network.get_submodule("conv_in"), divisor)
+    for module in network.modules():
+        if isinstance(module, ResnetBlock2D):
+            _divide(module.conv2, divisor)
+            if module.conv_shortcut is not None:
+                module.conv_shortcut.bias.div_(divisor)  # its input is divided already
+        elif isinstance(module, Attention):
+            _divide(module.get_submodule("to_out"), divisor)  # linear, dropout
+        elif isinstance(module, (Downsample2D, Upsample2D)):
+            module.conv.bias.div_(divisor)

@@ -1,0 +1,132 @@
+"""Images in the collection's own order, without randomness: to validate, measure, encode and evaluate."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ldm_vae.images.collection import ImageCollection
+from ldm_vae.images.decoding import UnreadableImage
+from ldm_vae.images.training import SkippedImage
+from ldm_vae.images.transforms import Box, crop_box, to_tensor
+from ldm_vae.system.workers import load
+
+
+@dataclass(kw_only=True)
+class EvaluationSample:
+    """Image `index` of a collection, or why there is none."""
+
+    index: int
+    image: Tensor | None  # [C, H, W], float32 in [-1, 1]
+    name: str
+    skipped: SkippedImage | None
+
+
+@dataclass(kw_only=True)
+class EvaluationBatch:
+    """The readable ones of a batch of images, and why the others aren't."""
+
+    indices: list[int]
+    """Of `images`, in the collection."""
+    images: Tensor | None  # [n, C, H, W], float32 in [-1, 1], channels_last; None where none can be read
+    names: list[str]
+    """Of `images`."""
+    skipped: list[SkippedImage]
+
+    def pin_memory(self) -> EvaluationBatch:
+        """Return the batch in page-locked memory (called by the loader)."""
+        images = None if self.images is None else self.images.pin_memory()
+        return EvaluationBatch(indices=self.indices, images=images, names=self.names, skipped=self.skipped)
+
+
+class EvaluationImages(Dataset):
+    """A collection's images by number.
+
+    Args:
+        collection: The images.
+        channels: 1, 3 or 4.
+        resolution: The short side is resized to so many pixels and the middle is cropped to a square; None: the whole
+            picture, cut around its middle to a multiple of `multiple_of` pixels a side.
+        multiple_of: The model's spatial factor.
+    """
+
+    def __init__(
+        self, collection: ImageCollection, *, channels: int, resolution: int | None, multiple_of: int = 1
+    ) -> None:
+        self._collection = collection
+        self._channels = channels
+        self.resolution = resolution
+        self._multiple_of = multiple_of
+
+    def __len__(self) -> int:
+        return len(self._collection)
+
+    def __getitem__(self, index: int) -> EvaluationSample:
+        """Return image `index`; an unreadable one gives a sample without image."""
+        try:
+            image = self._read(index)
+        except UnreadableImage as error:
+            skipped = SkippedImage(index=index, name=error.name, reason=error.reason)
+            return EvaluationSample(index=index, image=None, name=error.name, skipped=skipped)
+        return EvaluationSample(index=index, image=image, name=self._collection.name(index), skipped=None)
+
+    def _read(self, index: int) -> Tensor:
+        resolution, factor = self.resolution, self._multiple_of
+        if resolution is not None:
+
+            def box_of(size: tuple[int, int]) -> Box:
+                return crop_box(size, resolution=resolution, crop="center")
+
+            picture = self._collection.read_crop(index, channels=self._channels, resolution=resolution, box_of=box_of)
+            return to_tensor(picture)
+        picture = self._collection.read(index, channels=self._channels)
+        width, height = (side // factor * factor for side in picture.size)
+        if width == 0 or height == 0:
+            size = f"{picture.width}x{picture.height}"
+            raise UnreadableImage(
+                self._collection.name(index), f"its {size} pixels are fewer than the model's factor {factor} a side"
+            )
+        left, top = (picture.width - width) // 2, (picture.height - height) // 2
+        return to_tensor(picture.crop((left, top, left + width, top + height)))
+
+
+def evaluation_batches(
+    dataset: EvaluationImages,
+    *,
+    indices: Sequence[int],
+    batch_size: int,
+    num_workers: int = 0,
+    timeout_seconds: float = 600,
+    pin_memory: bool = False,
+) -> Iterator[EvaluationBatch]:
+    """Yield the images `indices` in this order, `batch_size` at a time; whole pictures come one at a time.
+
+    Raises:
+        DataWorkerError: A worker died, or gave nothing for `timeout_seconds`.
+    """
+    size = 1 if dataset.resolution is None else batch_size
+    batches = [indices[start : start + size] for start in range(0, len(indices), size)]
+    return load(
+        dataset,
+        collate=collate_evaluation,
+        batch_sampler=batches,
+        num_workers=min(num_workers, len(batches)),
+        timeout_seconds=timeout_seconds,
+        pin_memory=pin_memory,
+    )
+
+
+def collate_evaluation(samples: list[EvaluationSample]) -> EvaluationBatch:
+    """Stack the readable samples into a batch."""
+    images = [sample.image for sample in samples if sample.image is not None]
+    readable = [sample for sample in samples if sample.image is not None]
+    return EvaluationBatch(
+        indices=[sample.index for sample in readable],
+        images=torch.stack(images).contiguous(memory_format=torch.channels_last) if images else None,
+        names=[sample.name for sample in readable],
+        skipped=[sample.skipped for sample in samples if sample.skipped is not None],
+    )

@@ -1,0 +1,254 @@
+"""Training images from a stream: read in its own order, without a local copy and without random access."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import count
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+from datasets import IterableDataset as Stream
+from datasets.distributed import split_dataset_by_node
+from PIL import Image
+from torch.utils.data import IterableDataset
+
+from ldm_vae.images.collection import cell_content, cell_name
+from ldm_vae.images.decoding import UnreadableImage, read_crop
+from ldm_vae.images.sources import SourceRequest, open_source
+from ldm_vae.images.training import Augmentation, SkippedImage, TrainingSample
+from ldm_vae.images.transforms import Crop
+from ldm_vae.system.randomness import sample_rng
+
+_SHARDS_OF_A_FOLDER = 64
+_AHEAD = 4
+
+
+class StreamError(RuntimeError):
+    """A stream that broke off."""
+
+
+@dataclass(kw_only=True)
+class ImageStream:
+    """A stream of undecoded images."""
+
+    source: str
+    """What the user named."""
+    dataset: Stream
+    image_column: str
+    root: str | None
+    """Folder that the column's paths are relative to, where the images are files here."""
+
+
+def open_stream(
+    source: str,
+    *,
+    split: str | None = None,
+    default_splits: tuple[str, ...] = ("train",),
+    image_column: str | None = None,
+    field: str = "data",
+) -> ImageStream:
+    """Open as a stream what `open_collection` opens, with the same arguments.
+
+    Raises:
+        ValueError: There is no such source, it holds no images, or split or column don't fit it.
+    """
+    request = SourceRequest(
+        source=source,
+        split=split,
+        default_splits=default_splits,
+        image_column=image_column,
+        field=field,
+        streaming=True,
+    )
+    found = open_source(request)
+    dataset = found.dataset
+    if isinstance(dataset, Dataset):
+        dataset = dataset.to_iterable_dataset(num_shards=max(1, min(len(dataset), _SHARDS_OF_A_FOLDER)))
+    return ImageStream(source=source, dataset=dataset, image_column=found.image_column, root=found.root)
+
+
+@dataclass(kw_only=True, frozen=True)
+class _Example:
+    """An undecoded image of a process: the `row`-th of pass `epoch`, and the run's `k`-th."""
+
+    k: int
+    epoch: int
+    row: int
+    cell: Any
+
+
+class StreamingImages:
+    """The run's images from a stream, which is read again and again.
+
+    Each process reads its part: some of the stream's files where the processes divide their number, else every P-th
+    image. The j-th image that process r of P reads has the crop, flip and noise of k = j·P + r. Where it can't be
+    read, it is replaced by the next one that can, which keeps its own place too.
+
+    Args:
+        stream: The images.
+        shuffle_buffer: Images that the stream is shuffled within, differently in each pass; 0 keeps its order.
+
+    The other arguments are those of `TrainingImages`.
+    """
+
+    def __init__(
+        self,
+        stream: ImageStream,
+        *,
+        seed: int,
+        channels: int,
+        resolution: int,
+        latent_shape: tuple[int, int, int],
+        early: Sequence[tuple[int, int]] = (),
+        crop: Crop = "random",
+        min_area: float = 0.25,
+        flip: bool = True,
+        strict: bool = False,
+        shuffle_buffer: int = 0,
+    ) -> None:
+        self._stream = stream
+        self._strict = strict
+        self._shuffle_buffer = shuffle_buffer
+        self._augmentation = Augmentation(
+            seed=seed,
+            channels=channels,
+            resolution=resolution,
+            early=tuple(early),
+            crop=crop,
+            min_area=min_area,
+            flip=flip,
+            latent_shape=latent_shape,
+        )
+
+    def samples(
+        self, *, start: int, process_index: int = 0, num_processes: int = 1, num_threads: int = 0
+    ) -> Iterator[TrainingSample]:
+        """Yield this process's samples from its `start`-th on, without end; what comes before is read, not decoded.
+
+        Args:
+            start: First sample, by its number in this process.
+            process_index: This process, r.
+            num_processes: P.
+            num_threads: Threads that decode ahead; 0: none, and nothing is decoded before it is asked for.
+
+        Raises:
+            UnreadableImage: An image can't be read, and `strict` is set.
+            ValueError: No image of this process can be read.
+            StreamError: The stream broke off.
+        """
+        waiting: list[tuple[_Example, UnreadableImage]] = []
+        examples = self._examples(start, process_index, num_processes)
+        for example, picture in self._decoded(examples, num_threads):
+            if isinstance(picture, UnreadableImage):
+                waiting.append((example, picture))
+                self._check_readable(waiting)
+                continue
+            for missed, error in waiting:
+                skipped = SkippedImage(index=missed.row, name=error.name, reason=error.reason)
+                replacement = self._read(dataclasses.replace(example, k=missed.k))
+                yield self._augmentation.sample(missed.k, replacement, [skipped])
+            waiting.clear()
+            yield self._augmentation.sample(example.k, picture, [])
+
+    def _check_readable(self, waiting: list[tuple[_Example, UnreadableImage]]) -> None:
+        """Raise if a whole pass went by without a readable image, or `strict` is set."""
+        (first, error), (last, _) = waiting[0], waiting[-1]
+        if self._strict:
+            raise error
+        if last.epoch > first.epoch + (first.row > 0):
+            raise ValueError(
+                f"no image that this process reads from {self._stream.source} can be read; the first: "
+                f"{error.name}: {error.reason}"
+            )
+
+    def _decoded(
+        self, examples: Iterator[_Example], num_threads: int
+    ) -> Iterator[tuple[_Example, Image.Image | UnreadableImage]]:
+        """Yield the examples with their crops, or why there is none, decoded ahead by `num_threads`."""
+        if num_threads == 0:
+            for example in examples:
+                yield example, self._try_read(example)
+            return
+        ahead: deque[tuple[_Example, Future[Image.Image | UnreadableImage]]] = deque()
+        with ThreadPoolExecutor(num_threads) as pool:
+            for example in examples:
+                ahead.append((example, pool.submit(self._try_read, example)))
+                if len(ahead) > _AHEAD * num_threads:
+                    example, future = ahead.popleft()
+                    yield example, future.result()
+
+    def _try_read(self, example: _Example) -> Image.Image | UnreadableImage:
+        try:
+            return self._read(example)
+        except UnreadableImage as error:
+            return error
+
+    def _read(self, example: _Example) -> Image.Image:
+        augmentation = self._augmentation
+        return read_crop(
+            cell_content(example.cell, root=self._stream.root),
+            channels=augmentation.channels,
+            resolution=augmentation.resolution_of(example.k),
+            box_of=augmentation.box_of(example.k),
+            name=cell_name(example.cell, row=example.row),
+        )
+
+    def _examples(self, start: int, process_index: int, num_processes: int) -> Iterator[_Example]:
+        """Yield this process's undecoded images from the `start`-th on, pass after pass."""
+        stream = self._stream.dataset.select_columns([self._stream.image_column])
+        part = split_dataset_by_node(stream, rank=process_index, world_size=num_processes)
+        position = 0
+        for epoch in count():
+            length = 0
+            rng = sample_rng(epoch * num_processes + process_index, seed=self._augmentation.seed, stream="stream")
+            for row, cell in enumerate(self._shuffled(self._cells(part), rng)):
+                if position >= start:
+                    yield _Example(k=position * num_processes + process_index, epoch=epoch, row=row, cell=cell)
+                position, length = position + 1, row + 1
+            if length == 0:
+                if part is stream:
+                    raise ValueError(f"{self._stream.source} holds no image")
+                part = stream  # no image fell to this process, so it shares in everybody's
+            elif position < start and not self._shuffle_buffer:
+                position += (start - position) // length * length  # all passes are alike
+
+    def _shuffled(self, cells: Iterator[Any], rng: np.random.Generator) -> Iterator[Any]:
+        """Yield each cell once, in random order within the buffer. (Not by `datasets`, which can't be trusted here:
+        version 5.2 waits for ever where a process has few of the files.)"""
+        buffer: list[Any] = []
+        for cell in cells:
+            if len(buffer) < self._shuffle_buffer:
+                buffer.append(cell)
+            elif buffer:
+                place = int(rng.integers(len(buffer)))
+                yield buffer[place]
+                buffer[place] = cell
+            else:
+                yield cell
+        for place in rng.permutation(len(buffer)):
+            yield buffer[place]
+
+    def _cells(self, part: Stream) -> Iterator[Any]:
+        """Yield the part's images; what `datasets` raises at broken files and connections becomes one clear line."""
+        try:
+            for example in part:
+                yield example[self._stream.image_column]
+        except Exception as error:
+            reason = str(error).strip().partition("\n")[0] or type(error).__name__
+            raise StreamError(f"reading {self._stream.source} broke off: {reason}") from error
+
+
+class LocalSamples(IterableDataset):
+    """`StreamingImages.samples` with its arguments, for a loader's worker."""
+
+    def __init__(self, images: StreamingImages, **arguments: int) -> None:
+        self._images = images
+        self._arguments = arguments
+
+    def __iter__(self) -> Iterator[TrainingSample]:
+        return self._images.samples(**self._arguments)

@@ -1,0 +1,170 @@
+"""Training images: the k-th of the run, and batches of them from any step on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ldm_vae.images.collection import ImageCollection
+from ldm_vae.images.decoding import UnreadableImage
+from ldm_vae.images.transforms import Box, Crop, crop_box, to_tensor
+from ldm_vae.system.randomness import sample_index, sample_rng
+
+
+@dataclass(kw_only=True, frozen=True)
+class SkippedImage:
+    """An image that could not be read."""
+
+    index: int
+    """Its number in the collection (of the process, for a stream)."""
+    name: str
+    reason: str
+
+
+@dataclass(kw_only=True)
+class TrainingSample:
+    """The k-th image of a run."""
+
+    image: Tensor  # [C, R, R], float32 in [-1, 1]
+    noise: Tensor  # [c, h, w], float32, standard normal: the posterior's
+    skipped: list[SkippedImage]
+    """Images that were tried before and could not be read."""
+
+
+@dataclass(kw_only=True)
+class TrainingBatch:
+    """A micro-batch."""
+
+    images: Tensor  # [b, C, R, R], float32 in [-1, 1], channels_last
+    noise: Tensor  # [b, c, h, w], float32, standard normal
+    skipped: list[SkippedImage]
+
+    def pin_memory(self) -> TrainingBatch:
+        """Return the batch in page-locked memory (called by the loader)."""
+        return TrainingBatch(images=self.images.pin_memory(), noise=self.noise.pin_memory(), skipped=self.skipped)
+
+
+@dataclass(kw_only=True, frozen=True)
+class Augmentation:
+    """How a picture becomes a training image: a function of (seed, k) and the picture alone."""
+
+    seed: int
+    channels: int
+    resolution: int
+    early: tuple[tuple[int, int], ...] = ()
+    """(k, smaller resolution): what the images before the k-th have instead, by ascending k."""
+    crop: Crop = "random"
+    min_area: float = 0.25
+    flip: bool = True
+    latent_shape: tuple[int, int, int]
+    """Of an image of `resolution`."""
+
+    def resolution_of(self, k: int) -> int:
+        """Return the k-th image's side, in pixels."""
+        return next((resolution for end, resolution in self.early if k < end), self.resolution)
+
+    def box_of(self, k: int) -> Callable[[tuple[int, int]], Box]:
+        """Return the function that gives the k-th image's crop from its size."""
+
+        def box(size: tuple[int, int]) -> Box:
+            rng = sample_rng(k, seed=self.seed, stream="crop")
+            return crop_box(size, resolution=self.resolution_of(k), crop=self.crop, min_area=self.min_area, rng=rng)
+
+        return box
+
+    def sample(self, k: int, picture: Image.Image, skipped: list[SkippedImage]) -> TrainingSample:
+        """Return the k-th sample from its crop: flipped or not, and with its noise."""
+        if self.flip and sample_rng(k, seed=self.seed, stream="flip").random() < 0.5:
+            picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        channels, *sides = self.latent_shape
+        shape = [channels, *(side * self.resolution_of(k) // self.resolution for side in sides)]
+        noise = sample_rng(k, seed=self.seed, stream="noise").standard_normal(shape, dtype=np.float32)
+        return TrainingSample(image=to_tensor(picture), noise=torch.from_numpy(noise), skipped=skipped)
+
+
+class TrainingImages(Dataset):
+    """The run's images by their number k, without end: item k depends on (seed, k) and the collection alone.
+
+    Where the image that is due can't be read, the next readable one of the collection takes its place, with k's crop,
+    flip and noise.
+
+    Args:
+        collection: The images.
+        seed: Seed of the run.
+        channels: 1, 3 or 4.
+        resolution: Side of the square images, in pixels.
+        early: (k, smaller resolution): the side of the images before the k-th, by ascending k.
+        crop: See `crop_box`.
+        min_area: See `crop_box`.
+        flip: Mirror half of the images.
+        latent_shape: (c, h, w) of the posterior noise at `resolution`.
+        strict: Raise `UnreadableImage` instead of taking the next one.
+    """
+
+    def __init__(
+        self,
+        collection: ImageCollection,
+        *,
+        seed: int,
+        channels: int,
+        resolution: int,
+        latent_shape: tuple[int, int, int],
+        early: Sequence[tuple[int, int]] = (),
+        crop: Crop = "random",
+        min_area: float = 0.25,
+        flip: bool = True,
+        strict: bool = False,
+    ) -> None:
+        self._collection = collection
+        self._strict = strict
+        self._augmentation = Augmentation(
+            seed=seed,
+            channels=channels,
+            resolution=resolution,
+            early=tuple(early),
+            crop=crop,
+            min_area=min_area,
+            flip=flip,
+            latent_shape=latent_shape,
+        )
+
+    @property
+    def first_of_full_size(self) -> int:
+        """Number of the first image that has `resolution`."""
+        return max((end for end, _ in self._augmentation.early), default=0)
+
+    def __getitem__(self, k: int) -> TrainingSample:
+        """Return the k-th image of the run.
+
+        Raises:
+            UnreadableImage: It can't be read, and `strict` is set.
+            ValueError: No image of the collection can be read.
+        """
+        augmentation = self._augmentation
+        num_samples = len(self._collection)
+        first = sample_index(k, num_samples=num_samples, seed=augmentation.seed)
+        skipped: list[SkippedImage] = []
+        for offset in range(num_samples):
+            index = (first + offset) % num_samples
+            try:
+                picture = self._collection.read_crop(
+                    index,
+                    channels=augmentation.channels,
+                    resolution=augmentation.resolution_of(k),
+                    box_of=augmentation.box_of(k),
+                )
+            except UnreadableImage as error:
+                if self._strict:
+                    raise
+                skipped.append(SkippedImage(index=index, name=error.name, reason=error.reason))
+            else:
+                return augmentation.sample(k, picture, skipped)
+        raise ValueError(
+            f"none of the {num_samples} training images can be read; the first: {skipped[0].name}: {skipped[0].reason}"
+        )

@@ -1,0 +1,253 @@
+"""Latents that `ldm-vae encode` wrote, as a torch data set: memory-mapped, normalised, sampled on request."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ldm_vae.latents.shards import FORMAT, INDEX, NO_LABEL, PLAN, SAMPLES, VERSION
+from ldm_vae.system.randomness import sample_rng
+
+TORCH_DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
+}  # fmt: skip
+
+
+class LatentSample(NamedTuple):
+    """One row; torch's default collation makes a batch of the same three fields."""
+
+    latents: Tensor  # [c, h, w], float32
+    label: int  # -1 where the collection has no labels
+    sample: int  # the image's number in the collection
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentStats:
+    """Mean and standard deviation a channel, over every row and position."""
+
+    count: int
+    mean: Tensor  # [c], float64
+    std: Tensor  # [c], float64
+
+
+class LatentDataset(Dataset[LatentSample]):
+    """The rows of a folder of latents.
+
+    Shards are mapped into memory when a row of theirs is first asked for, and a row is read without its shard, so
+    opening a folder costs one small file whatever its size. An instance can be pickled, forked and sent to spawned
+    DataLoader workers, which each map the shards for themselves. Where images were encoded in buckets, rows differ in
+    shape; `ldm_vae.latents.sampler.ShapeBatchSampler` makes batches of one shape.
+
+    >>> import torch
+    >>> from ldm_vae import LatentDataset
+    >>> dataset = LatentDataset("latents", sample=True)
+    >>> dataset[0].latents.shape
+    torch.Size([4, 16, 16])
+    >>> latents, labels, samples = next(iter(torch.utils.data.DataLoader(dataset, batch_size=2)))
+    >>> samples
+    tensor([0, 1])
+
+    Args:
+        directory: what `ldm-vae encode --output` wrote.
+        sample: draw from the posterior instead of returning its mean (folders of mode `moments` only). The noise is a
+            function of (seed, epoch, the image's number), so it doesn't depend on workers, processes or order.
+        normalize: `scaling` gives the latents that diffusers' pipelines denoise, (z - shift)·scale with the VAE's
+            scaling factor (and latents_mean and latents_std, where it has them); `channel` gives mean 0 and standard
+            deviation 1 a channel by `stats()`; `none` gives the VAE's own latents.
+        random_flip: take the mirrored image's latents for half of the rows, anew each epoch (folders written with
+            `--flip` only).
+        seed: of the posterior's noise and of the flips.
+
+    Raises:
+        ValueError: in one line, where the folder isn't whole or hasn't what is asked for.
+    """
+
+    def __init__(
+        self,
+        directory: str | Path,
+        *,
+        sample: bool = False,
+        normalize: Literal["scaling", "channel", "none"] = "scaling",
+        random_flip: bool = False,
+        seed: int = 0,
+    ) -> None:
+        self.directory = Path(directory)
+        self.index = read_index(self.directory)
+        self.sample, self.normalize, self.random_flip, self.seed = sample, normalize, random_flip, seed
+        if sample and self.index["mode"] != "moments":
+            raise ValueError(
+                f"{directory} holds mode {self.index['mode']}, which can't be sampled; encode with --mode moments"
+            )
+        if random_flip and not self.index["flip"]:
+            raise ValueError(f"{directory} holds no mirrored latents; encode with --flip")
+        counts = [shard["count"] for shard in self.index["shards"]]
+        self._starts = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # seen by the workers that run already
+        self._shards: dict[int, dict[str, Tensor]] = {}
+        self._lines: np.ndarray | None = None
+        self.shift, self.scale = self._normalization()
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def __getitem__(self, row: int) -> LatentSample:
+        tensors, at = self._locate(row)
+        number = int(tensors["sample"][at])
+        label = int(tensors["labels"][at]) if "labels" in tensors else NO_LABEL
+        flipped = self.random_flip and self._rng(number, "flip").random() < 0.5
+        return LatentSample(self._normalized(self.latents(row, flipped=flipped)), label, number)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw other noise and flips from here on, in workers that run already too."""
+        self._epoch.fill_(epoch)
+
+    def stats(self) -> LatentStats:
+        """Mean and standard deviation a channel of the VAE's own latents (before any normalisation), measured in
+        float64 when they were written; of posterior samples where `sample` is set, else of what is stored."""
+        stats = self.index["stats"]
+        if not stats["count"]:
+            raise ValueError(f"{self.directory} holds no rows, so its latents have no statistics")
+        std = stats["sample_std" if self.sample else "std"]
+        as_tensor = lambda values: torch.tensor(values, dtype=torch.float64)  # noqa: E731
+        return LatentStats(count=stats["count"], mean=as_tensor(stats["mean"]), std=as_tensor(std))
+
+    def denormalize(self, latents: Tensor) -> Tensor:
+        """Undo the normalisation: latents [..., c, h, w] become what the VAE's decoder takes."""
+        return latents / self.scale.to(latents) + self.shift.to(latents)
+
+    def latents(self, row: int, *, flipped: bool = False) -> Tensor:
+        """Return the VAE's own latents of a row, float32 [c, h, w], or of the mirrored image: the posterior's sample
+        where `sample` is set, else its mean."""
+        tensors, at = self._locate(row)
+        suffix = "_flip" if flipped else ""
+        name = "mean" if self.index["mode"] == "moments" else "latents"
+        latents = tensors[name + suffix][at].to(torch.float32, copy=True)
+        if self.sample:
+            noise = self._rng(int(tensors["sample"][at]), "noise").standard_normal(latents.shape, dtype=np.float32)
+            latents.addcmul_(tensors["std" + suffix][at].to(torch.float32), torch.from_numpy(noise))
+        return latents
+
+    def moments(self, row: int) -> dict[str, Tensor]:
+        """Return a row's tensors as they are stored: `mean` and `std`, or `latents`, and their `_flip` twins."""
+        tensors, at = self._locate(row)
+        return {name: value[at] for name, value in tensors.items() if value.ndim == 4}
+
+    def row(self, row: int) -> dict[str, Any]:
+        """Return a row's line of samples.jsonl: its `source`, `label`, and other `columns` such as captions."""
+        path = self.directory / SAMPLES
+        if self._lines is None:
+            self._lines = _line_starts(path)
+        with open(path, "rb") as file:
+            file.seek(self._lines[self._row(row)])
+            return json.loads(file.readline())
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Go through samples.jsonl in order."""
+        with open(self.directory / SAMPLES, "rb") as file:
+            yield from map(json.loads, file)
+
+    def shard_rows(self) -> Iterator[range]:
+        """Go through the shards as ranges of rows; all latents of one shard have the same shape."""
+        for start, stop in zip(self._starts[:-1], self._starts[1:], strict=True):
+            yield range(int(start), int(stop))
+
+    def shape(self, row: int) -> tuple[int, int, int]:
+        """Shape [c, h, w] of a row's latents; it differs between rows where the images were put in buckets."""
+        c, h, w = self.index["shards"][self._shard(self._row(row))]["shape"]
+        return c, h, w
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_shards": {}}
+
+    def _row(self, row: int) -> int:
+        if not -len(self) <= row < len(self):
+            raise IndexError(f"row {row} of {len(self)} in {self.directory}")
+        return row % len(self)
+
+    def _shard(self, row: int) -> int:
+        return int(np.searchsorted(self._starts, row, side="right")) - 1
+
+    def _locate(self, row: int) -> tuple[dict[str, Tensor], int]:
+        row = self._row(row)
+        shard = self._shard(row)
+        if shard not in self._shards:
+            entry = self.index["shards"][shard]
+            self._shards[shard] = map_tensors(self.directory / entry["file"], size=entry["size"])
+        return self._shards[shard], row - int(self._starts[shard])
+
+    def _normalized(self, latents: Tensor) -> Tensor:
+        return latents if self.normalize == "none" else latents.sub_(self.shift).mul_(self.scale)
+
+    def _rng(self, number: int, stream: str) -> np.random.Generator:
+        return sample_rng(number, seed=self.seed, stream=f"latents/{stream}/{int(self._epoch)}")
+
+    def _normalization(self) -> tuple[Tensor, Tensor]:
+        """Return shift and scale, each [c, 1, 1] or [1, 1, 1]."""
+        if self.normalize == "channel":
+            stats = self.stats()
+            shift, scale = stats.mean, 1 / stats.std
+        elif self.normalize == "scaling":
+            vae = self.index["vae"]
+            factor = vae["scaling_factor"]
+            shift, scale = torch.tensor([vae["shift_factor"] or 0.0]), torch.tensor([factor])
+            if vae["latents_mean"] is not None and vae["latents_std"] is not None:
+                shift, scale = torch.tensor(vae["latents_mean"]), factor / torch.tensor(vae["latents_std"])
+        else:
+            shift, scale = torch.zeros(1), torch.ones(1)
+        return shift.float()[:, None, None], scale.float()[:, None, None]
+
+
+def read_index(directory: Path) -> dict[str, Any]:
+    """Read the index of a folder of latents. Raises `ValueError` where there is none or it is of another format."""
+    try:
+        index = json.loads((directory / INDEX).read_bytes())
+    except FileNotFoundError:
+        if (directory / PLAN).exists():
+            raise ValueError(f"{directory} isn't finished: start the same encode again, it does the rest") from None
+        raise ValueError(f"{directory} holds no {INDEX}: it is no folder that `ldm-vae encode` wrote") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{directory / INDEX} is damaged: {error}") from None
+    if index.get("format") != FORMAT or index.get("version") != VERSION:
+        raise ValueError(f"{directory / INDEX} is no index of {FORMAT}, version {VERSION}")
+    return index
+
+
+def map_tensors(path: Path, *, size: int) -> dict[str, Tensor]:
+    """Map a safetensors file of `size` bytes into memory, without keeping it open; nothing is read but its header.
+
+    Raises:
+        ValueError: the file is missing, cut off or no safetensors file.
+    """
+    found = path.stat().st_size if path.exists() else None
+    if found != size or size < 8:
+        what = "is missing" if found is None else f"has {found} bytes instead of {size}"
+        raise ValueError(f"{path} {what}; `ldm-vae encode --verify` tells what else is, encoding again mends it")
+    content = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)
+    start = 8 + int(content[:8].view(torch.int64))
+    try:
+        header = json.loads(content[8:start].numpy().tobytes())
+        return {name: _view(content[start:], **entry) for name, entry in header.items() if name != "__metadata__"}
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, RuntimeError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from None
+
+
+def _view(data: Tensor, *, dtype: str, shape: list[int], data_offsets: list[int]) -> Tensor:
+    begin, end = data_offsets
+    return data[begin:end].view(TORCH_DTYPES[dtype]).view(shape)
+
+
+def _line_starts(path: Path) -> np.ndarray:
+    """Return where each line of a file begins."""
+    starts = [0]
+    with open(path, "rb") as file:
+        for line in file:
+            starts.append(starts[-1] + len(line))
+    return np.array(starts[:-1], dtype=np.int64)

@@ -1,0 +1,1 @@
+"""Latents as other trainers read them."""

@@ -1,0 +1,1 @@
+"""Weight files as other software names their tensors."""

@@ -1,0 +1,256 @@
+"""The LDM layout of a KL autoencoder, read and written as state dicts: `down.0.block.1`, `mid.attn_1`, `up.3.attn.0`.
+
+Both layouts hold the same tensors under other names, apart from attention, whose projections are linear [c, c] in
+diffusers and 1x1 convolutions [c, c, 1, 1] in LDM. The names follow from the config alone, so one table, made from
+diffusers' own model, serves both directions and says what is missing, extra or of the wrong shape.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor
+
+from ldm_vae.models.layouts.ldm_names import (
+    MID_ATTENTION,
+    canonical_names,
+    fit_shapes,
+    has_inert_attention,
+    inert_attention,
+    ldm_name,
+    ldm_shape,
+    listed,
+    modern_name,
+)
+from ldm_vae.models.weight_files import WeightFile, looks_like, open_weights
+
+CONFIG_METADATA = "ldm_vae.config"
+"""Key of the safetensors metadata that holds config.json in our LDM files."""
+
+_PREFIXES = ("first_stage_model.", "vae.", "")
+_TRAINING_LEFTOVERS = ("loss.", "model_ema.")
+_LEVEL = re.compile(r"(?:encoder\.down|decoder\.up)\.(\d+)\.")
+_DOWN = {False: "DownEncoderBlock2D", True: "AttnDownEncoderBlock2D"}
+_UP = {False: "UpDecoderBlock2D", True: "AttnUpDecoderBlock2D"}
+
+# What the layout can't say. A bare file gets the values published with kl-f8; a full checkpoint, its family's.
+_PUBLISHED = {"act_fn": "silu", "norm_num_groups": 32, "sample_size": 512, "scaling_factor": 0.18215,
+              "shift_factor": None, "latents_mean": None, "latents_std": None, "force_upcast": True}  # fmt: skip
+_FAMILIES: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("model.diffusion_model.joint_blocks.", {"scaling_factor": 1.5305, "shift_factor": 0.0609, "sample_size": 1024}),
+    ("model.diffusion_model.double_blocks.", {"scaling_factor": 0.3611, "shift_factor": 0.1159, "sample_size": 1024}),
+    ("conditioner.embedders.", {"scaling_factor": 0.13025, "sample_size": 1024}),
+)
+
+
+@dataclass(frozen=True)
+class LdmWeights:
+    """An autoencoder out of a single LDM file, in diffusers' names and the stored types."""
+
+    state: dict[str, Tensor]
+    config: dict[str, Any]
+    assumed: dict[str, Any]
+    """Fields of the config that neither the file nor the user said: published values."""
+    left_out: list[str]
+    """Names in the file that belong to its training and not to the autoencoder."""
+
+
+def read_ldm_file(path: str | Path, *, config: dict[str, Any] | None = None) -> AutoencoderKL:
+    """Load an autoencoder from a single LDM file (bare, or inside a full checkpoint) in float32 and eval mode.
+
+    Args:
+        path: A safetensors file or a torch pickle.
+        config: Fields of diffusers' config that the file can't say, or says wrongly.
+
+    Raises:
+        ValueError: The file is no KL autoencoder, or not a whole one, or contradicts `config`.
+    """
+    weights = read_ldm_weights(path, config=config)
+    with torch.device("meta"):
+        autoencoder = AutoencoderKL.from_config(weights.config)
+    state = {name: tensor.to(torch.float32, copy=True) for name, tensor in weights.state.items()}
+    autoencoder.load_state_dict(state, assign=True)
+    return autoencoder.eval()
+
+
+def read_ldm_weights(path: str | Path, *, config: dict[str, Any] | None = None) -> LdmWeights:
+    """Read the autoencoder's tensors alone out of a single LDM file. Arguments and errors as in `read_ldm_file`."""
+    file = open_weights(path)
+    prefix = _find_prefix(file)
+    left_out = [name for name in file.names if not prefix and name.startswith(_TRAINING_LEFTOVERS)]
+    names = [name for name in file.names if name.startswith(prefix) and name not in set(left_out)]
+    ldm_state = {name.removeprefix(prefix): tensor for name, tensor in file.load(names).items()}
+    override = config or {}
+    assumed: dict[str, Any] = {}
+    try:
+        check_fields(override)
+        if CONFIG_METADATA in file.metadata:
+            stated = json.loads(file.metadata[CONFIG_METADATA])
+        else:
+            assumed = {name: value for name, value in _published(file.names).items() if name not in override}
+            stated = infer_config(ldm_state) | assumed
+        state, complete = diffusers_state_dict(ldm_state, config=stated | override)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return LdmWeights(state=state, config=complete, assumed=assumed, left_out=left_out)
+
+
+def ldm_state_dict(state: Mapping[str, Tensor], *, config: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Rename an `AutoencoderKL` state dict into the LDM layout; types and bits stay.
+
+    Attention projections become 1x1 convolutions [c, c, 1, 1]. Readers of the layout expect attention in the middle
+    block: a model without it gets one whose projections are all zero, which adds nothing to the residual.
+
+    Raises:
+        ValueError: A tensor is missing, extra or of the wrong shape, or the layout can't say what `config` does.
+    """
+    full = full_config(config)
+    if full["act_fn"] != "silu":
+        raise ValueError(f"act_fn is {full['act_fn']!r}; the LDM layout is for 'silu' alone")
+    ldm_state = {}
+    for name, tensor in checked_state_dict(state, config=config).items():
+        ldm = ldm_name(name, num_levels=len(full["block_out_channels"]))
+        ldm_state[ldm] = tensor.reshape(ldm_shape(ldm, tensor.shape))
+    if not full["mid_block_add_attention"]:
+        like = ldm_state["encoder.mid.block_1.norm1.weight"]
+        for block in MID_ATTENTION:
+            ldm_state |= inert_attention(block, like=like)
+    return ldm_state
+
+
+def diffusers_state_dict(
+    ldm_state: Mapping[str, Tensor], *, config: Mapping[str, Any] | None = None
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Rename an LDM state dict (no prefix) into `AutoencoderKL`'s names; types and bits stay.
+
+    Args:
+        ldm_state: Attention may be 1x1 convolutions or linear, under LDM's names or diffusers' old or new ones.
+        config: diffusers' config; none: read from the shapes, with the values published for kl-f8.
+
+    Returns:
+        The state dict and the config, which is `config` itself where that is given.
+
+    Raises:
+        ValueError: A tensor is missing, extra or of the wrong shape, or contradicts `config`.
+    """
+    named = canonical_names(ldm_state)
+    structure = infer_config(named)
+    complete = dict(config) if config is not None else structure | _PUBLISHED
+    model = _meta_model(complete)
+    _check_structure(structure, config=model.config)
+    if not model.config.mid_block_add_attention:
+        named = {name: tensor for name, tensor in named.items() if not name.startswith(MID_ATTENTION)}
+    shapes, names = {}, {}
+    for name, tensor in model.state_dict().items():
+        ldm = ldm_name(name, num_levels=len(model.config.block_out_channels))
+        names[name], shapes[ldm] = ldm, ldm_shape(ldm, tensor.shape)
+    named = fit_shapes(named, shapes=shapes)
+    state = {name: named[names[name]].reshape(tensor.shape) for name, tensor in model.state_dict().items()}
+    return state, complete
+
+
+def checked_state_dict(state: Mapping[str, Tensor], *, config: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Check an `AutoencoderKL` state dict against its config, and give attention its new names (`to_q`, not `query`).
+
+    Raises `ValueError` that lists what is missing, extra or of the wrong shape.
+    """
+    shapes = {name: tensor.shape for name, tensor in _meta_model(config).state_dict().items()}
+    return fit_shapes({modern_name(name): tensor for name, tensor in state.items()}, shapes=shapes)
+
+
+def infer_config(ldm_state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Read off names and shapes of an LDM state dict what they say of diffusers' config.
+
+    Raises `ValueError` where the tensors that say it are missing, or aren't those of a KL autoencoder for images.
+    """
+    ldm_state = canonical_names(ldm_state)
+    levels = 1 + max((int(found[1]) for name in ldm_state if (found := _LEVEL.match(name))), default=0)
+    widths = [f"encoder.down.{i}.block.0.conv1.weight" for i in range(levels)]
+    needed = ("encoder.conv_in.weight", "decoder.conv_in.weight", "decoder.conv_out.weight", *widths)
+    if "quantize.embedding.weight" in ldm_state:
+        raise ValueError("this is a VQ autoencoder (it has a codebook), not a KL autoencoder")
+    if missing := [name for name in needed if name not in ldm_state]:
+        raise ValueError(f"not a whole KL autoencoder; missing: {listed(missing)}")
+    if any(ldm_state[name].ndim == 5 for name in needed):
+        raise ValueError("this is a video autoencoder (its convolutions are three-dimensional)")
+
+    def has(start: str) -> bool:
+        return any(name.startswith(start) for name in ldm_state)
+
+    return {
+        "_class_name": "AutoencoderKL",
+        "_diffusers_version": diffusers.__version__,
+        "in_channels": ldm_state["encoder.conv_in.weight"].shape[1],
+        "out_channels": ldm_state["decoder.conv_out.weight"].shape[0],
+        "latent_channels": ldm_state["decoder.conv_in.weight"].shape[1],
+        "block_out_channels": [ldm_state[name].shape[0] for name in widths],
+        "layers_per_block": sum(has(f"encoder.down.0.block.{j}.") for j in range(len(ldm_state))),
+        "down_block_types": [_DOWN[has(f"encoder.down.{i}.attn.")] for i in range(levels)],
+        "up_block_types": [_UP[has(f"decoder.up.{i}.attn.")] for i in reversed(range(levels))],
+        "mid_block_add_attention": any(has(f"{block}.") for block in MID_ATTENTION)
+        and not has_inert_attention(ldm_state),
+        "use_quant_conv": has("quant_conv."),
+        "use_post_quant_conv": has("post_quant_conv."),
+    }
+
+
+def full_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Add AutoencoderKL's defaults to a config that leaves fields out."""
+    return dict(_meta_model(config).config)
+
+
+def check_fields(config: Mapping[str, Any]) -> None:
+    """Raise `ValueError` for a field that `AutoencoderKL` doesn't know, or for the config of another class."""
+    if config.get("_class_name", "AutoencoderKL") != "AutoencoderKL":
+        raise ValueError(f"config is that of a {config['_class_name']}, not of an AutoencoderKL")
+    known = list(inspect.signature(AutoencoderKL.__init__).parameters)
+    for name in config:
+        if not name.startswith("_") and name not in known:
+            near = get_close_matches(name, known, n=1)
+            raise ValueError(f"config has no field {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+
+
+def _find_prefix(file: WeightFile) -> str:
+    for prefix in _PREFIXES:
+        if any(name.startswith((f"{prefix}encoder.down.", f"{prefix}decoder.up.")) for name in file.names):
+            return prefix
+    raise ValueError(f"{file.path} is not a KL autoencoder in LDM layout; it looks like {looks_like(file.names)}")
+
+
+def _published(names: list[str]) -> dict[str, Any]:
+    """What the published model of the same family says, by the other parts of a full checkpoint."""
+    for marker, values in _FAMILIES:
+        if any(name.startswith(marker) for name in names):
+            return _PUBLISHED | values
+    return dict(_PUBLISHED)
+
+
+def _meta_model(config: Mapping[str, Any]) -> AutoencoderKL:
+    """Build the model without memory for its weights, to read its names and shapes."""
+    check_fields({"_class_name": config.get("_class_name", "AutoencoderKL")})
+    groups, widths = config.get("norm_num_groups", 32), config.get("block_out_channels", [64])
+    if any(width % groups for width in widths):
+        raise ValueError(f"norm_num_groups is {groups}, which does not divide the widths {list(widths)}; "
+                         f"give the right number in a config")  # fmt: skip
+    with torch.device("meta"):
+        return AutoencoderKL.from_config(dict(config))
+
+
+def _check_structure(structure: dict[str, Any], *, config: Mapping[str, Any]) -> None:
+    for name, said in structure.items():
+        stated = config.get(name)
+        stated = list(stated) if isinstance(stated, tuple) else stated
+        # Attention that changes nothing may be meant as such; absent attention is reported as missing.
+        if name.startswith("_") or stated == said or (name == "mid_block_add_attention" and stated):
+            continue
+        raise ValueError(f"config says {name} {stated}, the tensors say {said}")

@@ -1,0 +1,1 @@
+"""What knows neither images nor models: files, memory, worker processes, randomness."""
