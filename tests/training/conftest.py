@@ -1,44 +1,12 @@
-"""Tiny runs of the real classes."""
+"""Pictures that the runs of this folder's tests train on."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
-
-from ldm_vae.config.run import Config, DataConfig, LossConfig, ModelConfig, TrainConfig
-
-MODEL = {"block_out_channels": [8, 8], "layers_per_block": 1, "norm_num_groups": 4}
-DATA = {"resolution": 32, "num_workers": 0}
-LOSS = {"perceptual": "none", "disc_start": 2, "disc_channels": 8, "disc_num_layers": 2}
-TRAIN = {"batch_size": 4, "max_train_steps": 6, "learning_rate": 1e-3, "mixed_precision": "no", "ema_decay": 0.9}
-EVERY = {"log_steps": 2, "validation_steps": 3, "checkpointing_steps": 3}
-
-Fields = dict[str, Any]
-
-
-def tiny_config(
-    *,
-    output_dir: Path | str = "unused",
-    model: Fields | None = None,
-    data: Fields | None = None,
-    loss: Fields | None = None,
-    train: Fields | None = None,
-    **rest: Any,
-) -> Config:
-    """An f2 model of a few thousand weights, in float32, with the GAN from step 2 on."""
-    return Config(
-        output_dir=str(output_dir),
-        report_to="none",
-        model=ModelConfig(**MODEL | (model or {})),
-        data=DataConfig(**DATA | (data or {})),
-        loss=LossConfig(**LOSS | (loss or {})),
-        train=TrainConfig(**TRAIN | EVERY | (train or {})),
-        **rest,
-    )
 
 
 @pytest.fixture(scope="session")

@@ -38,7 +38,7 @@ from ldm_vae.training import checkpoint, loop, processes
 from ldm_vae.training.processes import weights_digest
 from ldm_vae.training.state import TrainingState
 from ldm_vae.training.step import TrainingStep
-from tests.training.conftest import tiny_config
+from tests.tiny import tiny_config
 from tests.training.launching import damage
 
 Job = dict[str, Any]

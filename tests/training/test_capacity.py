@@ -19,7 +19,7 @@ from ldm_vae.training.capacity import GIB, PeakMemory, fit_to_memory
 from ldm_vae.training.loop import train
 from ldm_vae.training.state import build_state
 from ldm_vae.training.step import TrainingStep
-from tests.training.conftest import tiny_config
+from tests.tiny import tiny_config
 
 MICRO_BATCH_SIZE = 8
 

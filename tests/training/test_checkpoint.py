@@ -33,7 +33,7 @@ from ldm_vae.training.processes import weights_digest
 from ldm_vae.training.resume import begin_run, choose_checkpoint
 from ldm_vae.training.state import BestValidation, TrainingState, build_state
 from ldm_vae.training.step import TrainingStep
-from tests.training.conftest import tiny_config
+from tests.tiny import tiny_config
 from tests.training.launching import damage
 from tests.training.test_step import make_batch
 

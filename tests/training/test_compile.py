@@ -12,7 +12,7 @@ from ldm_vae.config.run import Config
 from ldm_vae.training.checkpoint import load_run_autoencoder
 from ldm_vae.training.loop import train
 from ldm_vae.training.step import TrainingStep
-from tests.training.conftest import tiny_config
+from tests.tiny import tiny_config
 
 MODEL = {"block_out_channels": [4], "norm_num_groups": 1, "mid_block_add_attention": False}
 

@@ -9,7 +9,7 @@ from accelerate.state import AcceleratorState
 
 from ldm_vae.training.state import build_state
 from ldm_vae.training.step import TrainingStep
-from tests.training.conftest import tiny_config
+from tests.tiny import tiny_config
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 

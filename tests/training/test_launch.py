@@ -16,7 +16,7 @@ from ldm_vae.config.run import Config
 from ldm_vae.training.checkpoint import checkpoint_step
 from ldm_vae.training.loop import train
 from ldm_vae.training.processes import start_accelerator
-from tests.training.conftest import tiny_config
+from tests.tiny import tiny_config
 from tests.training.launching import ENVIRONMENT, ROOT, largest_difference, last_checkpoint, start
 
 STEPS = 5000  # a run that a signal ends

@@ -16,7 +16,7 @@ from ldm_vae.training.checkpoint import load_checkpoint, save_checkpoint
 from ldm_vae.training.optimizers import NEWTON_SCHULZ, MuonAdamW, build_schedule
 from ldm_vae.training.state import TrainingState, build_state
 from ldm_vae.training.step import TrainingStep
-from tests.training.conftest import tiny_config
+from tests.tiny import tiny_config
 
 MUON = {"optimizer": "muon", "adam_epsilon": 1e-4}
 

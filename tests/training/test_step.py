@@ -20,7 +20,7 @@ from ldm_vae.images.training import TrainingBatch
 from ldm_vae.losses.perceptual import LPIPS
 from ldm_vae.training.state import TrainingState, build_state
 from ldm_vae.training.step import TrainingStep
-from tests.training.conftest import tiny_config
+from tests.tiny import tiny_config
 
 LAM_BEFORE = 0.37  # of the step before the one under test
 RTOL = 1e-5

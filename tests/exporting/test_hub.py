@@ -10,7 +10,7 @@ from diffusers import AutoencoderKL
 from huggingface_hub import HfApi, constants
 
 from ldm_vae.exporting.hub import push_folder
-from tests.hub_standin import REPO, TOKEN, Hub
+from tests.exporting.hub_standin import REPO, TOKEN, Hub
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from ldm_vae.config.commands import DecodeOptions
 from ldm_vae.encoding.decode import decode, picture_names
 from ldm_vae.encoding.encode import encode
 from ldm_vae.latents.dataset import LatentDataset
-from tests.latent_helpers import options, picture, save_pictures, save_vae
+from tests.encoding.latent_helpers import options, picture, save_pictures, save_vae
 
 
 @pytest.fixture(scope="module")

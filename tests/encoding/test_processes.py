@@ -10,7 +10,7 @@ import pytest
 
 from ldm_vae.config.commands import EncodeOptions
 from ldm_vae.latents.dataset import LatentDataset
-from tests.latent_helpers import contents, finish, options, save_pictures, save_vae, start_encodes
+from tests.encoding.latent_helpers import contents, finish, options, save_pictures, save_vae, start_encodes
 
 NUM_IMAGES = 150
 

@@ -174,7 +174,7 @@ def test_two_processes_find_what_one_finds(vaes: list[str], photos: Path, tmp_pa
         "from ldm_vae.evaluation.evaluate import evaluate\nfrom ldm_vae.config.commands import EvaluateOptions\n"
         f"if __name__ == '__main__':\n    evaluate(EvaluateOptions(**{options!r}))\n"
     )
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
     subprocess.run(torchrun, env=environment, check=True, timeout=120, capture_output=True)
     both = json.loads((tmp_path / "both" / "metrics.json").read_text())

@@ -8,7 +8,7 @@ from ldm_vae.encoding.writer import EncodedBatch, ShardWriter
 from ldm_vae.latents.dataset import LatentDataset
 from ldm_vae.latents.sampler import ShapeBatchSampler
 from ldm_vae.latents.shards import Row, assemble_index, shard_stem
-from tests.data.test_latents import make_plan
+from tests.latents.test_dataset import make_plan
 
 SHAPES = [(4, 2, 3), (4, 2, 3), (4, 3, 2), (4, 4, 4)]
 COUNTS = [5, 2, 4, 1]

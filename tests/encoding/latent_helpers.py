@@ -89,7 +89,7 @@ def _encode(options: EncodeOptions) -> EncodeSummary:
 def start_encodes(options: EncodeOptions, *, count: int) -> list[ForkServerProcess]:
     """Start processes that encode into one folder, each with one thread."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.latent_helpers"])
+    context.set_forkserver_preload(["tests.encoding.latent_helpers"])
     processes = [context.Process(target=_encode, args=(options,)) for _ in range(count)]
     for process in processes:
         process.start()

@@ -26,7 +26,7 @@ from ldm_vae.exporting.headroom import _divide_stream as divide_stream
 from ldm_vae.images.transforms import to_tensor
 from ldm_vae.models.autoencoder import load_autoencoder
 from ldm_vae.training.loop import train
-from tests.hub_standin import REPO, TOKEN, Hub
+from tests.exporting.hub_standin import REPO, TOKEN, Hub
 
 
 def write_photos(folder: Path, *, num_images: int, seed: int) -> Path:
@@ -307,7 +307,7 @@ def test_two_processes_measure_what_one_measures(run: Path, tmp_path: Path) -> N
         "from ldm_vae.exporting.export import export\nfrom ldm_vae.config.commands import ExportOptions\n"
         f"if __name__ == '__main__':\n    export(ExportOptions(**{options!r}))\n"
     )
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
     subprocess.run(torchrun, env=environment, check=True, timeout=120, capture_output=True)
     measurements = json.loads((tmp_path / "both" / "measurements.json").read_text())

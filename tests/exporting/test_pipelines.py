@@ -19,7 +19,7 @@ from torch import Tensor
 from ldm_vae.config.commands import ConvertOptions
 from ldm_vae.exporting.convert import convert, write_diffusers_folder
 from ldm_vae.exporting.pipelines import pipeline_check
-from tests.tiny_pipelines import (
+from tests.exporting.tiny_pipelines import (
     FLUX_CLASSES,
     NOISE,
     SAMPLE_SIZE,
@@ -253,7 +253,7 @@ def test_the_example_shows_the_reconstruction(
     output = tmp_path / "picture.png"
     arguments = ["--vae", str(tmp_path / "vae"), "--data", str(tmp_path / "photos"), "--output", str(output)]
     monkeypatch.setattr("sys.argv", ["img2img_tiny.py", *arguments, "--resolution", "32"])
-    runpy.run_path(str(Path(__file__).parents[1] / "scripts/img2img_tiny.py"), run_name="__main__")
+    runpy.run_path(str(Path(__file__).parents[2] / "scripts/img2img_tiny.py"), run_name="__main__")
     printed = capsys.readouterr().out
     assert printed.count("skipped") == 1
     distances = [float(found) for found in re.findall(r"([\d.]+) dB from each other", printed)]

@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from ldm_vae.encoding.encode import encode
-from tests.latent_helpers import options, picture, save_vae
+from tests.encoding.latent_helpers import options, picture, save_vae
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.processes
