@@ -14,7 +14,8 @@ from PIL import Image
 
 from ldm_vae.config.commands import DecodeOptions, EncodeOptions, EvaluateOptions, ExportOptions, QuickstartOptions
 from ldm_vae.config.parsing import find_recipe, load_config
-from ldm_vae.config.run import Config, require
+from ldm_vae.config.rules import require
+from ldm_vae.config.run import Config
 from ldm_vae.encoding.decode import decode
 from ldm_vae.encoding.encode import encode
 from ldm_vae.evaluation.evaluate import evaluate

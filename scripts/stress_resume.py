@@ -32,7 +32,11 @@ os.environ |= {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREA
 import numpy as np
 from PIL import Image
 
-from ldm_vae.config.run import Config, DataConfig, LossConfig, ModelConfig, TrainConfig
+from ldm_vae.config.data import DataConfig
+from ldm_vae.config.loss import LossConfig
+from ldm_vae.config.model import ModelConfig
+from ldm_vae.config.run import Config
+from ldm_vae.config.train import TrainConfig
 from ldm_vae.training.checkpoint import list_checkpoints
 from ldm_vae.training.loop import train
 

@@ -5,7 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ldm_vae.config.run import Config, DataConfig, LossConfig, ModelConfig, TrainConfig
+from ldm_vae.config.data import DataConfig
+from ldm_vae.config.loss import LossConfig
+from ldm_vae.config.model import ModelConfig
+from ldm_vae.config.run import Config
+from ldm_vae.config.train import TrainConfig
 
 MODEL = {"block_out_channels": [8, 8], "layers_per_block": 1, "norm_num_groups": 4}
 DATA = {"resolution": 32, "num_workers": 0}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, Optional
 
-from ldm_vae.config.run import require
+from ldm_vae.config.rules import require
 
 DType = Literal["float32", "float16", "bfloat16"]
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ldm_vae.config.commands import DecodeOptions
-from ldm_vae.config.run import require
+from ldm_vae.config.rules import require
 from ldm_vae.images.transforms import to_image
 from ldm_vae.latents.dataset import LatentDataset
 from ldm_vae.latents.shards import dump_json

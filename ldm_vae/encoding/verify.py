@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ldm_vae.config.commands import EncodeOptions
-from ldm_vae.config.run import require
+from ldm_vae.config.rules import require
 from ldm_vae.encoding.buckets import ImageKey
 from ldm_vae.encoding.plan import make_preprocessing
 from ldm_vae.encoding.preprocessing import EncodingImage, EncodingImages

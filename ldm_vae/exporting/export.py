@@ -13,7 +13,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 
 from ldm_vae.config.commands import ExportOptions
-from ldm_vae.config.run import require
+from ldm_vae.config.rules import require
 from ldm_vae.evaluation.measure import (
     ReconstructionsMeasured,
     choose_perceptual,

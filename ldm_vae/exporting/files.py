@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ldm_vae.config.commands import DType, ExportOptions
-from ldm_vae.config.run import require
+from ldm_vae.config.rules import require
 from ldm_vae.evaluation.grid import save_grid
 from ldm_vae.exporting.card import PICTURE, CardContent, model_card
 from ldm_vae.exporting.convert import whole_folder, write_ldm_file

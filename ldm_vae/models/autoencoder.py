@@ -28,7 +28,8 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ldm_vae.config.run import ModelConfig, require
+from ldm_vae.config.model import ModelConfig
+from ldm_vae.config.rules import require
 from ldm_vae.models.blocks import speed_up_blocks
 from ldm_vae.models.initialisation import quiet_
 from ldm_vae.models.layouts.ldm import read_ldm_file

@@ -18,7 +18,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ldm_vae.config.parsing import load_config
-from ldm_vae.config.run import Config, require
+from ldm_vae.config.rules import require
+from ldm_vae.config.run import Config
 from ldm_vae.system.files import sha256_file, sync_folder, write_tensors
 from ldm_vae.training.state import BestValidation, TrainedNetwork, TrainingState, named_trained_parameters
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from ldm_vae.config.run import Config, require
+from ldm_vae.config.rules import require
+from ldm_vae.config.run import Config
 from ldm_vae.images.batches import training_batches
 from ldm_vae.images.collection import open_collection
 from ldm_vae.images.evaluation import EvaluationImages

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
-from ldm_vae.config.run import TrainConfig
+from ldm_vae.config.train import TrainConfig
 
 MUON_MOMENTUM = 0.95
 # Coefficients of the five Newton-Schulz iterations X <- aX + (bA + cA²)X, A = XX', that bring singular values to about

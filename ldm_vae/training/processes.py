@@ -19,7 +19,8 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, ProjectConfiguration, set_seed
 
-from ldm_vae.config.run import Config, require
+from ldm_vae.config.rules import require
+from ldm_vae.config.run import Config
 from ldm_vae.system.memory import keep_freed_memory
 from ldm_vae.training.state import TrainingState
 from ldm_vae.training.tracking import LOGS

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
-from ldm_vae.config.run import Config, TrainConfig, check_resolution
+from ldm_vae.config.data import check_resolution
+from ldm_vae.config.run import Config
+from ldm_vae.config.train import TrainConfig
 from ldm_vae.losses.objective import Objective
 from ldm_vae.losses.perceptual import load_perceptual
 from ldm_vae.models.autoencoder import (

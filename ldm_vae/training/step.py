@@ -12,7 +12,8 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.nn.grad import conv2d_weight
 
-from ldm_vae.config.run import LossConfig, TrainConfig
+from ldm_vae.config.loss import LossConfig
+from ldm_vae.config.train import TrainConfig
 from ldm_vae.images.training import TrainingBatch
 from ldm_vae.losses.adversarial import ADAPTIVE_WEIGHT_MAX, discriminator_loss, generator_loss
 from ldm_vae.models.autoencoder import spatial_factor

@@ -12,7 +12,8 @@ from typing import Any
 from accelerate import Accelerator
 from tqdm import tqdm
 
-from ldm_vae.config.run import Config, require
+from ldm_vae.config.rules import require
+from ldm_vae.config.run import Config
 from ldm_vae.images.training import SkippedImage
 from ldm_vae.system.files import write_whole
 from ldm_vae.training.meter import MeterReading

@@ -12,7 +12,8 @@ from diffusers.utils import make_image_grid
 from PIL import Image
 from torch import Tensor
 
-from ldm_vae.config.run import Config, TrainConfig
+from ldm_vae.config.run import Config
+from ldm_vae.config.train import TrainConfig
 from ldm_vae.images.evaluation import EvaluationImages, evaluation_batches
 from ldm_vae.images.streaming import StreamingImages
 from ldm_vae.images.training import TrainingImages

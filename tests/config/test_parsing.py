@@ -16,8 +16,12 @@ import yaml
 from accelerate import Accelerator
 
 from ldm_vae.config.commands import ConvertOptions, EvaluateOptions, ExportOptions
+from ldm_vae.config.data import DataConfig
+from ldm_vae.config.loss import LossConfig
+from ldm_vae.config.model import ModelConfig
 from ldm_vae.config.parsing import dump_config, find_recipe, load_config, parse, recipes_folder
-from ldm_vae.config.run import Config, DataConfig, LossConfig, ModelConfig, TrainConfig
+from ldm_vae.config.run import Config
+from ldm_vae.config.train import TrainConfig
 from ldm_vae.models.autoencoder import build_autoencoder
 from ldm_vae.training.state import build_state
 

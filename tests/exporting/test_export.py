@@ -19,7 +19,11 @@ from torch import Tensor
 
 import ldm_vae.exporting.files
 from ldm_vae.config.commands import ExportOptions
-from ldm_vae.config.run import Config, DataConfig, LossConfig, ModelConfig, TrainConfig
+from ldm_vae.config.data import DataConfig
+from ldm_vae.config.loss import LossConfig
+from ldm_vae.config.model import ModelConfig
+from ldm_vae.config.run import Config
+from ldm_vae.config.train import TrainConfig
 from ldm_vae.exporting.export import ExportSummary, export
 from ldm_vae.exporting.files import check_equal
 from ldm_vae.exporting.headroom import _divide_stream as divide_stream

@@ -10,7 +10,7 @@ import torch
 from diffusers import AutoencoderKL, UNet2DModel
 from torch import Tensor
 
-from ldm_vae.config.run import ModelConfig
+from ldm_vae.config.model import ModelConfig
 from ldm_vae.models.autoencoder import (
     TrainableAutoencoder,
     build_autoencoder,

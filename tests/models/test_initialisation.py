@@ -7,7 +7,7 @@ import torch
 from diffusers.models.attention_processor import Attention
 from diffusers.models.resnet import ResnetBlock2D
 
-from ldm_vae.config.run import ModelConfig
+from ldm_vae.config.model import ModelConfig
 from ldm_vae.models.autoencoder import build_autoencoder
 
 DEEP = {"block_out_channels": [16, 16, 32, 32], "layers_per_block": 2, "norm_num_groups": 8}

@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from ldm_vae.config.run import TrainConfig
+from ldm_vae.config.train import TrainConfig
 from ldm_vae.images.training import TrainingBatch
 from ldm_vae.training.checkpoint import load_checkpoint, save_checkpoint
 from ldm_vae.training.optimizers import NEWTON_SCHULZ, MuonAdamW, build_schedule

@@ -19,7 +19,7 @@ from datasets import Array3D, Dataset, Features, List, Value
 from tqdm import tqdm
 
 from ldm_vae.config.commands import LatentsExportOptions
-from ldm_vae.config.run import require
+from ldm_vae.config.rules import require
 from ldm_vae.latents.dataset import NO_LABEL, LatentDataset
 from ldm_vae.latents.shards import dump_json
 from ldm_vae.system.files import whole_or_absent, write_tensors
