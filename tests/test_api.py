@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL
 from PIL import Image
 
 import ldm_vae
@@ -20,25 +19,19 @@ from ldm_vae.images.collection import open_collection
 from ldm_vae.images.evaluation import EvaluationImages
 from ldm_vae.images.transforms import to_image
 from ldm_vae.models.autoencoder import encode_moments
-
-
-def make_autoencoder(**config: object) -> AutoencoderKL:
-    torch.manual_seed(0)
-    arguments = {"block_out_channels": (8, 16), "layers_per_block": 1, "norm_num_groups": 4}
-    arguments |= {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
-    return AutoencoderKL(**(arguments | config)).eval()
+from tests.pictures import picture
+from tests.tiny import tiny_autoencoder
 
 
 @pytest.fixture
 def photo(tmp_path: Path) -> Path:
-    coarse = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
-    Image.fromarray(coarse).resize((73, 49), Image.Resampling.BICUBIC).save(tmp_path / "photo.png")
+    picture(0, size=(73, 49)).save(tmp_path / "photo.png")
     return tmp_path / "photo.png"
 
 
 @pytest.mark.parametrize("resolution", [None, 32])
 def test_every_kind_of_picture_gives_the_latents_of_the_file(photo: Path, resolution: int | None) -> None:
-    autoencoder = make_autoencoder(scaling_factor=0.5, shift_factor=0.1)
+    autoencoder = tiny_autoencoder(scaling_factor=0.5, shift_factor=0.1)
     collection = open_collection(str(photo.parent))
     image = EvaluationImages(collection, channels=3, resolution=resolution, multiple_of=2)[0].image
     assert image is not None
@@ -58,11 +51,11 @@ def test_every_kind_of_picture_gives_the_latents_of_the_file(photo: Path, resolu
 
 def test_grey_and_transparent_pictures(photo: Path) -> None:
     grey = Image.open(photo).convert("L")
-    expected = encode_images(make_autoencoder(), grey.convert("RGB"))
+    expected = encode_images(tiny_autoencoder(), grey.convert("RGB"))
     for kind in (grey, np.asarray(grey), np.asarray(grey)[..., None]):
-        torch.testing.assert_close(encode_images(make_autoencoder(), kind), expected)
+        torch.testing.assert_close(encode_images(tiny_autoencoder(), kind), expected)
     for channels, mode in ((1, "L"), (4, "RGBA")):
-        autoencoder = make_autoencoder(in_channels=channels, out_channels=channels)
+        autoencoder = tiny_autoencoder(in_channels=channels, out_channels=channels)
         assert decode_latents(autoencoder, encode_images(autoencoder, Image.open(photo)))[0].mode == mode
 
 
@@ -75,7 +68,7 @@ def test_grey_and_transparent_pictures(photo: Path) -> None:
     ],
 )
 def test_normalization_is_the_pipelines_and_comes_back(config: dict[str, object], photo: Path) -> None:
-    autoencoder = make_autoencoder(**config)
+    autoencoder = tiny_autoencoder(**config)
     picture = Image.open(photo)
     raw = encode_images(autoencoder, picture, normalize="none")
     latents = encode_images(autoencoder, picture)
@@ -93,7 +86,7 @@ def test_normalization_is_the_pipelines_and_comes_back(config: dict[str, object]
 
 
 def test_samples_are_the_posterior_s_and_repeat(photo: Path) -> None:
-    autoencoder = make_autoencoder(scaling_factor=1.0)
+    autoencoder = tiny_autoencoder(scaling_factor=1.0)
     picture = Image.open(photo)
     first, again, other = (
         encode_images(autoencoder, picture, sample=True, generator=torch.Generator().manual_seed(seed))
@@ -110,10 +103,10 @@ def test_samples_are_the_posterior_s_and_repeat(photo: Path) -> None:
 
 def test_half_precision_models(photo: Path) -> None:
     picture = Image.open(photo)
-    latents = encode_images(make_autoencoder().half(), picture)
+    latents = encode_images(tiny_autoencoder().half(), picture)
     assert latents.dtype == torch.float32
-    torch.testing.assert_close(latents, encode_images(make_autoencoder(), picture), rtol=0, atol=0.01)
-    assert decode_latents(make_autoencoder().half(), latents)[0].size == (72, 48)
+    torch.testing.assert_close(latents, encode_images(tiny_autoencoder(), picture), rtol=0, atol=0.01)
+    assert decode_latents(tiny_autoencoder().half(), latents)[0].size == (72, 48)
 
 
 @pytest.mark.parametrize(
@@ -131,17 +124,17 @@ def test_half_precision_models(photo: Path) -> None:
 )
 def test_what_is_no_picture_is_refused(images: object, options: dict[str, int], match: str) -> None:
     with pytest.raises(ValueError, match=match):
-        encode_images(make_autoencoder(), images, **options)  # type: ignore[arg-type]
+        encode_images(tiny_autoencoder(), images, **options)  # type: ignore[arg-type]
 
 
 def test_latents_of_another_model_are_refused() -> None:
     with pytest.raises(ValueError, match=r"\[B, 4, h, w\]"):
-        decode_latents(make_autoencoder(), torch.zeros(1, 16, 4, 4))
+        decode_latents(tiny_autoencoder(), torch.zeros(1, 16, 4, 4))
 
 
 @pytest.mark.parametrize("documented", [load_autoencoder, encode_images, decode_latents, LatentDataset])
 def test_documented_examples_run(documented: object, photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    make_autoencoder().save_pretrained(photo.parent / "export")
+    tiny_autoencoder().save_pretrained(photo.parent / "export")
     Image.open(photo).save(photo.parent / "another.png")
     options = {"vae": photo.parent / "export", "data": photo.parent, "output": photo.parent / "latents"}
     encode(EncodeOptions(**{name: str(path) for name, path in options.items()}, resolution=32, num_workers=0))

@@ -1,9 +1,13 @@
-"""Tiny runs of the real classes."""
+"""Tiny autoencoders and tiny runs, of the real classes."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import torch
+from diffusers import AutoencoderKL
 
 from ldm_vae.config.data import DataConfig
 from ldm_vae.config.loss import LossConfig
@@ -29,7 +33,7 @@ def tiny_config(
     train: Fields | None = None,
     **rest: Any,
 ) -> Config:
-    """An f2 model of a few thousand weights, in float32, with the GAN from step 2 on."""
+    """Return a run of an f2 model of a few thousand weights, in float32, with the GAN from step 2 on."""
     return Config(
         output_dir=str(output_dir),
         report_to="none",
@@ -39,3 +43,30 @@ def tiny_config(
         train=TrainConfig(**TRAIN | EVERY | (train or {})),
         **rest,
     )
+
+
+def tiny_autoencoder(
+    *, widths: Sequence[int] = (8, 16), attention: Sequence[bool] | None = None, seed: int = 0, **fields: Any
+) -> AutoencoderKL:
+    """Return a random autoencoder of one level a width, f2 by default, in eval mode and float32.
+
+    Args:
+        widths: Channels of each level.
+        attention: Which levels have attention; none, by default.
+        seed: The weights come from it.
+        fields: Other fields of `AutoencoderKL`.
+    """
+    torch.manual_seed(seed)
+    levels = attention or [False] * len(widths)
+    return AutoencoderKL(
+        **{
+            "block_out_channels": tuple(widths),
+            "down_block_types": tuple("AttnDownEncoderBlock2D" if there else "DownEncoderBlock2D" for there in levels),
+            "up_block_types": tuple(
+                "AttnUpDecoderBlock2D" if there else "UpDecoderBlock2D" for there in reversed(levels)
+            ),
+            "layers_per_block": 1,
+            "norm_num_groups": 4,
+            **fields,
+        }
+    ).eval()

@@ -13,7 +13,8 @@ from ldm_vae.config.commands import DecodeOptions
 from ldm_vae.encoding.decode import decode, picture_names
 from ldm_vae.encoding.encode import encode
 from ldm_vae.latents.dataset import LatentDataset
-from tests.encoding.latent_helpers import options, picture, save_pictures, save_vae
+from tests.encodings import options, save_vae
+from tests.pictures import picture, save_pictures
 
 
 @pytest.fixture(scope="module")

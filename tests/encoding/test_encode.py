@@ -19,7 +19,8 @@ from ldm_vae.encoding.encode import encode
 from ldm_vae.images.decoding import UnreadableImage
 from ldm_vae.latents.dataset import LatentDataset
 from ldm_vae.system.randomness import sample_rng
-from tests.encoding.latent_helpers import contents, moments, options, picture, save_pictures, save_vae, square
+from tests.encodings import contents, moments, options, save_vae, square
+from tests.pictures import picture, save_pictures
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,8 @@ import pytest
 
 from ldm_vae.config.commands import EncodeOptions
 from ldm_vae.latents.dataset import LatentDataset
-from tests.encoding.latent_helpers import contents, finish, options, save_pictures, save_vae, start_encodes
+from tests.encodings import contents, finish, options, save_vae, start_encodes
+from tests.pictures import save_pictures
 
 NUM_IMAGES = 150
 

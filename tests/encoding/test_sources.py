@@ -13,7 +13,8 @@ from ldm_vae.config.commands import EncodeOptions
 from ldm_vae.encoding.buckets import bucket_sizes, covering_box
 from ldm_vae.encoding.encode import encode, encode_or_verify
 from ldm_vae.latents.dataset import LatentDataset
-from tests.encoding.latent_helpers import contents, finish, moments, options, picture, save_vae, square, start_encodes
+from tests.encodings import contents, finish, moments, options, save_vae, square, start_encodes
+from tests.pictures import picture
 
 SIZES = [(40, 20), (20, 40), (30, 30), (41, 20), (25, 24), (20, 41), (64, 20), (31, 30), (40, 21)]
 

@@ -13,7 +13,8 @@ from ldm_vae.encoding.encode import encode, encode_or_verify
 from ldm_vae.encoding.verify import LatentsDamaged, VerifyReport
 from ldm_vae.latents.check import check_folder
 from ldm_vae.latents.shards import Plan, assemble_index, read_record, write_shard
-from tests.encoding.latent_helpers import options, save_pictures, save_vae
+from tests.encodings import options, save_vae
+from tests.pictures import save_pictures
 
 
 @pytest.fixture(scope="module")

@@ -20,19 +20,13 @@ from ldm_vae.evaluation.features import SetFeatures, load_set_features
 from ldm_vae.evaluation.measure import ReconstructionResult
 from ldm_vae.evaluation.results import Protocol, describe_metrics
 from ldm_vae.metrics.reconstruction import ReconstructionMetrics, set_distances
+from tests.pictures import noise, picture
+from tests.tiny import tiny_autoencoder
 
 
 def save_autoencoder(folder: Path, *, seed: int, channels: int = 3, levels: int = 2) -> str:
-    torch.manual_seed(seed)
-    AutoencoderKL(
-        in_channels=channels,
-        out_channels=channels,
-        block_out_channels=(8, 16, 16)[:levels],
-        down_block_types=("DownEncoderBlock2D",) * levels,
-        up_block_types=("UpDecoderBlock2D",) * levels,
-        layers_per_block=1,
-        norm_num_groups=4,
-    ).save_pretrained(folder)
+    autoencoder = tiny_autoencoder(widths=(8, 16, 16)[:levels], in_channels=channels, out_channels=channels, seed=seed)
+    autoencoder.save_pretrained(folder)
     return str(folder)
 
 
@@ -46,11 +40,9 @@ def vaes(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Five pictures of different sizes, one grey, and one that is no picture."""
     folder = tmp_path_factory.mktemp("photos")
-    rng = np.random.default_rng(0)
-    for i, (height, width) in enumerate([(32, 32), (41, 67), (53, 33), (35, 49)]):
-        coarse = rng.integers(0, 256, (5, 5, 3), dtype=np.uint8)
-        Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC).save(folder / f"{i}.png")
-    Image.fromarray(rng.integers(0, 256, (40, 40), dtype=np.uint8)).save(folder / "grey.png")
+    for i, size in enumerate([(32, 32), (67, 41), (33, 53), (49, 35)]):
+        picture(i, size=size).save(folder / f"{i}.png")
+    Image.fromarray(noise(40, 40)).save(folder / "grey.png")
     (folder / "broken.png").write_bytes((folder / "1.png").read_bytes()[:300])
     return folder
 

@@ -8,7 +8,6 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL
@@ -31,26 +30,19 @@ from ldm_vae.images.transforms import to_tensor
 from ldm_vae.models.autoencoder import load_autoencoder
 from ldm_vae.training.loop import train
 from tests.exporting.hub_standin import REPO, TOKEN, Hub
-
-
-def write_photos(folder: Path, *, num_images: int, seed: int) -> Path:
-    folder.mkdir()
-    rng = np.random.default_rng(seed)
-    for i in range(num_images):
-        coarse = rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)
-        Image.fromarray(coarse).resize((16, 16), Image.Resampling.BICUBIC).save(folder / f"{i}.png")
-    return folder
+from tests.pictures import save_pictures
+from tests.tiny import tiny_autoencoder
 
 
 def train_run(folder: Path, model: ModelConfig) -> Path:
-    photos = write_photos(folder / "photos", num_images=6, seed=0)
-    (photos / "broken.png").write_bytes(b"no picture")
-    validation = write_photos(folder / "held_out", num_images=3, seed=1)
+    photos = save_pictures(folder / "photos", count=6, size=(16, 16))
+    (folder / "photos" / "broken.png").write_bytes(b"no picture")
+    validation = save_pictures(folder / "held_out", count=3, size=(16, 16), first_seed=6)
     config = Config(
         output_dir=str(folder / "run"),
         report_to="none",
         model=model,
-        data=DataConfig(train=str(photos), validation=str(validation), resolution=16, num_workers=0),
+        data=DataConfig(train=photos, validation=validation, resolution=16, num_workers=0),
         loss=LossConfig(perceptual="none", disc_weight=0.0),
         train=TrainConfig(batch_size=2, max_train_steps=2, mixed_precision="no", compile="off"),
     )
@@ -76,7 +68,7 @@ def export_run(run: Path, output: Path, **options: object) -> ExportSummary:
 
 def photos_of(run: Path) -> Tensor:
     """The training images that can be read, [6, 3, 16, 16]."""
-    paths = sorted((run.parent / "photos").glob("[0-9].png"))
+    paths = sorted((run.parent / "photos").glob("0*.png"))
     return torch.stack([to_tensor(Image.open(path)) for path in paths])
 
 
@@ -175,7 +167,7 @@ def test_the_card_s_snippet_runs(
 ) -> None:
     export_run(run, tmp_path / "vae", **options)
     snippet = re.findall(r"```python\n(.*?)```", (tmp_path / "vae" / "README.md").read_text(), flags=re.DOTALL)[0]
-    Image.open(run.parent / "photos" / "0.png").convert(mode).save(tmp_path / "photo.png")
+    Image.open(run.parent / "photos" / "0000.png").convert(mode).save(tmp_path / "photo.png")
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
     torch.manual_seed(0)
@@ -226,8 +218,7 @@ def test_push_to_hub_uploads_the_whole_export(
 
 
 def test_overflow_sets_force_upcast_and_can_be_repaired(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    pretrained = AutoencoderKL(block_out_channels=(8,), layers_per_block=1, norm_num_groups=4, shift_factor=0.5)
+    pretrained = tiny_autoencoder(widths=(8,), shift_factor=0.5)
     divide_stream(pretrained.decoder, 2.0**-17)
     pretrained.save_pretrained(tmp_path / "pretrained")
     run = train_run(tmp_path, ModelConfig(pretrained=str(tmp_path / "pretrained")))

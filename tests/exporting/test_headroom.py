@@ -9,18 +9,12 @@ from torch import Tensor
 
 from ldm_vae.exporting.headroom import FLOAT16_LIMIT, MARGIN, measure_precision, rescale_activations
 from ldm_vae.exporting.headroom import _divide_stream as divide_stream
+from tests.tiny import tiny_autoencoder
 
 
 @pytest.fixture
 def autoencoder() -> AutoencoderKL:
-    torch.manual_seed(0)
-    return AutoencoderKL(
-        block_out_channels=(8, 16),
-        down_block_types=("DownEncoderBlock2D", "AttnDownEncoderBlock2D"),
-        up_block_types=("AttnUpDecoderBlock2D", "UpDecoderBlock2D"),
-        layers_per_block=1,
-        norm_num_groups=4,
-    ).eval()
+    return tiny_autoencoder(attention=(False, True))
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from huggingface_hub import HfApi, constants
 
 from ldm_vae.exporting.hub import push_folder
 from tests.exporting.hub_standin import REPO, TOKEN, Hub
+from tests.tiny import tiny_autoencoder
 
 
 @pytest.fixture
@@ -21,9 +22,7 @@ def hub() -> Iterator[Hub]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    torch.manual_seed(0)
-    autoencoder = AutoencoderKL(block_out_channels=(8,), layers_per_block=1, norm_num_groups=4)
-    autoencoder.save_pretrained(tmp_path / "vae")
+    tiny_autoencoder(widths=(8,)).save_pretrained(tmp_path / "vae")
     (tmp_path / "vae" / "README.md").write_text("---\nlibrary_name: diffusers\n---\n\n# vae\n")
     return tmp_path / "vae"
 

@@ -27,6 +27,8 @@ from transformers import (
     T5EncoderModel,
 )
 
+from tests.tiny import tiny_autoencoder
+
 SAMPLE_SIZE = 8
 WORDS = ("<pad>", "<end>", "<unknown>", "a", "photo", "of", "grass")
 WIDTH = 8
@@ -41,20 +43,12 @@ FLUX_CLASSES = ("FluxPipeline", "FluxImg2ImgPipeline")
 
 def tiny_vae(*, latent_channels: int = 4, widths: tuple[int, ...] = (8, 16), **config: Any) -> AutoencoderKL:
     """A random autoencoder whose posterior has next to no variance, and whose latents are not centred."""
-    torch.manual_seed(0)
-    vae = AutoencoderKL(
-        block_out_channels=widths,
-        down_block_types=("DownEncoderBlock2D",) * len(widths),
-        up_block_types=("UpDecoderBlock2D",) * len(widths),
-        norm_num_groups=4,
-        latent_channels=latent_channels,
-        **config,
-    )
+    vae = tiny_autoencoder(widths=widths, latent_channels=latent_channels, **config)
     vae.quant_conv.weight.data[latent_channels:] = 0
     vae.quant_conv.bias.data[latent_channels:] = -30
     vae.quant_conv.bias.data[:latent_channels] = torch.linspace(-1, 2, latent_channels)
     vae.decoder.conv_out.weight.data *= 4  # contrast
-    return vae.eval().requires_grad_(False)
+    return vae.requires_grad_(False)
 
 
 def tiny_pipeline(name: str, *, vae: AutoencoderKL, in_channels: int | None = None) -> DiffusionPipeline:

@@ -16,7 +16,7 @@ from PIL import Image
 
 from ldm_vae.images.collection import ImageCollection, open_collection
 from ldm_vae.images.decoding import UnreadableImage
-from tests.images.image_files import encoded, write_grey
+from tests.pictures import encoded, write_grey
 
 
 @pytest.fixture(autouse=True)

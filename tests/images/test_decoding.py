@@ -11,7 +11,7 @@ from PIL import Image
 
 from ldm_vae.images.decoding import UnreadableImage, decode_image, read_crop, upright_size
 from ldm_vae.images.transforms import crop_box, resize_crop
-from tests.images.image_files import encoded, noise, psnr, smooth_picture
+from tests.pictures import encoded, noise, psnr, smooth_picture
 
 TO_STORED = {  # the inverse of what each EXIF orientation asks for
     1: None,

@@ -17,7 +17,7 @@ from ldm_vae.images.batches import training_batches
 from ldm_vae.images.collection import open_collection
 from ldm_vae.images.streaming import LocalSamples, StreamingImages, open_stream
 from ldm_vae.images.training import TrainingImages
-from tests.images.image_files import encoded, noise, write_grey
+from tests.pictures import encoded, noise, write_grey
 
 
 @pytest.fixture(autouse=True)

@@ -28,7 +28,7 @@ from ldm_vae.images.streaming import StreamingImages, open_stream
 from ldm_vae.images.training import TrainingBatch, TrainingImages, TrainingSample
 from ldm_vae.images.transforms import crop_box, to_image
 from ldm_vae.system.randomness import sample_index, sample_rng
-from tests.images.image_files import encoded, noise, smooth_picture, write_grey
+from tests.pictures import encoded, noise, smooth_picture, write_grey
 
 SEED = 3
 

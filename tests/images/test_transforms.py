@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ldm_vae.images.transforms import Crop, crop_box, resize_crop, to_image, to_tensor
-from tests.images.image_files import noise
+from tests.pictures import noise
 
 SIDES = st.integers(1, 6000)
 

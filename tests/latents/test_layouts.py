@@ -14,7 +14,8 @@ from ldm_vae.config.commands import LatentsExportOptions
 from ldm_vae.encoding.encode import encode
 from ldm_vae.latents.dataset import LatentDataset
 from ldm_vae.latents.layouts.export import export_latents, kohya_crop
-from tests.encoding.latent_helpers import options, picture, save_vae
+from tests.encodings import options, save_vae
+from tests.pictures import picture
 
 SIZES = [(24, 20), (20, 30), (16, 16), (40, 20), (30, 20), (21, 20)]
 

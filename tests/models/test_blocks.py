@@ -11,17 +11,11 @@ from torch import Tensor, nn
 
 from ldm_vae.models import blocks
 from ldm_vae.models.blocks import speed_up_blocks
+from tests.tiny import tiny_autoencoder
 
 
 def tiny() -> AutoencoderKL:
-    torch.manual_seed(0)
-    return AutoencoderKL(
-        block_out_channels=(8, 16),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        layers_per_block=1,
-        norm_num_groups=4,
-    ).to(memory_format=torch.channels_last)
+    return tiny_autoencoder().train().to(memory_format=torch.channels_last)
 
 
 def gradients(autoencoder: AutoencoderKL, images: Tensor) -> dict[str, Tensor]:

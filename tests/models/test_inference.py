@@ -1,6 +1,7 @@
 """The autoencoder at its fastest gives what diffusers gives."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -8,18 +9,11 @@ from diffusers import AutoencoderKL
 
 from ldm_vae.models.fingerprint import fingerprint
 from ldm_vae.models.inference import InferenceAutoencoder
+from tests.tiny import tiny_autoencoder
 
 
-def tiny(*, seed: int = 0, **config: object) -> AutoencoderKL:
-    torch.manual_seed(seed)
-    return AutoencoderKL(
-        block_out_channels=(16, 32),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        layers_per_block=1,
-        norm_num_groups=8,
-        **config,
-    ).eval()
+def tiny(**fields: Any) -> AutoencoderKL:
+    return tiny_autoencoder(widths=(16, 32), norm_num_groups=8, **fields)
 
 
 @pytest.fixture(scope="module")

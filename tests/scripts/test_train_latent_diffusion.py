@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from ldm_vae.encoding.encode import encode
-from tests.encoding.latent_helpers import options, picture, save_vae
+from tests.encodings import options, save_vae
+from tests.pictures import picture
 
 ROOT = Path(__file__).parents[2]
 

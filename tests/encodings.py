@@ -1,4 +1,4 @@
-"""A tiny VAE, pictures, and real processes that encode."""
+"""Encodings of tiny pictures by a tiny autoencoder, and real processes that encode."""
 
 from __future__ import annotations
 
@@ -16,49 +16,27 @@ from torch import Tensor
 
 from ldm_vae.config.commands import EncodeOptions
 from ldm_vae.encoding.encode import EncodeSummary, encode
+from tests.tiny import tiny_autoencoder
 
 FACTOR = 2
 RESOLUTION = 16
 
 
 def save_vae(folder: Path, *, seed: int = 0, **config: Any) -> str:
-    torch.manual_seed(seed)
-    levels = 2
-    vae = AutoencoderKL(
-        block_out_channels=(8, 16),
-        down_block_types=("DownEncoderBlock2D",) * levels,
-        up_block_types=("UpDecoderBlock2D",) * levels,
-        layers_per_block=1,
-        norm_num_groups=4,
-        **config,
-    )
-    vae.save_pretrained(folder)
-    return str(folder)
-
-
-def picture(seed: int, *, size: tuple[int, int] = (24, 20), mode: str = "RGB") -> Image.Image:
-    """A smooth picture that no other seed gives."""
-    rng = np.random.default_rng(seed)
-    channels = {"L": 1, "RGB": 3, "RGBA": 4}[mode]
-    small = rng.integers(0, 256, (4, 4, channels), dtype=np.uint8)
-    return Image.fromarray(small.squeeze()).resize(size, Image.Resampling.BICUBIC)
-
-
-def save_pictures(folder: Path, *, count: int) -> str:
-    folder.mkdir(parents=True)
-    for i in range(count):
-        picture(i).save(folder / f"{i:04d}.png")
+    """Write a tiny autoencoder into a folder; return its path."""
+    tiny_autoencoder(seed=seed, **config).save_pretrained(folder)
     return str(folder)
 
 
 def options(vae: str, data: str, output: Path, **changes: Any) -> EncodeOptions:
+    """Return options of a small encode in float32; `changes` are fields."""
     values: dict[str, Any] = {"resolution": RESOLUTION, "shard_size": 4, "batch_size": 3, "num_workers": 0}
     values |= {"mixed_precision": "no", "dtype": "float32"}
     return EncodeOptions(vae=vae, data=data, output=str(output), **{**values, **changes})
 
 
 def moments(vae: str, image: Image.Image) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of a picture of the final size, by diffusers itself."""
+    """Return mean and standard deviation of a picture of the final size, by diffusers itself."""
     pixels = torch.from_numpy(np.asarray(image).reshape(image.height, image.width, -1).astype(np.float32))
     images = (pixels / 127.5 - 1).permute(2, 0, 1)[None]
     autoencoder = AutoencoderKL.from_pretrained(vae).eval()
@@ -68,7 +46,7 @@ def moments(vae: str, image: Image.Image) -> tuple[Tensor, Tensor]:
 
 
 def square(image: Image.Image, *, side: int = RESOLUTION) -> Image.Image:
-    """The middle square of a picture, in whole pixels of the resized picture, written plainly."""
+    """Return the middle square of a picture, in whole pixels of the resized picture, written plainly."""
     short, long = min(image.size), max(image.size)
     spare = int((long - short) / (short / side))
     start = spare // 2 * short / side
@@ -77,7 +55,7 @@ def square(image: Image.Image, *, side: int = RESOLUTION) -> Image.Image:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every file of a folder, the hidden ones too."""
+    """Return every file of a folder by name, the hidden ones too."""
     return {name: (folder / name).read_bytes() for name in os.listdir(folder)}
 
 
@@ -89,7 +67,7 @@ def _encode(options: EncodeOptions) -> EncodeSummary:
 def start_encodes(options: EncodeOptions, *, count: int) -> list[ForkServerProcess]:
     """Start processes that encode into one folder, each with one thread."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.encoding.latent_helpers"])
+    context.set_forkserver_preload(["ldm_vae.encoding.encode"])
     processes = [context.Process(target=_encode, args=(options,)) for _ in range(count)]
     for process in processes:
         process.start()
