@@ -23,36 +23,44 @@ class Command:
 
 COMMANDS = {
     "quickstart": Command(
-        "ldm_vae.config.commands:QuickstartOptions",
+        "ldm_vae.config.commands.quickstart:QuickstartOptions",
         "ldm_vae.quickstart:quickstart",
         "train, export, encode, decode and evaluate a small VAE, with nothing to download",
     ),
     "train": Command("ldm_vae.config.run:Config", "ldm_vae.training.loop:train", "train an autoencoder"),
     "export": Command(
-        "ldm_vae.config.commands:ExportOptions",
+        "ldm_vae.config.commands.export:ExportOptions",
         "ldm_vae.exporting.export:export",
         "export a run for diffusers, its scaling measured",
     ),
     "encode": Command(
-        "ldm_vae.config.commands:EncodeOptions",
-        "ldm_vae.encoding.encode:encode_or_verify",
+        "ldm_vae.config.commands.encode:EncodeOptions",
+        "ldm_vae.encoding.encode:encode",
         "encode images into shards of latents",
     ),
+    "latents verify": Command(
+        "ldm_vae.config.commands.latents:LatentsVerifyOptions",
+        "ldm_vae.encoding.verify:verify",
+        "check that a folder of latents is whole",
+        positional=("latents",),
+    ),
     "latents export": Command(
-        "ldm_vae.config.commands:LatentsExportOptions",
+        "ldm_vae.config.commands.latents:LatentsExportOptions",
         "ldm_vae.latents.layouts.export:export_latents",
         "write latents in the layout of another trainer",
     ),
     "decode": Command(
-        "ldm_vae.config.commands:DecodeOptions", "ldm_vae.encoding.decode:decode", "decode latents into pictures"
+        "ldm_vae.config.commands.decode:DecodeOptions",
+        "ldm_vae.encoding.decode:decode",
+        "decode latents into pictures",
     ),
     "evaluate": Command(
-        "ldm_vae.config.commands:EvaluateOptions",
+        "ldm_vae.config.commands.evaluate:EvaluateOptions",
         "ldm_vae.evaluation.evaluate:evaluate",
         "measure one or several VAEs side by side",
     ),
     "convert": Command(
-        "ldm_vae.config.commands:ConvertOptions",
+        "ldm_vae.config.commands.convert:ConvertOptions",
         "ldm_vae.exporting.convert:convert",
         "convert between a diffusers folder and a single LDM file",
         positional=("input", "output"),
@@ -110,10 +118,9 @@ def _fail(message: str, *, status: int) -> None:
 
 
 def _nearest_command(word: str) -> str:
-    import difflib
+    from ldm_vae.config.names import did_you_mean
 
-    close = difflib.get_close_matches(word, COMMANDS, n=1)
-    return f"; did you mean '{close[0]}'?" if close else f"; commands: {', '.join(COMMANDS)}"
+    return did_you_mean(word, COMMANDS, otherwise="commands")
 
 
 def _usage() -> str:

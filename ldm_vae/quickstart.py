@@ -12,7 +12,11 @@ from pathlib import Path
 from diffusers import AutoencoderKL
 from PIL import Image
 
-from ldm_vae.config.commands import DecodeOptions, EncodeOptions, EvaluateOptions, ExportOptions, QuickstartOptions
+from ldm_vae.config.commands.decode import DecodeOptions
+from ldm_vae.config.commands.encode import EncodeOptions
+from ldm_vae.config.commands.evaluate import EvaluateOptions
+from ldm_vae.config.commands.export import ExportOptions
+from ldm_vae.config.commands.quickstart import QuickstartOptions
 from ldm_vae.config.parsing import find_recipe, load_config
 from ldm_vae.config.rules import require
 from ldm_vae.config.run import Config

@@ -28,7 +28,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import functional as transforms
 
-from ldm_vae.config.commands import EncodeOptions
+from ldm_vae.config.commands.encode import EncodeOptions
 from ldm_vae.encoding.encode import encode
 from ldm_vae.latents.dataset import LatentDataset
 from ldm_vae.models.autoencoder import load_autoencoder

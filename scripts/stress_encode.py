@@ -25,7 +25,7 @@ import torch
 from diffusers import AutoencoderKL
 from PIL import Image
 
-from ldm_vae.config.commands import EncodeOptions
+from ldm_vae.config.commands.encode import EncodeOptions
 from ldm_vae.encoding.encode import encode
 
 

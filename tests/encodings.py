@@ -14,7 +14,7 @@ from diffusers import AutoencoderKL
 from PIL import Image
 from torch import Tensor
 
-from ldm_vae.config.commands import EncodeOptions
+from ldm_vae.config.commands.encode import EncodeOptions
 from ldm_vae.encoding.encode import EncodeSummary, encode
 from tests.tiny import tiny_autoencoder
 

@@ -13,7 +13,7 @@ from PIL import Image
 import ldm_vae
 import ldm_vae.api
 from ldm_vae import LatentDataset, decode_latents, encode_images, load_autoencoder
-from ldm_vae.config.commands import EncodeOptions
+from ldm_vae.config.commands.encode import EncodeOptions
 from ldm_vae.encoding.encode import encode
 from ldm_vae.images.collection import open_collection
 from ldm_vae.images.evaluation import EvaluationImages

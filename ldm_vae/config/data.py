@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, Optional
+from typing import Optional
 
+from ldm_vae.config.names import Crop
 from ldm_vae.config.rules import require
 
 
@@ -29,7 +30,7 @@ class DataConfig:
     without attention, which are good at any size."""
     early_fractions: list[float] = field(default_factory=list)
     """Part of train.max_train_steps that is trained at each of early_resolutions, before those at resolution."""
-    crop: Literal["random_resized", "random", "center"] = "random"
+    crop: Crop = "random"
     """`random` and `center` first resize the short side to `resolution`; `random_resized` takes a random part."""
     crop_min_area: float = 0.25
     """Smallest part of the image's area that a `random_resized` crop covers."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Optional
+from typing import Optional
 
+from ldm_vae.config.names import AdaptiveWeight, DiscriminatorLoss, DiscriminatorNorm, Perceptual, PixelDistance
 from ldm_vae.config.rules import require
 
 
@@ -12,9 +13,9 @@ from ldm_vae.config.rules import require
 class LossConfig:
     """The objective: the published kl-f8 loss divided by the image's number of elements."""
 
-    reconstruction: Literal["l1", "l2"] = "l1"
+    reconstruction: PixelDistance = "l1"
     """Pixel distance, averaged over all elements."""
-    perceptual: Literal["none", "lpips_vgg", "lpips_alex", "lpips_squeeze", "efficientnet_lite0"] = "lpips_vgg"
+    perceptual: Perceptual = "lpips_vgg"
     """Network of the perceptual distance; `efficientnet_lite0` needs no download."""
     perceptual_weights: Optional[str] = None
     """Local file with the LPIPS trunk's weights; none: torch's usual cache, then a download."""
@@ -32,15 +33,15 @@ class LossConfig:
     """First generator update in which the discriminator is trained."""
     disc_warmup_steps: int = 0
     """Updates that the discriminator is trained for, from `disc_start` on, before it reaches the generator."""
-    disc_loss: Literal["hinge", "vanilla"] = "hinge"
+    disc_loss: DiscriminatorLoss = "hinge"
     """Loss of the discriminator."""
-    disc_norm: Literal["group", "batch"] = "group"
+    disc_norm: DiscriminatorNorm = "group"
     """Norm of the discriminator; `batch` is the published one, and depends on how the batch is cut."""
     disc_channels: int = 64
     """Width of the discriminator's first layer."""
     disc_num_layers: int = 3
     """Strided layers of the discriminator; 3 judges patches of 70 pixels."""
-    adaptive_weight: Literal["lagged", "same_step", "off"] = "lagged"
+    adaptive_weight: AdaptiveWeight = "lagged"
     """Balance of the adversarial gradient against the reconstruction's at the last layer: measured in the step before,
     in the same step (the published order, without accumulation only), or not at all."""
 

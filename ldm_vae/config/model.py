@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, Optional
+from typing import Optional
 
+from ldm_vae.config.names import Init
 from ldm_vae.config.rules import require
 
 
@@ -32,7 +33,7 @@ class ModelConfig:
     """Self-attention in the middle block, as published."""
     use_quant_conv: bool = True
     """1x1 convolutions on both sides of the latent, as published (SD3 and FLUX have none)."""
-    init: Literal["torch", "quiet"] = "torch"
+    init: Init = "torch"
     """First weights, from scratch only: torch's, or `quiet` ones: fan-in, every residual block the identity, a sharp
     posterior. With `pretrained` it has no effect."""
     decoder_only: bool = False

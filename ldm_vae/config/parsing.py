@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, TypeVar, get_type_hints
 import yaml
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, set_loader, set_parsing_settings
 
+from ldm_vae.config.names import did_you_mean
 from ldm_vae.config.run import Config
 
 Options = TypeVar("Options")
@@ -64,7 +64,9 @@ def _check_keys(content: dict[str, Any], section: type, *, where: str, prefix: s
     sections = get_type_hints(section)
     for key, value in content.items():
         if key not in sections:
-            raise ValueError(f"{where}: unknown key '{prefix}{key}'{_nearest(str(key), list(sections), what='keys')}")
+            raise ValueError(
+                f"{where}: unknown key '{prefix}{key}'{did_you_mean(str(key), sections, otherwise='keys')}"
+            )
         if is_dataclass(sections[key]):
             if not isinstance(value, dict):
                 raise ValueError(f"{where}: '{prefix}{key}' is a section; it needs keys under it")
@@ -89,7 +91,7 @@ def find_recipe(name: str) -> Path:
             return path
     known = sorted(path.stem for path in recipes_folder().glob("*.yaml"))
     raise ValueError(
-        f"--config: there is no file or recipe '{name}'{_nearest(Path(name).stem, known, what='recipes')}"
+        f"--config: there is no file or recipe '{name}'{did_you_mean(Path(name).stem, known, otherwise='recipes')}"
     )
 
 
@@ -173,19 +175,12 @@ def _explain(message: str, parser: ArgumentParser) -> str:
     """jsonargparse's message as one line that names the nearest valid option or value."""
     if match := re.match(r"unrecognized arguments: (\S+)", message):
         known = [option for action in parser._actions for option in action.option_strings]
-        return f"unknown option {match[1]}{_nearest(match[1], known)}"
+        return f"unknown option {match[1]}{did_you_mean(match[1], known)}"
     if match := re.match(r'Parser key "(.+)":\s+Expected an? (.+?)\. Got value: (.*)', message, re.DOTALL):
         key, expected, value = match.groups()
         if "Literal" in expected:
             choices = re.findall(r"'(\w+)'", expected)
-            return f"{key} is '{value}'; it must be one of {', '.join(choices)}{_nearest(value, choices)}"
+            return f"{key} is '{value}'; it must be one of {', '.join(choices)}{did_you_mean(value, choices)}"
         kind = re.sub(r"<class '(.+?)'>", r"\1", expected)
         return f"{key} is '{value}'; it must be a {kind}"
     return " ".join(message.split())
-
-
-def _nearest(word: str, known: list[str], *, what: str = "") -> str:
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    if close:
-        return f"; did you mean '{close[0]}'?"
-    return f"; {what}: {', '.join(known)}" if what else ""

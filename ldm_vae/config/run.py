@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import Literal
 
 from ldm_vae.config.data import DataConfig, check_resolution
 from ldm_vae.config.loss import LossConfig
 from ldm_vae.config.model import ModelConfig
+from ldm_vae.config.names import Tracker
 from ldm_vae.config.rules import require
 from ldm_vae.config.train import TrainConfig
 
@@ -23,7 +23,7 @@ class Config:
     """Start anew in an output_dir that holds a run, whose checkpoints and metrics are then removed."""
     seed: int = 0
     """Seed of everything random: initial weights, order, crops, flips, posterior noise."""
-    report_to: Literal["none", "tensorboard", "wandb"] = "tensorboard"
+    report_to: Tracker = "tensorboard"
     """Tracker, through accelerate; wandb needs the extra of that name."""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Optional
+from typing import Optional
 
+from ldm_vae.config.names import BestMetric, CheckpointingLevel, MixedPrecision, Optimizer, Schedule, WhenUseful
 from ldm_vae.config.rules import require
 
 
@@ -18,16 +19,14 @@ class TrainConfig:
     """Images that a process holds at once; accumulation follows. None: batch_size over the processes."""
     max_train_steps: int = 250000
     """Updates in all."""
-    optimizer: Literal["adamw", "muon"] = "adamw"
+    optimizer: Optimizer = "adamw"
     """Of the autoencoder. `muon` orthogonalises the update of each inner convolution and attention weight and leaves
     the rest to AdamW; it needs the extra of that name. The discriminator's is AdamW always."""
     learning_rate: float = 5.4e-5
     """Peak learning rate of the autoencoder."""
     disc_learning_rate: Optional[float] = None
     """Peak learning rate of the discriminator; none: the autoencoder's."""
-    lr_scheduler: Literal[
-        "constant", "constant_with_warmup", "constant_with_decay", "linear", "cosine", "polynomial"
-    ] = "constant"
+    lr_scheduler: Schedule = "constant"
     """Schedule, by diffusers' names; `constant_with_decay` is ours: constant, then linear to 0 at the end."""
     lr_decay_fraction: float = 0.4
     """Last part of the updates, over which `constant_with_decay` falls."""
@@ -43,18 +42,18 @@ class TrainConfig:
     """Decoupled weight decay."""
     max_grad_norm: float = 1.0
     """Largest norm of the autoencoder's gradient, and of the discriminator's; 0: no clipping."""
-    mixed_precision: Literal["auto", "no", "bf16"] = "auto"
+    mixed_precision: MixedPrecision = "auto"
     """bf16 autocast of the convolutions; `auto`: where the hardware has it; `no`: float32, by torch's default with
     TF32 products in the convolutions of GPUs that have it. Weights are float32 always."""
     ema_decay: float = 0.9999
     """Decay of the float32 average of the weights, which is what is validated and exported; 0: none."""
-    gradient_checkpointing: Literal["none", "blocks", "full"] = "none"
+    gradient_checkpointing: CheckpointingLevel = "none"
     """Recompute activations in the backward: of each residual and attention block, or of each level and in it of each
     block."""
     memory_budget_gib: Optional[float] = None
     """Most memory a process may use on its device. Where one is given, gradient_checkpointing is raised as far as a
     measured estimate says it takes."""
-    compile: Literal["auto", "on", "off"] = "auto"
+    compile: WhenUseful = "auto"
     """torch.compile of the networks; `auto`: on CUDA."""
     deterministic: bool = False
     """Deterministic kernels only (CUDA): a resumed run is then bit-equal there too, and slower."""
@@ -62,7 +61,7 @@ class TrainConfig:
     """Updates between lines in metrics.jsonl and the tracker."""
     validation_steps: int = 5000
     """Updates between validations and sample grids."""
-    best_metric: Literal["auto", "psnr", "ssim", "perceptual"] = "auto"
+    best_metric: BestMetric = "auto"
     """What makes a checkpoint the best one; `auto`: the perceptual distance if there is one, else PSNR."""
     checkpointing_steps: int = 5000
     """Updates between checkpoints."""

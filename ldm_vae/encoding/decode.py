@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ldm_vae.config.commands import DecodeOptions
+from ldm_vae.config.commands.decode import DecodeOptions
 from ldm_vae.config.rules import require
 from ldm_vae.images.transforms import to_image
 from ldm_vae.latents.dataset import LatentDataset

@@ -13,12 +13,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ldm_vae.config.commands import EncodeOptions
+from ldm_vae.config.commands.encode import EncodeOptions
 from ldm_vae.encoding.buckets import Numbering, Size, bucket_groups, bucket_sizes, read_headers
 from ldm_vae.encoding.plan import check_sizes, latent_shape, make_plan, make_preprocessing
 from ldm_vae.encoding.preprocessing import WORKER_TIMEOUT_SECONDS, EncodingImages, ImageBatch
 from ldm_vae.encoding.stream_work import StreamWork
-from ldm_vae.encoding.verify import VerifyReport, verify
 from ldm_vae.encoding.work import Work, open_output
 from ldm_vae.encoding.writer import EncodedBatch, ShardWriter
 from ldm_vae.images.collection import ImageCollection, open_collection
@@ -65,11 +64,6 @@ class EncodeSummary:
         )
 
 
-def encode_or_verify(options: EncodeOptions) -> EncodeSummary | VerifyReport:
-    """What the command does: `verify` where that is asked for, else `encode`."""
-    return encode(options) if options.verify is None else verify(options)
-
-
 def encode(options: EncodeOptions) -> EncodeSummary:
     """Encode a collection, or do what is left of it.
 
@@ -78,8 +72,6 @@ def encode(options: EncodeOptions) -> EncodeSummary:
     Raises:
         ValueError: naming the option, for what a user can mend.
     """
-    assert options.vae is not None
-    assert options.data is not None
     autoencoder = load_autoencoder(options.vae, field="--vae")
     check_sizes(options, autoencoder=autoencoder)
     open_images = open_stream if options.streaming else open_collection

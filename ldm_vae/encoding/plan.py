@@ -7,7 +7,7 @@ from typing import Any
 
 from diffusers import AutoencoderKL
 
-from ldm_vae.config.commands import EncodeOptions
+from ldm_vae.config.commands.encode import EncodeOptions
 from ldm_vae.config.rules import require
 from ldm_vae.encoding.buckets import Size
 from ldm_vae.encoding.preprocessing import Preprocessing

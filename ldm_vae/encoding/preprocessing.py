@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ldm_vae.config.names import DetectChanges
 from ldm_vae.encoding.buckets import ImageKey, ShardImages, Size, covering_box
 from ldm_vae.images.collection import ImageCollection
 from ldm_vae.images.decoding import UnreadableImage
@@ -21,7 +22,6 @@ from ldm_vae.latents.shards import Row
 from ldm_vae.system.randomness import sample_rng
 from ldm_vae.system.workers import load
 
-DetectChanges = Literal["mtime", "digest", "off"]
 WORKER_TIMEOUT_SECONDS = 600.0
 
 

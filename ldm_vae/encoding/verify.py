@@ -1,4 +1,4 @@
-"""`ldm-vae encode --verify`: is a folder of latents whole, and are its latents those of the images?"""
+"""`ldm-vae latents verify`: is a folder of latents whole, and are its latents those of the images?"""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ldm_vae.config.commands import EncodeOptions
+from ldm_vae.config.commands.latents import LatentsVerifyOptions
 from ldm_vae.config.rules import require
 from ldm_vae.encoding.buckets import ImageKey
 from ldm_vae.encoding.plan import make_preprocessing
@@ -54,15 +54,14 @@ class VerifyReport:
         return text
 
 
-def verify(options: EncodeOptions) -> VerifyReport:
+def verify(options: LatentsVerifyOptions) -> VerifyReport:
     """Check every shard against its digest and, with `deep`, encode a random few images again.
 
     Raises:
         LatentsDamaged: listing every problem.
         ValueError: the folder is no output of `ldm-vae encode`, or the VAE or data for `deep` don't belong to it.
     """
-    assert options.verify is not None
-    folder = Path(options.verify).expanduser()
+    folder = Path(options.latents).expanduser()
     with tqdm(unit="shard", desc="verify", dynamic_ncols=True, disable=None) as bar:
         problems = check_folder(folder, on_shard=bar.update)
     _raise(folder, problems)
@@ -85,21 +84,21 @@ def _raise(folder: Path, problems: list[Problem]) -> None:
         raise LatentsDamaged(f"{folder}: {counts}. {lines}. Remove what is named here and start the same encode again")
 
 
-def _encode_again(dataset: LatentDataset, options: EncodeOptions, problems: list[Problem]) -> list[float]:
+def _encode_again(dataset: LatentDataset, options: LatentsVerifyOptions, problems: list[Problem]) -> list[float]:
     """Encode a random few images, append what doesn't agree to `problems`, and return the relative errors."""
     assert options.vae is not None
     assert options.data is not None
     index = dataset.index
-    require("names" in index["data"], "--deep needs random access to the images, which a streamed source hasn't")
+    require("names" in index["data"], "deep needs random access to the images, which a streamed source hasn't")
     autoencoder = load_autoencoder(options.vae, field="--vae")
     require(
         fingerprint(autoencoder).whole == index["vae"]["fingerprint"],
-        f"--vae {options.vae} is not the autoencoder that {options.verify} was encoded with",
+        f"--vae {options.vae} is not the autoencoder that {options.latents} was encoded with",
     )
     collection = open_collection(options.data, split=options.split, image_column=options.image_column, field="--data")
     require(
         len(collection) == index["data"]["num_images"],
-        f"--data {options.data} has {len(collection)} images; {options.verify} was made from "
+        f"--data {options.data} has {len(collection)} images; {options.latents} was made from "
         f"{index['data']['num_images']}",
     )
     precision = index["preprocessing"]["precision"]

@@ -10,8 +10,9 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from ldm_vae.config.names import DetectChanges
 from ldm_vae.encoding.buckets import Numbering
-from ldm_vae.encoding.preprocessing import DetectChanges, EncodingImages, ImageBatch, shard_batches, source_stamp
+from ldm_vae.encoding.preprocessing import EncodingImages, ImageBatch, shard_batches, source_stamp
 from ldm_vae.latents.shards import (
     HEADERS,
     INDEX,

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from ldm_vae.latents.shards import NO_LABEL, Plan, Row, ShardRecord, read_record, write_shard
 from ldm_vae.latents.statistics import ChannelMoments, Rounding
+from ldm_vae.models.precision import DTYPES
 
-STORED_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 QUEUED_BATCHES = 16
 
 
@@ -105,7 +105,7 @@ class ShardWriter:
             batch.ready.synchronize()
         shard = self._open.setdefault(batch.stem, _OpenShard())
         shard.rows += batch.rows
-        dtype = STORED_DTYPES[self._plan.dtype]
+        dtype = DTYPES[self._plan.dtype]
         stored = {name: values.to(dtype).contiguous() for name, values in batch.tensors.items()}
         for name, values in stored.items():
             _check_finite(values, batch=batch, dtype=self._plan.dtype)
@@ -130,7 +130,7 @@ class ShardWriter:
             tensors["labels"] = torch.tensor(labels, dtype=torch.int64)
         for name in tensor_names(mode=self._plan.mode, flip=self._plan.flip):
             parts = shard.tensors.pop(name, [])
-            empty = torch.zeros(0, *batch.shape, dtype=STORED_DTYPES[self._plan.dtype])
+            empty = torch.zeros(0, *batch.shape, dtype=DTYPES[self._plan.dtype])
             tensors[name] = torch.cat(parts) if parts else empty
         record = write_shard(
             self._folder, stem=batch.stem, plan=self._plan, tensors=tensors, rows=shard.rows,

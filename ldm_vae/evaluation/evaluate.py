@@ -10,7 +10,7 @@ import torch
 from diffusers import AutoencoderKL
 from PIL import Image
 
-from ldm_vae.config.commands import EvaluateOptions
+from ldm_vae.config.commands.evaluate import EvaluateOptions
 from ldm_vae.config.rules import require
 from ldm_vae.evaluation.features import load_set_features
 from ldm_vae.evaluation.grid import save_grid

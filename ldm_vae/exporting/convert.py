@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from ldm_vae.config.commands import ConvertOptions
+from ldm_vae.config.commands.convert import ConvertOptions
 from ldm_vae.models.layouts.ldm import (
     CONFIG_METADATA,
     check_fields,

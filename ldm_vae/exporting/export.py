@@ -12,7 +12,7 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from ldm_vae.config.commands import ExportOptions
+from ldm_vae.config.commands.export import ExportOptions
 from ldm_vae.config.rules import require
 from ldm_vae.evaluation.measure import (
     ReconstructionsMeasured,

@@ -14,17 +14,18 @@ from diffusers import AutoencoderKL
 from PIL import Image
 from torch import Tensor, nn
 
-from ldm_vae.config.commands import DType, ExportOptions
+from ldm_vae.config.commands.export import ExportOptions
+from ldm_vae.config.names import DType
 from ldm_vae.config.rules import require
 from ldm_vae.evaluation.grid import save_grid
 from ldm_vae.exporting.card import PICTURE, CardContent, model_card
 from ldm_vae.exporting.convert import whole_folder, write_ldm_file
 from ldm_vae.models.autoencoder import spatial_factor
 from ldm_vae.models.layouts.ldm import read_ldm_file
+from ldm_vae.models.precision import DTYPES
 from ldm_vae.system.files import sync_folder
 
 MEASUREMENTS = "measurements.json"
-_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _NOT_COMPARED = ("_name_or_path", "_diffusers_version", "_use_default_values")
 
 
@@ -57,7 +58,7 @@ def with_fields(autoencoder: AutoencoderKL, fields: Mapping[str, Any], *, dtype:
     config = {name: value for name, value in autoencoder.config.items() if not name.startswith("_")}
     copy = AutoencoderKL.from_config({**config, **fields})
     copy.load_state_dict(autoencoder.state_dict())
-    return nn.Module.to(copy, _DTYPES[dtype]).eval()
+    return nn.Module.to(copy, DTYPES[dtype]).eval()
 
 
 def variant(options: ExportOptions) -> str | None:
@@ -71,7 +72,7 @@ def write_weights(exported: AutoencoderKL, place: Path, *, options: ExportOption
     Raises:
         RuntimeError: something differs; a single file is then removed again.
     """
-    dtype = _DTYPES[options.dtype]
+    dtype = DTYPES[options.dtype]
     if options.format == "diffusers":
         exported.save_pretrained(place, variant=variant(options))
         read = AutoencoderKL.from_pretrained(

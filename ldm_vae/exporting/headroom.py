@@ -18,13 +18,14 @@ from torch import Tensor, nn
 
 from ldm_vae.metrics.reconstruction import psnr, to_pixels
 from ldm_vae.models.autoencoder import encode_moments
+from ldm_vae.models.precision import DTYPES
 
 FLOAT16_LIMIT = torch.finfo(torch.float16).max
 MARGIN = 4.0
 """Other pictures reach further than the measured ones: float16 needs so many times their largest magnitude."""
 ONE_LEVEL_PSNR = 20 * math.log10(255)
 """PSNR of a root mean square error of one 8-bit level, 48.1 dB."""
-_HALF_TYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+_HALF_TYPES = ("float16", "bfloat16")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +87,7 @@ def measure_precision(autoencoder: AutoencoderKL, batches: Iterable[Tensor]) -> 
     Raises:
         ValueError: there is no image.
     """
-    halves = {name: nn.Module.to(copy.deepcopy(autoencoder), dtype) for name, dtype in _HALF_TYPES.items()}
+    halves = {name: nn.Module.to(copy.deepcopy(autoencoder), DTYPES[name]) for name in _HALF_TYPES}
     magnitudes: dict[str, Tensor] = {}
     compared: dict[str, list[_Comparison]] = {name: [] for name in halves}
     for images in batches:

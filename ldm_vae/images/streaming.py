@@ -17,11 +17,11 @@ from datasets.distributed import split_dataset_by_node
 from PIL import Image
 from torch.utils.data import IterableDataset
 
+from ldm_vae.config.names import Crop
 from ldm_vae.images.collection import cell_content, cell_name
 from ldm_vae.images.decoding import UnreadableImage, read_crop
 from ldm_vae.images.sources import SourceRequest, open_source
 from ldm_vae.images.training import Augmentation, SkippedImage, TrainingSample
-from ldm_vae.images.transforms import Crop
 from ldm_vae.system.randomness import sample_rng
 
 _SHARDS_OF_A_FOLDER = 64

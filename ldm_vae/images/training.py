@@ -11,9 +11,10 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ldm_vae.config.names import Crop
 from ldm_vae.images.collection import ImageCollection
 from ldm_vae.images.decoding import UnreadableImage
-from ldm_vae.images.transforms import Box, Crop, crop_box, to_tensor
+from ldm_vae.images.transforms import Box, crop_box, to_tensor
 from ldm_vae.system.randomness import sample_index, sample_rng
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-Crop: TypeAlias = Literal["random_resized", "random", "center"]
+from ldm_vae.config.names import Crop
 
 Box: TypeAlias = tuple[float, float, float, float]
 """(left, top, right, bottom) in pixels of the upright picture; fractions are allowed."""

@@ -8,7 +8,7 @@ import json
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from diffusers import AutoencoderKL
@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ldm_vae.config.model import ModelConfig
+from ldm_vae.config.names import CheckpointingLevel
 from ldm_vae.config.rules import require
 from ldm_vae.models.blocks import speed_up_blocks
 from ldm_vae.models.initialisation import quiet_
@@ -283,7 +284,6 @@ def decode_features(autoencoder: AutoencoderKL, latents: Tensor) -> Tensor:
     return decoder.conv_act(decoder.conv_norm_out(hidden))
 
 
-CheckpointingLevel = Literal["none", "blocks", "full"]
 _BLOCKS = (ResnetBlock2D, Attention, Upsample2D, Downsample2D)
 _LEVELS = (DownEncoderBlock2D, AttnDownEncoderBlock2D, UNetMidBlock2D, UpDecoderBlock2D, AttnUpDecoderBlock2D)
 _CHECKPOINTED: dict[CheckpointingLevel, tuple[type[nn.Module], ...]] = {

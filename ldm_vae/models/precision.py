@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 
-MixedPrecision = Literal["auto", "no", "bf16"]
+from ldm_vae.config.names import MixedPrecision
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+"""torch's types by the names that settings take."""
 
 
 def use_bf16(mixed_precision: MixedPrecision, *, device: torch.device) -> bool:

@@ -11,9 +11,10 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
+from ldm_vae.config.names import CheckpointingLevel
 from ldm_vae.config.rules import require
 from ldm_vae.config.run import Config
-from ldm_vae.models.autoencoder import CheckpointingLevel, checkpoint_activations
+from ldm_vae.models.autoencoder import checkpoint_activations
 from ldm_vae.system.memory import release_freed_memory
 from ldm_vae.training.step import TrainingStep
 

@@ -15,7 +15,9 @@ import torchvision
 import yaml
 from accelerate import Accelerator
 
-from ldm_vae.config.commands import ConvertOptions, EvaluateOptions, ExportOptions
+from ldm_vae.config.commands.convert import ConvertOptions
+from ldm_vae.config.commands.evaluate import EvaluateOptions
+from ldm_vae.config.commands.export import ExportOptions
 from ldm_vae.config.data import DataConfig
 from ldm_vae.config.loss import LossConfig
 from ldm_vae.config.model import ModelConfig

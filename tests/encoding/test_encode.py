@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ldm_vae.config.commands import EncodeOptions
+from ldm_vae.config.commands.encode import EncodeOptions
 from ldm_vae.encoding.encode import encode
 from ldm_vae.images.decoding import UnreadableImage
 from ldm_vae.latents.dataset import LatentDataset
@@ -237,11 +237,9 @@ def test_latents_that_overflow_are_refused_by_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"output": None}, "--output is missing"),
         ({"shard_size": 0}, "--shard_size is 0; it must be positive"),
         ({"resolution": 100, "buckets": True}, "--bucket_step is 64, which does not divide --resolution 100"),
         ({"buckets": True, "streaming": True}, "--buckets needs all headers first"),
-        ({"deep": True}, "--deep goes with --verify DIR"),
     ],
 )
 def test_wrong_options_are_named(wrong: dict, message: str) -> None:

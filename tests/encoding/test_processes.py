@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ldm_vae.config.commands import EncodeOptions
+from ldm_vae.config.commands.encode import EncodeOptions
 from ldm_vae.latents.dataset import LatentDataset
 from tests.encodings import contents, finish, options, save_vae, start_encodes
 from tests.pictures import save_pictures

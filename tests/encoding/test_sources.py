@@ -9,9 +9,10 @@ import pytest
 import torch
 from datasets import Dataset, Features, Image, Value
 
-from ldm_vae.config.commands import EncodeOptions
+from ldm_vae.config.commands.latents import LatentsVerifyOptions
 from ldm_vae.encoding.buckets import bucket_sizes, covering_box
-from ldm_vae.encoding.encode import encode, encode_or_verify
+from ldm_vae.encoding.encode import encode
+from ldm_vae.encoding.verify import verify
 from ldm_vae.latents.dataset import LatentDataset
 from tests.encodings import contents, finish, moments, options, save_vae, square, start_encodes
 from tests.pictures import picture
@@ -61,7 +62,7 @@ def test_buckets_hold_one_shape_a_shard(vae: str, tmp_path: Path) -> None:
     changed = LatentDataset(tmp_path / "out", normalize="none")
     line = next(line for line in changed.rows() if line["source"] == "0.png")
     assert changed.shape(line["row"]) == (4, 10, 6)
-    encode_or_verify(EncodeOptions(verify=str(tmp_path / "out"), deep=True, vae=vae, data=str(data)))
+    verify(LatentsVerifyOptions(latents=str(tmp_path / "out"), deep=True, vae=vae, data=str(data)))
     fresh = options(vae, str(data), tmp_path / "fresh", buckets=True, bucket_step=4, shard_size=3)
     encode(fresh)
     assert contents(tmp_path / "fresh") == contents(tmp_path / "out")

@@ -1,4 +1,4 @@
-"""`encode --verify`: every way in which a folder of latents can be wrong."""
+"""`latents verify`: every way in which a folder of latents can be wrong."""
 
 import json
 import shutil
@@ -8,9 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ldm_vae.config.commands import EncodeOptions
-from ldm_vae.encoding.encode import encode, encode_or_verify
-from ldm_vae.encoding.verify import LatentsDamaged, VerifyReport
+from ldm_vae.config.commands.latents import LatentsVerifyOptions
+from ldm_vae.encoding.encode import encode
+from ldm_vae.encoding.verify import LatentsDamaged, verify
 from ldm_vae.latents.check import check_folder
 from ldm_vae.latents.shards import Plan, assemble_index, read_record, write_shard
 from tests.encodings import options, save_vae
@@ -44,8 +44,7 @@ def found(folder: Path) -> set[tuple[str, str]]:
 
 
 def test_a_whole_folder(folder: Path, vae: str, photos: str) -> None:
-    report = encode_or_verify(EncodeOptions(verify=str(folder), deep=True, vae=vae, data=photos))
-    assert isinstance(report, VerifyReport)
+    report = verify(LatentsVerifyOptions(latents=str(folder), deep=True, vae=vae, data=photos))
     assert (report.num_rows, report.num_shards, report.deep_images) == (10, 3, 10)
     assert report.largest_error < 1e-4
 
@@ -62,7 +61,7 @@ def test_truncated_flipped_missing_duplicate_and_foreign_shards(
     shard.write_bytes(flipped)
     assert found(folder) == {("damaged", shard.name)}
     with pytest.raises(LatentsDamaged, match=r"1 damaged\. damaged: latents-00000\.safetensors: its digest"):
-        encode_or_verify(EncodeOptions(verify=str(folder)))
+        verify(LatentsVerifyOptions(latents=str(folder)))
     shard.unlink()
     assert found(folder) == {("missing", shard.name)}
     shutil.copy(folder / "latents-00001.safetensors", shard)
@@ -131,7 +130,7 @@ def test_deep_finds_latents_of_other_images(folder: Path, vae: str, photos: str,
     assemble_index(folder, plan=plan, stems=stems)
     assert found(folder) == set()
     with pytest.raises(LatentsDamaged, match=r"row 0 is not what 0000\.png encodes to"):
-        encode_or_verify(EncodeOptions(verify=str(folder), deep=True, vae=vae, data=photos))
+        verify(LatentsVerifyOptions(latents=str(folder), deep=True, vae=vae, data=photos))
     other = save_vae(tmp_path / "vae", seed=1)
     with pytest.raises(ValueError, match="is not the autoencoder that"):
-        encode_or_verify(EncodeOptions(verify=str(folder), deep=True, vae=other, data=photos))
+        verify(LatentsVerifyOptions(latents=str(folder), deep=True, vae=other, data=photos))

@@ -14,7 +14,7 @@ from diffusers import AutoencoderKL
 from PIL import Image
 from torchmetrics.image.fid import NoTrainInceptionV3
 
-from ldm_vae.config.commands import EvaluateOptions
+from ldm_vae.config.commands.evaluate import EvaluateOptions
 from ldm_vae.evaluation.evaluate import EvaluateSummary, evaluate
 from ldm_vae.evaluation.features import SetFeatures, load_set_features
 from ldm_vae.evaluation.measure import ReconstructionResult
@@ -163,7 +163,8 @@ def test_two_processes_find_what_one_finds(vaes: list[str], photos: Path, tmp_pa
                "perceptual": "none", "num_workers": 0}  # fmt: skip
     script = tmp_path / "script.py"
     script.write_text(
-        "from ldm_vae.evaluation.evaluate import evaluate\nfrom ldm_vae.config.commands import EvaluateOptions\n"
+        "from ldm_vae.evaluation.evaluate import evaluate\n"
+        "from ldm_vae.config.commands.evaluate import EvaluateOptions\n"
         f"if __name__ == '__main__':\n    evaluate(EvaluateOptions(**{options!r}))\n"
     )
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}

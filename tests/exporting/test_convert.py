@@ -23,7 +23,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ldm_vae.config.commands import ConvertOptions
+from ldm_vae.config.commands.convert import ConvertOptions
 from ldm_vae.exporting.convert import WEIGHTS_NAME, convert, write_diffusers_folder
 from ldm_vae.models.layouts.ldm import diffusers_state_dict, infer_config, ldm_state_dict, read_ldm_file
 

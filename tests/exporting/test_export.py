@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import ldm_vae.exporting.files
-from ldm_vae.config.commands import ExportOptions
+from ldm_vae.config.commands.export import ExportOptions
 from ldm_vae.config.data import DataConfig
 from ldm_vae.config.loss import LossConfig
 from ldm_vae.config.model import ModelConfig
@@ -299,7 +299,7 @@ def test_two_processes_measure_what_one_measures(run: Path, tmp_path: Path) -> N
     options = {"run": str(run), "output": str(tmp_path / "both"), "num_workers": 0}
     script = tmp_path / "script.py"
     script.write_text(
-        "from ldm_vae.exporting.export import export\nfrom ldm_vae.config.commands import ExportOptions\n"
+        "from ldm_vae.exporting.export import export\nfrom ldm_vae.config.commands.export import ExportOptions\n"
         f"if __name__ == '__main__':\n    export(ExportOptions(**{options!r}))\n"
     )
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}

@@ -16,7 +16,7 @@ from diffusers import AutoencoderKL, DiffusionPipeline
 from PIL import Image
 from torch import Tensor
 
-from ldm_vae.config.commands import ConvertOptions
+from ldm_vae.config.commands.convert import ConvertOptions
 from ldm_vae.exporting.convert import convert, write_diffusers_folder
 from ldm_vae.exporting.pipelines import pipeline_check
 from tests.exporting.tiny_pipelines import (

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from ldm_vae.config.commands import LatentsExportOptions
+from ldm_vae.config.commands.latents import LatentsExportOptions
 from ldm_vae.encoding.encode import encode
 from ldm_vae.latents.dataset import LatentDataset
 from ldm_vae.latents.layouts.export import export_latents, kohya_crop

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ldm_vae.config.commands import ExportOptions
+from ldm_vae.config.commands.export import ExportOptions
 from ldm_vae.exporting.export import export
 from tests.training.launching import drive, largest_difference, last_checkpoint, metrics, start, torchrun
 

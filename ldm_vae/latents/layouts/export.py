@@ -18,7 +18,7 @@ import torch
 from datasets import Array3D, Dataset, Features, List, Value
 from tqdm import tqdm
 
-from ldm_vae.config.commands import LatentsExportOptions
+from ldm_vae.config.commands.latents import LatentsExportOptions
 from ldm_vae.config.rules import require
 from ldm_vae.latents.dataset import NO_LABEL, LatentDataset
 from ldm_vae.latents.shards import dump_json

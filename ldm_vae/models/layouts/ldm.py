@@ -12,7 +12,6 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
+from ldm_vae.config.names import did_you_mean
 from ldm_vae.models.layouts.ldm_names import (
     MID_ATTENTION,
     canonical_names,
@@ -216,8 +216,7 @@ def check_fields(config: Mapping[str, Any]) -> None:
     known = list(inspect.signature(AutoencoderKL.__init__).parameters)
     for name in config:
         if not name.startswith("_") and name not in known:
-            near = get_close_matches(name, known, n=1)
-            raise ValueError(f"config has no field {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+            raise ValueError(f"config has no field '{name}'{did_you_mean(name, known)}")
 
 
 def _find_prefix(file: WeightFile) -> str:

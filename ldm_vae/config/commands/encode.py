@@ -1,0 +1,71 @@
+"""Options of `ldm-vae encode`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Optional
+
+from ldm_vae.config.commands.shared import ReadsImages, RunsAutoencoder
+from ldm_vae.config.names import DetectChanges, DType, LatentsMode
+from ldm_vae.config.rules import require
+
+
+@dataclass(kw_only=True)
+class EncodeOptions(ReadsImages, RunsAutoencoder):
+    """Encode images into shards of latents, one row an image.
+
+    Any number of processes, on any number of nodes that share the output folder, may run the same command: they divide
+    the shards among themselves. An interrupted encode is finished by starting it again, with any number of processes.
+    """
+
+    vae: str
+    """Folder, hub id or single file of the autoencoder."""
+    data: str
+    """Folder of images, hub id, parquet or webdataset files."""
+    output: str
+    """Folder of the shards; an interrupted one is finished."""
+    split: Optional[str] = None
+    """Split of the data; none: `train`, or the only one."""
+    streaming: bool = False
+    """Read the data as a stream, without a local copy: processes share it by input file, shards follow the input
+    files, and sources that changed are not found."""
+    resolution: int = 256
+    """Short side is resized to this and the centre is cropped to a square, in pixels."""
+    buckets: bool = False
+    """Keep aspect ratios: each image is resized and cropped to the nearest of a set of sizes with at most resolution²
+    pixels, and images are numbered bucket by bucket, so that a shard holds one shape."""
+    bucket_step: int = 64
+    """Sides of the buckets are multiples of this, in pixels."""
+    bucket_max_aspect: float = 2.0
+    """Longest side of a bucket over its shortest."""
+    mode: LatentsMode = "moments"
+    """Store mean and std, the mean alone, or one sample of the posterior."""
+    flip: bool = False
+    """Store the mirrored images' latents too, beside the others (`mean_flip` and so on)."""
+    shard_size: int = 1024
+    """Images a shard: sample i is in shard i // shard_size."""
+    dtype: DType = "float16"
+    """Type of the stored latents."""
+    batch_size: int = 8
+    """Images encoded at once."""
+    seed: int = 0
+    """Seed of the posterior samples (mode sample)."""
+    detect_changes: DetectChanges = "mtime"
+    """How source files that changed since they were encoded are found, to be encoded again: by size and time of
+    change, by SHA-256 (reads every source at each start, and sees into parquet and tar files), or not at all."""
+    lease_seconds: float = 120.0
+    """A shard of a process that was lost on another node is taken over after so long."""
+    overwrite: bool = False
+    """Replace what the output holds."""
+
+    def __post_init__(self) -> None:
+        for name in ("resolution", "bucket_step", "shard_size", "batch_size", "lease_seconds"):
+            require(getattr(self, name) > 0, f"--{name} is {getattr(self, name)}; it must be positive")
+        require(self.bucket_max_aspect >= 1, f"--bucket_max_aspect is {self.bucket_max_aspect}; it can't be below 1")
+        require(not (self.buckets and self.streaming), "--buckets needs all headers first, so it can't be --streaming")
+        require(
+            not self.buckets or self.resolution % self.bucket_step == 0,
+            f"--bucket_step is {self.bucket_step}, which does not divide --resolution {self.resolution}",
+        )
+        for name in ("num_workers", "seed"):
+            require(getattr(self, name) >= 0, f"--{name} is {getattr(self, name)}; it can't be negative")

@@ -1,0 +1,68 @@
+"""Options of `ldm-vae export`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Optional
+
+from ldm_vae.config.commands.shared import ReadsImages
+from ldm_vae.config.names import DType, FileLayout, PipelineKind, Weights
+from ldm_vae.config.rules import require, require_positive
+
+
+@dataclass(kw_only=True)
+class ExportOptions(ReadsImages):
+    """Export a run's autoencoder for diffusers, with its latent scaling and its 16-bit headroom measured."""
+
+    run: str
+    """Folder of the run."""
+    output: str
+    """Folder (diffusers) or .safetensors file (ldm) to write."""
+    checkpoint: str = "latest"
+    """Name of a checkpoint, `latest` or `best`."""
+    weights: Weights = "ema"
+    """The averaged weights or the last ones."""
+    dtype: DType = "float32"
+    """Type of the stored weights; float16 is written as diffusers' `fp16` variant."""
+    format: FileLayout = "diffusers"
+    """Folder that diffusers loads, or single file for ComfyUI and A1111."""
+    target: PipelineKind = "sd"
+    """Pipelines that are to read the scaling (`--for`): sd3 and flux always get a shift_factor."""
+    shift: bool = False
+    """Measure a shift_factor for sd and sdxl too; their pipelines ignore it, LatentDataset and encode_images don't."""
+    per_channel: bool = False
+    """For sdxl with 4 latent channels: normalise each channel, with latents_mean and latents_std."""
+    data: Optional[str] = None
+    """Images to measure on; none: the run's training images for the scaling, its validation images for the rest."""
+    split: Optional[str] = None
+    """Split of `data`; none: `train`, or the only one."""
+    num_images: int = 1000
+    """At most so many images are measured, spread over the collection."""
+    batch_size: int = 8
+    """Images at once."""
+    repair: bool = False
+    """Where activations overflow float16, rescale the weights so that they don't, if the reconstruction stays."""
+    license: Optional[str] = None
+    """Licence for the model card, by the hub's names, such as apache-2.0."""
+    push_to_hub: Optional[str] = None
+    """Hub id to upload the export to, with the token of `hf auth login` or HF_TOKEN."""
+    private: bool = True
+    """Make the hub's repository private, where the upload creates it."""
+    overwrite: bool = False
+    """Replace an earlier export in the output."""
+
+    def __post_init__(self) -> None:
+        require_positive(self, "num_images", "batch_size")
+        require(self.num_workers >= 0, f"num_workers is {self.num_workers}; it can't be negative")
+        require(
+            not self.per_channel or self.target == "sdxl",
+            f"per_channel is for sdxl, whose pipelines read latents_mean and latents_std; {self.target}'s don't",
+        )
+        require(
+            self.data is not None or (self.split is None and self.image_column is None),
+            "split and image_column describe data; without it the run's own settings count",
+        )
+        require(
+            self.push_to_hub is None or self.format == "diffusers",
+            "push_to_hub uploads a diffusers folder; export it with format diffusers",
+        )

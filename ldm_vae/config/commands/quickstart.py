@@ -1,0 +1,18 @@
+"""Options of `ldm-vae quickstart`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Optional
+
+
+@dataclass(kw_only=True)
+class QuickstartOptions:
+    """Train a small VAE, export it, encode, decode and evaluate: the whole path, with nothing to download."""
+
+    output: str = "runs/quickstart"
+    """Folder for all results."""
+    data: Optional[str] = None
+    """Images to train on; none: photographs that scikit-image carries."""
+    overwrite: bool = False
+    """Replace an earlier quickstart in the output folder."""

@@ -1,0 +1,30 @@
+"""Options that several commands share: each command's dataclass inherits those it takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Optional
+
+from ldm_vae.config.names import MixedPrecision
+
+
+@dataclass(kw_only=True)
+class ReadsImages:
+    """How a collection of images is read."""
+
+    image_column: Optional[str] = None
+    """Column that holds the images. Without it the only image column of the data is taken."""
+    num_workers: int = 2
+    """Decoding processes of each process. With 0 a process decodes by itself."""
+    strict: bool = False
+    """Stop at the first unreadable image instead of skipping, counting and listing it."""
+
+
+@dataclass(kw_only=True)
+class RunsAutoencoder:
+    """How an autoencoder is run."""
+
+    mixed_precision: MixedPrecision = "auto"
+    """Precision of the convolutions. `auto` takes bf16 where the hardware has it."""
+    tile: bool = False
+    """Work on overlapping tiles of each image, for images that don't fit in memory. The result isn't the same."""

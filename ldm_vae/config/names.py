@@ -1,0 +1,50 @@
+"""The words that settings take: each set of names once, and the nearest name to a mistyped one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+from typing import Literal
+
+DType = Literal["float32", "float16", "bfloat16"]
+MixedPrecision = Literal["auto", "no", "bf16"]
+WhenUseful = Literal["auto", "on", "off"]
+Weights = Literal["ema", "raw"]
+FileLayout = Literal["diffusers", "ldm"]
+PipelineKind = Literal["sd", "sdxl", "sd3", "flux"]
+LatentsLayout = Literal["lightningdit", "kohya", "parquet", "webdataset"]
+LatentsMode = Literal["moments", "mean", "sample"]
+DetectChanges = Literal["mtime", "digest", "off"]
+Crop = Literal["random_resized", "random", "center"]
+Init = Literal["torch", "quiet"]
+PixelDistance = Literal["l1", "l2"]
+Perceptual = Literal["none", "lpips_vgg", "lpips_alex", "lpips_squeeze", "efficientnet_lite0"]
+PerceptualChoice = Literal["auto", "none", "lpips_vgg", "lpips_alex", "lpips_squeeze", "efficientnet_lite0"]
+DiscriminatorLoss = Literal["hinge", "vanilla"]
+DiscriminatorNorm = Literal["group", "batch"]
+AdaptiveWeight = Literal["lagged", "same_step", "off"]
+Optimizer = Literal["adamw", "muon"]
+Schedule = Literal["constant", "constant_with_warmup", "constant_with_decay", "linear", "cosine", "polynomial"]
+CheckpointingLevel = Literal["none", "blocks", "full"]
+BestMetric = Literal["auto", "psnr", "ssim", "perceptual"]
+Tracker = Literal["none", "tensorboard", "wandb"]
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """Return the known name that a mistyped word is most like, or None where none is alike."""
+    close = get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return close[0] if close else None
+
+
+def did_you_mean(word: str, known: Iterable[str], *, otherwise: str = "") -> str:
+    """Return the end of a message about an unknown word: the nearest known name, else all of them.
+
+    Args:
+        word: What was typed.
+        known: The names there are.
+        otherwise: What they are called where none is alike and all are listed (`keys`); empty lists none.
+    """
+    known = list(known)
+    if close := nearest(word, known):
+        return f"; did you mean '{close}'?"
+    return f"; {otherwise}: {', '.join(known)}" if otherwise else ""
