@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator
@@ -25,11 +26,15 @@ from ldm_vae.models.autoencoder import load_autoencoder
 from ldm_vae.models.fingerprint import fingerprint
 from ldm_vae.models.inference import InferenceAutoencoder, local_device
 from ldm_vae.models.precision import use_bf16
-from ldm_vae.system.files import whole_or_absent, write_whole
+from ldm_vae.system.files import whole_or_absent
+from ldm_vae.system.outputs import DECODED, OutputFolder, is_marked
+from ldm_vae.system.paths import LONGEST_NAME
 
-PICTURES = "pictures.jsonl"
+PICTURES = DECODED.mark
 _WRITING_THREADS = 4
 _UNWRITTEN = 64
+_LONGEST_PATH = 1000
+"""Bytes of a picture's path within the folder; systems take 1024 or 4096 for a whole path."""
 
 
 @dataclass(kw_only=True)
@@ -52,6 +57,8 @@ def decode(options: DecodeOptions) -> DecodeSummary:
     Raises:
         ValueError: naming the option, for what a user can mend.
     """
+    output = OutputFolder(options.output, kind=DECODED)
+    output.check(overwrite=options.overwrite)
     dataset = LatentDataset(Path(options.latents).expanduser(), normalize="none")
     autoencoder = load_autoencoder(options.vae, field="--vae")
     require(
@@ -67,8 +74,8 @@ def decode(options: DecodeOptions) -> DecodeSummary:
     )
     count = len(dataset) if options.num_images is None else min(options.num_images, len(dataset))
     names = picture_names([row for row, _ in zip(dataset.rows(), range(count), strict=False)])
-    folder = Path(options.output).expanduser()
-    _open_folder(folder, dataset=dataset, names=names, overwrite=options.overwrite)
+    folder = output.path
+    output.begin(names, mark=_listing(dataset, names), listed=_listed(folder))
     bf16 = use_bf16(options.mixed_precision, device=local_device())
     decoder = InferenceAutoencoder(autoencoder, bf16=bf16, tile=options.tile)
     with (
@@ -92,41 +99,56 @@ def decode(options: DecodeOptions) -> DecodeSummary:
 def picture_names(rows: list[dict[str, Any]]) -> list[str]:
     """Return a path within the output folder for each row of samples.jsonl: the source's, with .png for its suffix.
 
-    Where sources would share a name, also where a file system tells no case or composition of letters apart, all of
-    them get names by their numbers in the collection.
+    Where sources would share a name, also where a file system tells no case or composition of letters apart, where one
+    would be the folder of another, and where a name is longer than file systems take, they get names by their numbers
+    in the collection.
     """
     wanted = [str(PurePosixPath(*_safe_parts(row["source"])).with_suffix(".png")) for row in rows]
     keys = [unicodedata.normalize("NFC", name).casefold() for name in wanted]
     counts = Counter(keys)
+    folders = {str(parent) for key in keys for parent in PurePosixPath(key).parents}
     names = []
     for row, name, key in zip(rows, wanted, keys, strict=True):
         number = f"sample-{row['sample']:08d}.png"
-        while counts[key] > 1 and number in counts:
+        taken = counts[key] > 1 or key in folders or _is_too_long(name)
+        while taken and number in counts:
             number = f"_{number}"
-        names.append(name if counts[key] == 1 else number)
+        names.append(number if taken else name)
     return names
 
 
 def _safe_parts(source: str) -> list[str]:
     """Return the parts of a source's path, none of which leads out of a folder."""
-    parts = [part.strip("/\\\0") for part in source.replace("\\", "/").replace(":", "_").split("/")]
+    parts = [part.strip("/\\") for part in re.split(r"[/\\]", source.replace(":", "_").replace("\0", "_"))]
     parts = [part for part in parts if part not in ("", ".", "..")] or ["picture"]
     return [part if part.strip(".") else f"_{part}" for part in parts]
 
 
-def _open_folder(folder: Path, *, dataset: LatentDataset, names: list[str], overwrite: bool) -> None:
-    """Make the folder and list in it what pictures it will hold, so that they can be told from other things."""
-    folder.mkdir(parents=True, exist_ok=True)
-    if os.listdir(folder):
-        require(overwrite, f"--output {folder} holds other things; take an empty folder, or --overwrite")
-        if (folder / PICTURES).exists():
-            for line in (folder / PICTURES).read_bytes().splitlines():
-                (folder / json.loads(line)["picture"]).unlink(missing_ok=True)
+def _is_too_long(name: str) -> bool:
+    parts = [len(os.fsencode(part)) for part in name.split("/")]
+    return max(parts) > LONGEST_NAME or sum(parts) + len(parts) > _LONGEST_PATH
+
+
+def _listing(dataset: LatentDataset, names: list[str]) -> bytes:
+    """Return the lines of pictures.jsonl."""
     lines = [
         {"picture": name, "row": row, "sample": entry["sample"], "source": entry["source"]}
         for row, (name, entry) in enumerate(zip(names, dataset.rows(), strict=False))
     ]
-    write_whole(folder / PICTURES, b"".join(dump_json(line) for line in lines))
+    return b"".join(dump_json(line) for line in lines)
+
+
+def _listed(folder: Path) -> list[str]:
+    """Return the names that an earlier decode into the folder listed."""
+    if not is_marked(folder, DECODED):
+        return []
+    try:
+        return [str(json.loads(line)["picture"]) for line in (folder / PICTURES).read_bytes().splitlines()]
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(
+            f"{folder / PICTURES} is damaged, so it isn't known which pictures an earlier decode wrote; take another "
+            f"folder"
+        ) from None
 
 
 def _batches(dataset: LatentDataset, *, count: int, batch_size: int) -> Iterator[range]:

@@ -28,6 +28,7 @@ from ldm_vae.models.autoencoder import load_autoencoder
 from ldm_vae.models.inference import InferenceAutoencoder, local_device
 from ldm_vae.models.precision import use_bf16
 from ldm_vae.system.files import Leases, remove_temporaries
+from ldm_vae.system.outputs import LATENTS, OutputFolder
 
 _POLL_SECONDS = 0.5
 _TILE_WARNING = (
@@ -72,6 +73,7 @@ def encode(options: EncodeOptions) -> EncodeSummary:
     Raises:
         ValueError: naming the option, for what a user can mend.
     """
+    OutputFolder(options.output, kind=LATENTS).check_writable()
     autoencoder = load_autoencoder(options.vae, field="--vae")
     check_sizes(options, autoencoder=autoencoder)
     open_images = open_stream if options.streaming else open_collection

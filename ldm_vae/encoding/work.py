@@ -14,7 +14,6 @@ from ldm_vae.config.names import DetectChanges
 from ldm_vae.encoding.buckets import Numbering
 from ldm_vae.encoding.preprocessing import EncodingImages, ImageBatch, shard_batches, source_stamp
 from ldm_vae.latents.shards import (
-    HEADERS,
     INDEX,
     PLAN,
     SAMPLES,
@@ -26,10 +25,10 @@ from ldm_vae.latents.shards import (
     read_record,
 )
 from ldm_vae.system.files import Leases, write_whole
+from ldm_vae.system.outputs import LATENTS, OutputFolder
 
 _OVERWRITE = "overwrite"
 _SHARDS = "latents-*"
-_OURS = (PLAN, INDEX, SAMPLES, SKIPPED, HEADERS)
 _POLL_SECONDS = 0.2
 _REPLACE_SECONDS = 60.0
 
@@ -45,11 +44,7 @@ def open_output(folder: Path, *, plan: Plan, overwrite: bool, leases: Leases) ->
     if overwrite and _read_plan(folder) is not None:
         _replace(folder, plan=plan, leases=leases)
     if _read_plan(folder) is None:
-        others = sorted(name for name in os.listdir(folder) if not name.startswith("."))
-        if others and not overwrite:
-            raise ValueError(
-                f"--output {folder} holds other things ({others[0]}); take an empty folder, or --overwrite"
-            )
+        OutputFolder(folder, kind=LATENTS).check(overwrite=overwrite)
         _write_plan_first(folder, plan)
     check_plan(folder, plan=plan)
 
@@ -75,7 +70,7 @@ def _replace(folder: Path, *, plan: Plan, leases: Leases) -> None:
         time.sleep(_POLL_SECONDS)
     if leases.taken_elsewhere():
         raise busy
-    _clear(folder)
+    OutputFolder(folder, kind=LATENTS).clear(mark_first=True)
 
 
 def _read_plan(folder: Path) -> dict[str, Any] | None:
@@ -97,14 +92,6 @@ def _write_plan_first(folder: Path, plan: Plan) -> None:
         os.replace(leftover, folder / PLAN)
     finally:
         leftover.unlink(missing_ok=True)
-
-
-def _clear(folder: Path) -> None:
-    """Remove what an encode wrote, the plan first and nothing else."""
-    for path in (*(folder / name for name in _OURS), *folder.glob(f"{_SHARDS}.json")):
-        path.unlink(missing_ok=True)
-    for path in folder.glob(f"{_SHARDS}.safetensors"):
-        path.unlink(missing_ok=True)
 
 
 class Work:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import socket
 import threading
 import time
@@ -16,6 +17,8 @@ from types import TracebackType
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
+
+from ldm_vae.system.paths import LONGEST_NAME
 
 _TEMPORARY = ".tmp"
 _LEASE = ".lease"
@@ -43,7 +46,7 @@ def process_lives(pid: int) -> bool:
 def whole_or_absent(path: Path, *, sync: bool = True) -> Iterator[Path]:
     """Yield a temporary path in the folder of `path`. What is written there becomes `path` at once, or, where the
     block raises or the process dies, never; with `sync` that holds through a power failure too."""
-    temporary = path.with_name(f".{path.name}.{_host_tag()}-{os.getpid()}-{uuid.uuid4().hex[:8]}{_TEMPORARY}")
+    temporary = temporary_path(path)
     try:
         yield temporary
         if sync:
@@ -55,6 +58,19 @@ def whole_or_absent(path: Path, *, sync: bool = True) -> Iterator[Path]:
         raise
     if sync:
         sync_folder(path.parent)
+
+
+def temporary_path(path: Path) -> Path:
+    """Return a new hidden name beside `path` that tells which process it belongs to, for `remove_temporaries`. It is
+    never longer than a name may be: of a long one it takes the beginning."""
+    end = f".{_host_tag()}-{os.getpid()}-{uuid.uuid4().hex[:8]}{_TEMPORARY}"
+    name = os.fsencode(path.name)[: LONGEST_NAME - len(end) - 1].decode(errors="ignore")
+    return path.with_name(f".{name}{end}")
+
+
+def is_temporary(name: str) -> bool:
+    """Whether a name is one that `temporary_path` gives."""
+    return name.startswith(".") and name.endswith(_TEMPORARY) and name.count(".") > 2
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -88,17 +104,20 @@ def sync_folder(folder: Path) -> None:
 
 
 def remove_temporaries(folder: Path, *, older_than: float) -> None:
-    """Remove the temporary files of killed processes: those of this host's dead processes, and any that nobody has
-    written to for `older_than` seconds. Subfolders are left alone."""
+    """Remove the temporary files and folders of killed processes: those of this host's dead processes, and any that
+    nobody has written to for `older_than` seconds. Other subfolders are left alone."""
     for entry in os.scandir(folder):
-        if not (entry.name.startswith(".") and entry.name.endswith(_TEMPORARY)):
+        if not is_temporary(entry.name):
             continue
         tag, _, rest = entry.name.split(".")[-2].partition("-")
         pid = rest.partition("-")[0]
         with suppress(FileNotFoundError):
             dead = tag == _host_tag() and pid.isdigit() and not process_lives(int(pid))
-            if dead or time.time() - entry.stat().st_mtime > older_than:
-                os.unlink(entry.path)
+            if dead or time.time() - entry.stat(follow_symlinks=False).st_mtime > older_than:
+                if entry.is_dir(follow_symlinks=False):
+                    shutil.rmtree(entry.path)
+                else:
+                    os.unlink(entry.path)
 
 
 def sha256_file(path: Path) -> str:

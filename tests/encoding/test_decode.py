@@ -1,18 +1,22 @@
 """`decode` on a tiny autoencoder: pictures against diffusers itself, their names, and what is refused."""
 
 import json
+import unicodedata
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from ldm_vae.config.commands.decode import DecodeOptions
 from ldm_vae.encoding.decode import decode, picture_names
 from ldm_vae.encoding.encode import encode
 from ldm_vae.latents.dataset import LatentDataset
+from ldm_vae.system.paths import inside
 from tests.encodings import options, save_vae
 from tests.pictures import picture, save_pictures
 
@@ -69,6 +73,67 @@ def test_names() -> None:
         [{"source": s, "sample": i} for i, s in enumerate(["a.jpg", "a.png", "sample-00000000.jpg"])]
     )
     assert len(set(taken)) == 3
+    nested = picture_names([{"source": s, "sample": i} for i, s in enumerate(["a.jpg", "A.png/b.jpg"])])
+    assert nested == ["sample-00000000.png", "A.png/b.png"]  # a file can't be called as a folder
+    longest = "猫" * 80 + "x" * 11  # 251 bytes: with .png as long as a name may be
+    assert picture_names([{"source": longest + ".jpg", "sample": 0}]) == [longest + ".png"]
+    for source in (longest + "xxxxx", "d/" + "猫" * 85, "d/" * 600 + "a.png"):
+        assert picture_names([{"source": source, "sample": 7}]) == ["sample-00000007.png"]
+
+
+SOURCES = st.text(st.sampled_from("aA.é猫 /\\:\0\n~-") | st.characters(), max_size=20)
+
+
+@given(st.lists(SOURCES | st.sampled_from(["../../x.png", "/etc/x", "C:\\x", "..", "a\0/../b"]), max_size=8))
+def test_no_source_gives_a_name_outside_or_one_twice(sources: list[str]) -> None:
+    names = picture_names([{"source": source, "sample": i} for i, source in enumerate(sources)])
+    assert len({unicodedata.normalize("NFC", name).casefold() for name in names}) == len(names)
+    for name in names:
+        assert name.endswith(".png")
+        assert inside("/nowhere", name)
+
+
+def test_names_as_long_as_names_may_be_are_decoded(vae: str, tmp_path: Path) -> None:
+    names = ["猫" * 80 + ".png", "a" * 251 + ".png", "a.png"]
+    (tmp_path / "data").mkdir()
+    for i, name in enumerate(names):
+        picture(i).save(tmp_path / "data" / name)
+    encode(options(vae, str(tmp_path / "data"), tmp_path / "latents"))
+    decode(DecodeOptions(vae=vae, latents=str(tmp_path / "latents"), output=str(tmp_path / "out")))
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {*names, "pictures.jsonl"}
+
+
+def test_overwrite_removes_nothing_outside_whatever_is_listed(vae: str, latents: str, tmp_path: Path) -> None:
+    out, outside = tmp_path / "out", tmp_path / "mine.txt"
+    outside.write_text("kept")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "mine.txt").write_text("kept")
+    arguments = {"vae": vae, "latents": latents, "output": str(out), "overwrite": True}
+    decode(DecodeOptions(**arguments))
+    (out / "link").symlink_to(tmp_path / "elsewhere")
+    before = sorted(path.name for path in out.iterdir())
+    for name in ("../mine.txt", str(outside), "link/mine.txt", "a/../../mine.txt", "..\\mine.txt", "C:\\a", "\0", ""):
+        lines = [{"picture": "0001.png"}, {"picture": name}]
+        (out / "pictures.jsonl").write_text("\n".join(map(json.dumps, lines)))
+        with pytest.raises(ValueError, match=r"pictures\.jsonl: '.*; nothing outside .* is touched"):
+            decode(DecodeOptions(**arguments))
+        assert sorted(path.name for path in out.iterdir()) == before
+    (out / "pictures.jsonl").write_text('{"picture":')
+    with pytest.raises(ValueError, match="is damaged, so it isn't known which pictures an earlier decode wrote"):
+        decode(DecodeOptions(**arguments))
+    assert outside.read_text() == (tmp_path / "elsewhere" / "mine.txt").read_text() == "kept"
+
+
+def test_pictures_are_not_written_through_a_link(vae: str, tmp_path: Path) -> None:
+    (tmp_path / "data" / "x").mkdir(parents=True)
+    picture(0).save(tmp_path / "data" / "x" / "a.png")
+    encode(options(vae, str(tmp_path / "data"), tmp_path / "latents"))
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "x").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match=r"'x/a\.png' leads out of its folder through a link"):
+        decode(DecodeOptions(vae=vae, latents=str(tmp_path / "latents"), output=str(tmp_path / "out"), overwrite=True))
+    assert list((tmp_path / "elsewhere").iterdir()) == []
 
 
 def test_what_is_refused_and_what_is_replaced(vae: str, latents: str, tmp_path: Path) -> None:
@@ -76,10 +141,17 @@ def test_what_is_refused_and_what_is_replaced(vae: str, latents: str, tmp_path: 
     arguments = {"vae": vae, "latents": latents, "output": str(out)}
     decode(DecodeOptions(**arguments))
     (out / "mine.txt").write_text("kept")
-    with pytest.raises(ValueError, match="holds other things; take an empty folder, or --overwrite"):
+    with pytest.raises(
+        ValueError, match=r"holds other things \(pictures\.jsonl\); take an empty folder, or --overwrite"
+    ):
         decode(DecodeOptions(**arguments))
     decode(DecodeOptions(**arguments, num_images=2, overwrite=True))
     assert {path.name for path in out.iterdir()} == {"0000.png", "0001.png", "pictures.jsonl", "mine.txt"}
+
+    (out / "0000.png").rename(out / "0002.png")  # mine now, and a picture would be called so
+    with pytest.raises(ValueError, match=r"holds 0002\.png, which no decode wrote; take another folder"):
+        decode(DecodeOptions(**arguments, overwrite=True))
+    assert {path.name for path in out.iterdir()} == {"0001.png", "0002.png", "pictures.jsonl", "mine.txt"}
 
     other = save_vae(tmp_path / "vae", seed=1)
     with pytest.raises(ValueError, match="is not the autoencoder that"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-import os
+import json
 import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,17 +21,12 @@ from tqdm import tqdm
 from ldm_vae.config.commands.latents import LatentsExportOptions
 from ldm_vae.config.rules import require
 from ldm_vae.latents.dataset import NO_LABEL, LatentDataset
-from ldm_vae.latents.shards import dump_json
+from ldm_vae.latents.shards import SAMPLES, dump_json
 from ldm_vae.system.files import whole_or_absent, write_tensors
+from ldm_vae.system.outputs import LATENTS_EXPORT, OutputFolder, is_marked
+from ldm_vae.system.paths import inside
 
 _LINES_AT_ONCE = 10_000
-_WRITTEN = {
-    "lightningdit": ("latents_rank*_shard*.safetensors", "latents_stats.pt"),
-    "kohya": (),
-    "parquet": ("train-*-of-*.parquet",),
-    "webdataset": ("latents-*.tar",),
-}
-"""Files of each layout that an earlier export may have left."""
 
 
 @dataclass(kw_only=True)
@@ -59,16 +54,18 @@ def export_latents(options: LatentsExportOptions) -> LatentsExportSummary:
         Path(options.latents).expanduser(), sample=options.sample, normalize="none", seed=options.seed
     )
     require(len(dataset) > 0, f"--latents {options.latents} holds no rows")
-    folder = Path(options.output).expanduser()
-    folder.mkdir(parents=True, exist_ok=True)
-    if options.layout != "kohya":  # whose files lie beside the images
-        require(
-            options.overwrite or not os.listdir(folder),
-            f"--output {folder} holds other things; take an empty folder, or --overwrite",
-        )
-    for pattern in _WRITTEN[options.layout]:
-        for path in folder.glob(pattern):
-            path.unlink()
+    if options.layout == "lightningdit":
+        require(dataset.index["flip"], f"{dataset.directory} holds no mirrored latents, which lightningdit needs")
+        _require_one_shape(dataset, options)
+    output = OutputFolder(options.output, kind=LATENTS_EXPORT)
+    folder = output.path
+    if options.layout == "kohya":  # whose files lie beside the images
+        output.check_writable()
+    else:
+        output.check(overwrite=options.overwrite)
+        files = _file_names(options.layout, dataset=dataset)
+        mark = dump_json({"layout": options.layout, "files": files})
+        output.begin(files, mark=mark, listed=_listed(folder))
     write = _LAYOUTS[options.layout]
     num_files = 0
     with tqdm(total=len(dataset), unit="latent", desc="export", dynamic_ncols=True, disable=None) as bar:
@@ -78,14 +75,35 @@ def export_latents(options: LatentsExportOptions) -> LatentsExportSummary:
     return LatentsExportSummary(output=folder, layout=options.layout, num_rows=len(dataset), num_files=num_files)
 
 
+def _file_names(layout: str, *, dataset: LatentDataset) -> list[str]:
+    """Return the names of a layout's files, one a shard that isn't empty."""
+    count = sum(len(rows) > 0 for rows in dataset.shard_rows())
+    if layout == "lightningdit":
+        return [*(f"latents_rank00_shard{file:03d}.safetensors" for file in range(count)), "latents_stats.pt"]
+    if layout == "parquet":
+        return [f"train-{file:05d}-of-{count:05d}.parquet" for file in range(count)]
+    return [f"latents-{file:05d}.tar" for file in range(count)]
+
+
+def _listed(folder: Path) -> list[str]:
+    """Return the names that an earlier export into the folder listed."""
+    if not is_marked(folder, LATENTS_EXPORT):
+        return []
+    path = folder / LATENTS_EXPORT.mark
+    try:
+        return [str(name) for name in json.loads(path.read_bytes())["files"]]
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"{path} is damaged, so it isn't known what an earlier export wrote; take another folder"
+                         ) from None  # fmt: skip
+
+
 def _lightningdit(dataset: LatentDataset, folder: Path, options: LatentsExportOptions) -> Iterator[tuple[int, int]]:
     """Safetensors with `latents`, `latents_flip` and `labels`, and `latents_stats.pt` with `mean` and `std`
     [1, c, 1, 1], as LightningDiT's ImgLatentDataset reads them."""
-    require(dataset.index["flip"], f"{dataset.directory} holds no mirrored latents, which lightningdit needs")
-    _require_one_shape(dataset, options)
-    for file, rows in enumerate(filter(len, dataset.shard_rows())):
+    names = _file_names("lightningdit", dataset=dataset)
+    for name, rows in zip(names, filter(len, dataset.shard_rows()), strict=False):
         labels = [max(dataset[row].label, 0) for row in rows]  # a collection without labels is one class
-        with whole_or_absent(folder / f"latents_rank00_shard{file:03d}.safetensors") as temporary:
+        with whole_or_absent(folder / name) as temporary:
             write_tensors(
                 temporary,
                 {
@@ -110,11 +128,8 @@ def _kohya(dataset: LatentDataset, folder: Path, options: LatentsExportOptions) 
         require("size" in line, f"{dataset.directory} doesn't know the sizes of its images; encode them again")
         width, height = line["size"]
         source = PurePosixPath(line["source"].replace("\\", "/"))
-        require(
-            not source.is_absolute() and ".." not in source.parts,
-            f"{source} lies outside of its collection, so it is not clear where its latents belong",
-        )
-        path = folder / source.with_name(f"{source.stem}_{width:04d}x{height:04d}_{options.kohya_model}.npz")
+        name = source.with_name(f"{source.stem}_{width:04d}x{height:04d}_{options.kohya_model}.npz")
+        path = inside(folder, str(name), source=dataset.directory / SAMPLES)
         require(path not in written, f"{written.get(path)} and {source} would both be {path.name}; rename one")
         require(options.overwrite or not path.exists(), f"{path} is there already; --overwrite replaces it")
         written[path] = str(source)
@@ -149,21 +164,21 @@ def _parquet(dataset: LatentDataset, folder: Path, options: LatentsExportOptions
     columns = _column_features(dataset)
     shards = [rows for rows in dataset.shard_rows() if rows]
     lines = dataset.rows()
-    for file, rows in enumerate(shards):
+    for name, rows in zip(_file_names("parquet", dataset=dataset), shards, strict=True):
         table: dict[str, list[Any]] = {}
         for row, line in zip(rows, lines, strict=False):
-            values: dict[str, Any] = {name: line.get("columns", {}).get(name) for name in columns}
-            values |= {name: _storable(dataset, row, name) for name in dataset.moments(row)}
+            values: dict[str, Any] = {column: line.get("columns", {}).get(column) for column in columns}
+            values |= {tensor: _storable(dataset, row, tensor) for tensor in dataset.moments(row)}
             values |= {"label": line.get("label", NO_LABEL), "sample": line["sample"], "source": line["source"]}
-            for name, value in values.items():
-                table.setdefault(name, []).append(value)
+            for column, value in values.items():
+                table.setdefault(column, []).append(value)
         own = {"label": Value("int64"), "sample": Value("int64"), "source": Value("string")}
         features = Features({**columns, **own})
-        for name, tensor in dataset.moments(rows[0]).items():
+        for tensor_name, tensor in dataset.moments(rows[0]).items():
             dtype = "float32" if tensor.dtype == torch.bfloat16 else str(tensor.dtype).removeprefix("torch.")
             nested = List(List(List(Value(dtype))))
-            features[name] = Array3D(shape=tuple(tensor.shape), dtype=dtype) if one_shape else nested
-        with whole_or_absent(folder / f"train-{file:05d}-of-{len(shards):05d}.parquet") as temporary:
+            features[tensor_name] = Array3D(shape=tuple(tensor.shape), dtype=dtype) if one_shape else nested
+        with whole_or_absent(folder / name) as temporary:
             columnar = Dataset.from_dict(table, features=features).with_format("arrow")[:]
             pq.write_table(columnar.replace_schema_metadata(features.arrow_schema.metadata), temporary)
         yield len(rows), 1
@@ -173,8 +188,9 @@ def _webdataset(dataset: LatentDataset, folder: Path, options: LatentsExportOpti
     """Tar files in which the members of a row share a key: `.mean.npy` and `.std.npy` or `.latents.npy`, `.cls`, and
     `.json` with the source and the other columns."""
     lines = dataset.rows()
-    for file, rows in enumerate(filter(len, dataset.shard_rows())):
-        with whole_or_absent(folder / f"latents-{file:05d}.tar") as temporary, tarfile.open(temporary, "w") as tar:
+    files = _file_names("webdataset", dataset=dataset)
+    for file, rows in zip(files, filter(len, dataset.shard_rows()), strict=True):
+        with whole_or_absent(folder / file) as temporary, tarfile.open(temporary, "w") as tar:
             for row, line in zip(rows, lines, strict=False):
                 members = {f"{name}.npy": _npy(_storable(dataset, row, name)) for name in dataset.moments(row)}
                 if "label" in line:
