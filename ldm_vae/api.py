@@ -14,6 +14,7 @@ from torch import Tensor
 from ldm_vae.images.decoding import convert_picture
 from ldm_vae.images.transforms import crop_box, resize_crop, to_image, to_tensor
 from ldm_vae.models.autoencoder import encode_moments, spatial_factor
+from ldm_vae.system.pixels import from_pixels
 
 Picture: TypeAlias = Image.Image | np.ndarray | Tensor
 """PIL in any mode; numpy [H, W] or [H, W, C], tensor [C, H, W]: uint8, or floats in [-1, 1]."""
@@ -140,7 +141,7 @@ def _to_image_tensor(picture: Picture, *, channels: int, resolution: int | None)
         picture = _check_channels(picture.detach().cpu(), channels=channels)
         if picture.dtype != torch.uint8:
             return _check_range(picture, resolution=resolution)
-        picture = to_image(picture / 127.5 - 1)
+        picture = to_image(from_pixels(picture))
     picture = convert_picture(picture, channels=channels)
     if resolution is not None:
         box = crop_box(picture.size, resolution=resolution, crop="center")

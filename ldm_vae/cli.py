@@ -103,6 +103,8 @@ def _run(command: Command, arguments: list[str], *, prog: str) -> None:
         raise
     if os.environ.get("RANK", "0") == "0":
         print(summary)
+    if problem := getattr(summary, "problem", None):  # what was done is on the disk, but not all went well
+        _fail(problem, status=1)
 
 
 def _resolve(name: str):  # type: ignore[no-untyped-def]

@@ -21,8 +21,9 @@ from ldm_vae.evaluation.grid import save_grid
 from ldm_vae.images.collection import open_collection
 from ldm_vae.images.evaluation import EvaluationImages
 from ldm_vae.images.transforms import to_image, to_tensor
-from ldm_vae.metrics.reconstruction import psnr, to_pixels
+from ldm_vae.metrics.reconstruction import psnr
 from ldm_vae.models.autoencoder import spatial_factor
+from ldm_vae.system.pixels import to_pixels
 
 STEPS = 1000
 PROMPT_WIDTH = 8

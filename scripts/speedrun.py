@@ -106,7 +106,7 @@ def _quality(
         num_pictures=0,
         strict=True,
     )
-    summary = measured.results[0].summary
+    summary = measured.measurements[0].summary
     return {name: float(getattr(summary, name)) for name in (*MEASURES, "kl")}
 
 

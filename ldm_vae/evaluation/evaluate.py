@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -15,14 +14,14 @@ from ldm_vae.config.rules import require
 from ldm_vae.evaluation.features import load_set_features
 from ldm_vae.evaluation.grid import save_grid
 from ldm_vae.evaluation.measure import (
-    ReconstructionsMeasured,
+    Comparison,
     choose_perceptual,
     join_processes,
     measure_reconstructions,
     short_name,
     spread_indices,
 )
-from ldm_vae.evaluation.results import Evaluation, Protocol, describe_metrics, format_table, package_versions
+from ldm_vae.evaluation.results import Evaluation, Protocol, describe_scores, format_table, package_versions
 from ldm_vae.images.collection import open_collection
 from ldm_vae.images.evaluation import EvaluationImages
 from ldm_vae.images.training import SkippedImage
@@ -30,6 +29,7 @@ from ldm_vae.models.autoencoder import load_autoencoder, spatial_factor
 from ldm_vae.models.fingerprint import fingerprint
 from ldm_vae.models.precision import exact_float32, use_bf16
 from ldm_vae.system.files import write_whole
+from ldm_vae.system.strict_json import dump_json
 
 METRICS, TABLE = "metrics.json", "table.md"
 
@@ -45,7 +45,21 @@ class EvaluateSummary:
     table: Path
     grids: list[Path]
 
+    @property
+    def problem(self) -> str | None:
+        """Return, in one line, which autoencoders gave no finite figures, and how; None where all are there."""
+        clauses = []
+        for evaluation in self.evaluations:
+            if evaluation.num_nonfinite or evaluation.nonfinite_metrics:
+                size = "" if evaluation.resolution is None else f" at {evaluation.resolution}"
+                clauses.append(
+                    f"{evaluation.vae}{size}: {evaluation.num_nonfinite} of {evaluation.num_images} reconstructions "
+                    f"hold NaN or infinity; no figure for {', '.join(evaluation.nonfinite_metrics) or 'these'}"
+                )
+        return f"vae: {'; '.join(clauses)}" if clauses else None
+
     def __str__(self) -> str:
+        """Return the table and where the files are."""
         lines = [format_table(self.evaluations)]
         if self.skipped:
             first = self.skipped[0]
@@ -87,9 +101,9 @@ def evaluate(options: EvaluateOptions) -> EvaluateSummary:
     bf16 = use_bf16(options.mixed_precision, device=device)
 
     evaluations: list[Evaluation] = []
-    measurements: list[ReconstructionsMeasured] = []
+    comparisons: list[Comparison] = []
     for resolution in resolutions:
-        measured = measure_reconstructions(
+        comparison = measure_reconstructions(
             autoencoders,
             EvaluationImages(collection, channels=channels, resolution=resolution, multiple_of=factor),
             indices=spread_indices(len(collection), num_images=options.num_images),
@@ -104,12 +118,12 @@ def evaluate(options: EvaluateOptions) -> EvaluateSummary:
         protocol = Protocol(
             resolution=resolution, factor=factor, bf16=bf16, perceptual=perceptual_name, set_features=set_features
         )
-        measurements.append(measured)
-        evaluations += _evaluations(options.vae, autoencoders, measured, protocol=protocol)
+        comparisons.append(comparison)
+        evaluations += _evaluations(options.vae, autoencoders, comparison, protocol=protocol)
 
     summary = EvaluateSummary(
         evaluations=evaluations,
-        skipped=list({skip.index: skip for measured in measurements for skip in measured.images.skipped}.values()),
+        skipped=list({skip.index: skip for comparison in comparisons for skip in comparison.images.skipped}.values()),
         metrics=output / METRICS,
         table=output / TABLE,
         grids=[output / _grid_name(resolution, resolutions) for resolution in resolutions if options.num_pictures > 0],
@@ -117,7 +131,8 @@ def evaluate(options: EvaluateOptions) -> EvaluateSummary:
     if processes.is_main_process:
         for name in held:
             (output / name).unlink()
-        _write(summary, options=options, pictures=[measured.pictures for measured in measurements], device=device.type)
+        pictures = [comparison.pictures for comparison in comparisons]
+        _write(summary, options=options, pictures=pictures, device=device.type)
     processes.wait_for_everyone()
     return summary
 
@@ -162,29 +177,37 @@ def _check_resolution(resolution: int | None, *, factor: int) -> None:
 
 
 def _evaluations(
-    sources: list[str], autoencoders: list[AutoencoderKL], measured: ReconstructionsMeasured, *, protocol: Protocol
+    sources: list[str], autoencoders: list[AutoencoderKL], comparison: Comparison, *, protocol: Protocol
 ) -> list[Evaluation]:
     names = [short_name(source) for source in sources]
     if len(set(names)) < len(names):
         names = sources
-    return [
-        Evaluation(
-            vae=source,
-            name=name,
-            vae_fingerprint=fingerprint(autoencoder).whole,
-            resolution=protocol.resolution,
-            num_images=result.summary.num_images,
-            num_skipped=len(measured.images.skipped),
-            data_fingerprint=measured.images.fingerprint,
-            metrics=describe_metrics(result, protocol=protocol),
-            channels={
-                "kl": result.summary.latents.channel_kl,
-                "std": result.summary.latents.channel_std,
-                "mean_variance": result.summary.latents.channel_mean_variance,
-            },
+    evaluations = []
+    for source, name, autoencoder, measurement in zip(
+        sources, names, autoencoders, comparison.measurements, strict=True
+    ):
+        summary = measurement.summary
+        channels = {
+            "kl": summary.latents.channel_kl,
+            "std": summary.latents.channel_std,
+            "mean_variance": summary.latents.channel_mean_variance,
+        }
+        evaluations.append(
+            Evaluation(
+                vae=source,
+                name=name,
+                vae_fingerprint=fingerprint(autoencoder).whole,
+                resolution=protocol.resolution,
+                num_images=summary.num_images,
+                num_skipped=len(comparison.images.skipped),
+                num_nonfinite=summary.num_nonfinite,
+                data_fingerprint=comparison.images.fingerprint,
+                protocol=protocol.record(),
+                metrics=describe_scores(measurement, protocol=protocol),
+                channels=channels,
+            )
         )
-        for source, name, autoencoder, result in zip(sources, names, autoencoders, measured.results, strict=True)
-    ]
+    return evaluations
 
 
 def _grid_name(resolution: int | None, resolutions: list[int | None]) -> str:
@@ -207,4 +230,4 @@ def _write(
         "evaluations": [asdict(evaluation) for evaluation in summary.evaluations],
         "skipped": [asdict(skipped) for skipped in summary.skipped],
     }
-    write_whole(summary.metrics, (json.dumps(content, indent=1) + "\n").encode())
+    write_whole(summary.metrics, (dump_json(content, indent=1) + "\n").encode())

@@ -9,25 +9,34 @@ import torch
 from torch import Tensor, nn
 
 from ldm_vae.losses.perceptual import as_rgb, load_perceptual
-from ldm_vae.metrics.reconstruction import to_pixels
+from ldm_vae.system.pixels import from_pixels, to_pixels
 
 _INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"  # torch-fidelity's, converted from the published graph
 
 
 @dataclass(frozen=True, kw_only=True)
 class SetFeatures:
-    """A frozen network; calling it gives the features [B, d] of pictures [B, C, H, W] in [-1, 1], taken as 8-bit RGB
-    (grey is repeated, alpha is left out)."""
+    """A frozen network that distances between sets of pictures are measured in."""
 
     name: str
+    """What the distances are called after."""
     network: nn.Module
+    """From pixels 0 to 255, [B, 3, H, W] float32, to features [B, d]."""
     with_fid: bool
     """Whether the Frechet distance is reported too, or the kernel distance alone."""
     protocol: str
+    """In words, what the features are."""
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
-        return self.network(to_pixels(as_rgb(images)))
+        """Return the features [B, d] of pictures [B, C, H, W] in [-1, 1], taken as 8-bit RGB.
+
+        Grey is repeated and alpha left out. A picture that holds NaN has NaN for its features.
+        """
+        pixels = to_pixels(as_rgb(images))
+        broken = pixels.isnan().flatten(1).any(dim=1)
+        features = self.network(pixels.nan_to_num())
+        return features.masked_fill(broken[:, None], torch.nan)
 
 
 def inception_file() -> Path:
@@ -69,7 +78,7 @@ class _PooledEfficientNet(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         size = (224, 224)
         resized = nn.functional.interpolate(pixels, size, mode="bilinear", align_corners=False, antialias=True)
-        return self.network.extract_features(resized / 127.5 - 1).mean(dim=(2, 3))  # type: ignore[operator]
+        return self.network.extract_features(from_pixels(resized)).mean(dim=(2, 3))  # type: ignore[operator]
 
 
 def _load_inception(file: Path, *, device: torch.device | str) -> SetFeatures:

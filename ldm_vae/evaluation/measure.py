@@ -24,45 +24,42 @@ from ldm_vae.images.evaluation import EvaluationBatch, EvaluationImages, evaluat
 from ldm_vae.images.training import SkippedImage
 from ldm_vae.images.transforms import to_image
 from ldm_vae.losses.perceptual import PerceptualName, load_perceptual, trunk_file
-from ldm_vae.metrics.reconstruction import (
-    LatentStatistics,
-    LatentSummary,
-    ReconstructionMetrics,
-    ReconstructionSummary,
-    SetDistances,
-    set_distances,
-    to_pixels,
-)
+from ldm_vae.metrics.latents import LatentMetrics, LatentSummary
+from ldm_vae.metrics.reconstruction import ReconstructionMetrics, ReconstructionSummary
+from ldm_vae.metrics.sets import SetDistances, set_distances
 from ldm_vae.models.autoencoder import encode_moments
 from ldm_vae.models.precision import autocast
+from ldm_vae.system.pixels import to_pixels
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImagesRead:
+class MeasuredImages:
     """Which images were measured."""
 
     num_images: int
     skipped: list[SkippedImage]
     fingerprint: str
-    """SHA-256 over the 8-bit pixels of the measured images, in order: equal numbers are comparable."""
+    """SHA-256 over the 8-bit pixels of the measured images, in order: numbers with equal ones are comparable."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReconstructionResult:
-    """One autoencoder's numbers."""
+class Measurement:
+    """One autoencoder, measured on a set of images."""
 
     summary: ReconstructionSummary
     distances: SetDistances | None
+    """None where there is no network for its features, or fewer than two images."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReconstructionsMeasured:
-    """Several autoencoders' numbers on the same images, in their order."""
+class Comparison:
+    """Several autoencoders, measured on the same images."""
 
-    images: ImagesRead
-    results: list[ReconstructionResult]
+    images: MeasuredImages
+    measurements: list[Measurement]
+    """One an autoencoder, in the order in which these were given."""
     pictures: list[list[Image.Image]]
-    """Rows of original and reconstructions; on the main process alone."""
+    """Rows of an original and its reconstructions; on the main process alone."""
 
 
 def join_processes() -> PartialState:
@@ -85,21 +82,21 @@ def measure_latents(
     batch_size: int,
     num_workers: int,
     strict: bool,
-) -> tuple[LatentSummary, ImagesRead]:
+) -> tuple[LatentSummary, MeasuredImages]:
     """Statistics of the latents of the images `indices`, in float32 on the autoencoder's device.
 
     Raises:
         ValueError: none of the images can be read, or, where `strict`, one of them can't.
     """
-    statistics = LatentStatistics(latent_channels=autoencoder.config.latent_channels)
+    metrics = LatentMetrics(latent_channels=autoencoder.config.latent_channels)
     reader = _Reader(strict=strict)
     for batch in _batches(dataset, indices, batch_size, num_workers, title="latent statistics"):
         images = reader.read(batch)
         if images is not None:
-            statistics.update(*encode_moments(autoencoder, images.to(autoencoder.device)))
-    reader, states = _merge(reader, [statistics.state()])
-    statistics.load_state(states[0])
-    return statistics.compute(), reader.summary()
+            metrics.update(*encode_moments(autoencoder, images.to(autoencoder.device)))
+    reader, states = _merge(reader, [metrics.state()])
+    metrics.load_state(states[0])
+    return metrics.compute(), reader.summary()
 
 
 def measure_reconstructions(
@@ -114,7 +111,7 @@ def measure_reconstructions(
     set_features: SetFeatures | None,
     num_pictures: int,
     strict: bool,
-) -> ReconstructionsMeasured:
+) -> Comparison:
     """Decode the posterior's mean of the images `indices` with each autoencoder, on its device.
 
     Args:
@@ -150,10 +147,10 @@ def measure_reconstructions(
     for metric, state in zip(metrics, states, strict=True):
         metric.load_state(state)
     distances = reader.distances(set_features) or [None] * len(metrics)
-    return ReconstructionsMeasured(
+    return Comparison(
         images=reader.summary(),
-        results=[
-            ReconstructionResult(summary=metric.compute(), distances=distance)
+        measurements=[
+            Measurement(summary=metric.compute(), distances=distance)
             for metric, distance in zip(metrics, distances, strict=True)
         ],
         pictures=pictures,
@@ -221,9 +218,9 @@ class _Reader:
             # not views, which would be pickled with their whole batch
             self.features[index] = [column[row].clone() for column in columns]
 
-    def summary(self) -> ImagesRead:
+    def summary(self) -> MeasuredImages:
         digest = hashlib.sha256(b"".join(self.digests[index] for index in sorted(self.digests)))
-        return ImagesRead(
+        return MeasuredImages(
             num_images=self.num_images,
             skipped=sorted(self.skipped, key=lambda skipped: skipped.index),
             fingerprint=digest.hexdigest(),
@@ -256,12 +253,15 @@ def _batches(
             bar.update(len(batch.indices) + len(batch.skipped))
 
 
-def _merge(reader: _Reader, states: list[Tensor]) -> tuple[_Reader, list[Tensor]]:
-    """Join what all processes read, and add up their sums; every process gets both."""
-    parts: list[tuple[_Reader, list[Tensor]]] = gather_object([(reader, states)])
+def _merge(reader: _Reader, states: list[dict[str, Tensor]]) -> tuple[_Reader, list[dict[str, Tensor]]]:
+    """Join what all processes read, and add up their sums by name; every process gets both."""
+    parts: list[tuple[_Reader, list[dict[str, Tensor]]]] = gather_object([(reader, states)])
     merged = _Reader(strict=reader.strict)
     for part, _ in parts:
         merged.digests |= part.digests
         merged.features |= part.features
         merged.skipped += part.skipped
-    return merged, [torch.stack(each).sum(dim=0) for each in zip(*(states for _, states in parts), strict=True)]
+    totals = []
+    for same in zip(*(states for _, states in parts), strict=True):  # one state of each process
+        totals.append({name: torch.stack([state[name] for state in same]).sum(dim=0) for name in same[0]})
+    return merged, totals

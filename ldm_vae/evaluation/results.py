@@ -2,113 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 import ldm_vae
 from ldm_vae.evaluation.features import SetFeatures
-from ldm_vae.evaluation.measure import ReconstructionResult
-from ldm_vae.metrics.reconstruction import ACTIVE_VARIANCE
+from ldm_vae.evaluation.measure import Measurement
+from ldm_vae.metrics.latents import ACTIVE_VARIANCE
+from ldm_vae.metrics.sets import SUBSET_SIZE, KernelDistance
+from ldm_vae.system.markdown import markdown_table
 
+PROTOCOL_VERSION = 2
+"""Raised whenever a figure changes its meaning under an unchanged name."""
 _PACKAGES = ("torch", "diffusers", "torchmetrics", "pillow", "lpips", "torch-fidelity")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Metric:
-    """One number, and how it was measured."""
-
-    value: float
-    unit: str
-    protocol: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Protocol:
-    """What all numbers of a measurement share."""
-
-    resolution: int | None
-    factor: int
-    bf16: bool
-    perceptual: str | None
-    set_features: SetFeatures | None
-
-    @property
-    def pictures(self) -> str:
-        """What was reconstructed, and what of it was compared."""
-        if self.resolution is not None:
-            side = self.resolution
-            cut = f"short side resized to {side} (bicubic, antialiased), centre crop {side}x{side}"
-        else:
-            cut = f"whole pictures, cut around the middle to a multiple of {self.factor} pixels a side"
-        precision = "bf16 autocast" if self.bf16 else "float32"
-        return f"{cut}; reconstruction of the posterior's mean in {precision}, clamped and rounded to 8 bits"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Evaluation:
-    """One autoencoder at one size of picture."""
-
-    vae: str
-    name: str
-    vae_fingerprint: str
-    """SHA-256 of architecture, scaling and weights."""
-    resolution: int | None
-    num_images: int
-    num_skipped: int
-    data_fingerprint: str
-    """SHA-256 of the measured pixels."""
-    metrics: dict[str, Metric]
-    channels: dict[str, list[float]]
-    """A number a latent channel: `kl` (nats an element), `std`, and `mean_variance`, the posterior mean's variance."""
-
-    def __getitem__(self, metric: str) -> float:
-        return self.metrics[metric].value
-
-
-def describe_metrics(result: ReconstructionResult, *, protocol: Protocol) -> dict[str, Metric]:
-    """The numbers of one autoencoder, each with its unit and protocol. Set distances are named for their network."""
-    summary = result.summary
-    latents, pictures = summary.latents, protocol.pictures
-    metrics = {
-        "psnr": Metric(value=summary.psnr, unit="dB", protocol=f"mean over images of each one's PSNR; {pictures}"),
-        "ssim": Metric(
-            value=summary.ssim,
-            unit="",
-            protocol=f"Gaussian window 11, sigma 1.5, mean over channels, pixels and images; {pictures}",
-        ),
-    }
-    if summary.perceptual is not None:
-        assert protocol.perceptual is not None
-        metrics[protocol.perceptual] = Metric(
-            value=summary.perceptual,
-            unit="",
-            protocol=f"{_PERCEPTUAL[protocol.perceptual]}, mean over images; {pictures}",
-        )
-    if result.distances is not None:
-        metrics |= _set_metrics(result, protocol=protocol)
-    metrics |= {
-        "kl": Metric(
-            value=summary.kl,
-            unit="nats/element",
-            protocol="KL divergence of an image's posterior from N(0, 1) over the image's C·H·W, mean over images",
-        ),
-        "bits_per_dim": Metric(value=summary.bits_per_dim, unit="bits/element", protocol="kl / ln 2"),
-        "active_channels": Metric(
-            value=latents.active_channels,
-            unit=f"of {len(latents.channel_kl)}",
-            protocol=f"channels whose posterior mean's variance over images and positions exceeds {ACTIVE_VARIANCE}",
-        ),
-        "latent_mean": Metric(value=latents.mean, unit="", protocol="over all elements of the latents"),
-        "latent_std": Metric(
-            value=latents.std,
-            unit="",
-            protocol="of posterior samples about their mean over all elements, sqrt(E[mean^2 + std^2] - E[mean]^2)",
-        ),
-    }
-    return metrics
-
-
+_SSIM = "Gaussian window of 11 pixels, sigma 1.5, whole windows only, mean over channels, places and images"
 _PERCEPTUAL = {
     "lpips_vgg": "LPIPS 0.1 (VGG16) of pictures in [-1, 1]",
     "lpips_alex": "LPIPS 0.1 (AlexNet) of pictures in [-1, 1]",
@@ -118,55 +30,184 @@ _PERCEPTUAL = {
 }
 
 
-def _set_metrics(result: ReconstructionResult, *, protocol: Protocol) -> dict[str, Metric]:
-    distances, features = result.distances, protocol.set_features
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """One number, its unit, and how it was measured."""
+
+    value: float
+    unit: str
+    protocol: str
+
+    def __str__(self) -> str:
+        """Return the number to four digits behind the point (dB: two), or as a word where it isn't finite."""
+        if not math.isfinite(self.value):
+            return str(self.value)
+        if isinstance(self.value, int):
+            return str(self.value)
+        return f"{self.value:.2f}" if self.unit == "dB" else f"{self.value:.4f}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """What all numbers of a measurement share."""
+
+    resolution: int | None
+    """Side of the square pictures, in pixels; None: whole pictures."""
+    factor: int
+    """Sides of whole pictures are cut to a multiple of this."""
+    bf16: bool
+    perceptual: str | None
+    """Name of the perceptual distance."""
+    set_features: SetFeatures | None
+
+    @property
+    def pictures(self) -> str:
+        """Return, in words, what was reconstructed and what of it was compared."""
+        if self.resolution is not None:
+            side = self.resolution
+            cut = f"short side resized to {side} (bicubic, antialiased), centre crop {side}x{side}"
+        else:
+            cut = f"whole pictures, cut around the middle to a multiple of {self.factor} pixels a side"
+        precision = "bf16 autocast" if self.bf16 else "float32"
+        return f"{cut}; reconstruction of the posterior's mean in {precision}, clamped and rounded to 8 bits"
+
+    def record(self) -> dict[str, Any]:
+        """Return the protocol for a file, with its SHA-256: figures with equal hashes, on equal images, compare."""
+        features = self.set_features
+        content = {
+            "version": PROTOCOL_VERSION,
+            "resolution": self.resolution,
+            "multiple_of": self.factor if self.resolution is None else None,
+            "pictures": self.pictures,
+            "ssim": _SSIM,
+            "perceptual": None if self.perceptual is None else _PERCEPTUAL[self.perceptual],
+            "set_features": None if features is None else f"{features.name}: {features.protocol}",
+        }
+        canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
+        return content | {"sha256": hashlib.sha256(canonical.encode()).hexdigest()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """One autoencoder at one size of picture."""
+
+    vae: str
+    """As it was given: a folder, a file or a hub id."""
+    name: str
+    """What tables call it."""
+    vae_fingerprint: str
+    """SHA-256 of architecture, scaling and weights."""
+    resolution: int | None
+    """Side of the square pictures, in pixels; None: whole pictures."""
+    num_images: int
+    num_skipped: int
+    num_nonfinite: int
+    """Images whose reconstruction holds NaN or infinity."""
+    data_fingerprint: str
+    """SHA-256 of the measured pixels."""
+    protocol: dict[str, Any]
+    """What all figures share, with a hash of it (`Protocol.record`)."""
+    metrics: dict[str, Score]
+    channels: dict[str, list[float]]
+    """A number a latent channel: `kl` (nats an element), `std`, and `mean_variance`, the posterior mean's variance."""
+
+    def __getitem__(self, metric: str) -> float:
+        """Return the value of a metric."""
+        return self.metrics[metric].value
+
+    @property
+    def nonfinite_metrics(self) -> list[str]:
+        """Return the names of the metrics that aren't finite numbers."""
+        return [name for name, score in self.metrics.items() if not math.isfinite(score.value)]
+
+
+def describe_scores(measurement: Measurement, *, protocol: Protocol) -> dict[str, Score]:
+    """Return the numbers of one autoencoder by name. Distances of sets are named for the network of their features."""
+    summary = measurement.summary
+    latents, pictures = summary.latents, protocol.pictures
+    scores = {
+        "psnr": Score(value=summary.psnr, unit="dB", protocol=f"mean over images of each one's PSNR; {pictures}"),
+        "ssim": Score(value=summary.ssim, unit="", protocol=f"{_SSIM}; {pictures}"),
+    }
+    if summary.perceptual is not None:
+        assert protocol.perceptual is not None
+        how = f"{_PERCEPTUAL[protocol.perceptual]}, mean over images; {pictures}"
+        scores[protocol.perceptual] = Score(value=summary.perceptual, unit="", protocol=how)
+    if measurement.distances is not None:
+        scores |= _set_scores(measurement, protocol=protocol)
+    return scores | {
+        "kl": Score(
+            value=summary.kl,
+            unit="nats/element",
+            protocol="KL divergence of an image's posterior from N(0, 1) over the image's C·H·W, mean over images",
+        ),
+        "bits_per_dim": Score(value=summary.bits_per_dim, unit="bits/element", protocol="kl / ln 2"),
+        "active_channels": Score(
+            value=latents.active_channels,
+            unit=f"of {len(latents.channel_kl)}",
+            protocol=f"channels whose posterior mean's variance over images and positions exceeds {ACTIVE_VARIANCE}",
+        ),
+        "latent_mean": Score(value=latents.mean, unit="", protocol="over all elements of the latents"),
+        "latent_std": Score(
+            value=latents.std,
+            unit="",
+            protocol="of posterior samples about their mean over all elements, sqrt(E[mean^2 + std^2] - E[mean]^2)",
+        ),
+    }
+
+
+def _set_scores(measurement: Measurement, *, protocol: Protocol) -> dict[str, Score]:
+    distances, features = measurement.distances, protocol.set_features
     assert distances is not None
     assert features is not None
-    shared = f"reconstructions against the {result.summary.num_images} originals, cropped alike; {features.protocol}"
-    kid = Metric(
-        value=distances.kid,
-        unit="",
-        protocol=f"unbiased cubic-kernel MMD^2 without the pairs (original, own reconstruction), mean of "
-        f"{distances.kid_subsets} disjoint subsets of at most {distances.kid_subset_size} images (their std "
-        f"{distances.kid_std:.3g}); {shared}; {protocol.pictures}",
-    )
-    metrics = {f"rkid_{features.name}": kid}
+    num_images = measurement.summary.num_images
+    shared = f"reconstructions against the {num_images} originals, cropped alike; {features.protocol}"
+    few = "" if num_images >= SUBSET_SIZE else f" (fewer than the published {SUBSET_SIZE}, so biased downwards)"
+
+    def subsets(distance: KernelDistance, kind: str) -> str:
+        return (
+            f"mean of {distance.num_subsets} {kind} subsets of at most {distance.subset_size} images "
+            f"(their std {distance.std:.3g})"
+        )
+
+    scores = {
+        f"rkid_{features.name}": Score(
+            value=distances.kid.value,
+            unit="",
+            protocol=f"unbiased cubic-kernel MMD^2 as torch-fidelity computes it, {subsets(distances.kid, 'random')}"
+            f"{few}; {shared}; {protocol.pictures}",
+        ),
+        f"rkid_paired_{features.name}": Score(
+            value=distances.paired_kid.value,
+            unit="",
+            protocol=f"unbiased cubic-kernel MMD^2 without the pairs (original, own reconstruction), "
+            f"{subsets(distances.paired_kid, 'disjoint')}; {shared}; {protocol.pictures}",
+        ),
+    }
     if distances.fid is not None:
-        metrics[f"rfid_{features.name}"] = Metric(
+        scores[f"rfid_{features.name}"] = Score(
             value=distances.fid,
             unit="",
             protocol=f"Frechet distance, biased upwards by few images; {shared}; {protocol.pictures}",
         )
-    return metrics
+    return scores
 
 
 def format_table(evaluations: Sequence[Evaluation]) -> str:
-    """A Markdown table, a row an evaluation, aligned for reading as plain text too."""
-    columns = [name for name in evaluations[0].metrics if name not in ("kl", "latent_mean")]
-    rows = [["vae", "resolution", "images", *(_title(evaluations[0], name) for name in columns)]]
+    """Return a Markdown table, a row an evaluation, a column a metric that any of them has."""
+    columns = dict.fromkeys(name for evaluation in evaluations for name in evaluation.metrics)
+    names = [name for name in columns if name not in ("kl", "latent_mean")]
+    rows = [["vae", "resolution", "images", *(f"{name} (dB)" if name == "psnr" else name for name in names)]]
     for evaluation in evaluations:
         resolution = "whole" if evaluation.resolution is None else str(evaluation.resolution)
-        values = [_format(evaluation.metrics[name]) for name in columns]
+        scores = [evaluation.metrics.get(name) for name in names]
+        values = ["" if score is None else str(score) for score in scores]
         rows.append([evaluation.name, resolution, str(evaluation.num_images), *values])
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = [" | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
-    rule = " | ".join("-" * width for width in widths)
-    return "\n".join(f"| {line} |" for line in [lines[0], rule, *lines[1:]])
-
-
-def _title(evaluation: Evaluation, name: str) -> str:
-    unit = evaluation.metrics[name].unit
-    return f"{name} (dB)" if unit == "dB" else name
-
-
-def _format(metric: Metric) -> str:
-    if isinstance(metric.value, int):
-        return str(metric.value)
-    return f"{metric.value:.2f}" if metric.unit == "dB" else f"{metric.value:.4f}"
+    return markdown_table(rows)
 
 
 def package_versions() -> dict[str, str]:
-    """Versions of what the numbers depend on, of those installed."""
+    """Return the versions of what the numbers depend on, of those installed."""
     found = {"ldm-vae": ldm_vae.__version__}
     for package in _PACKAGES:
         try:

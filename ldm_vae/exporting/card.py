@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,11 @@ import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
 from ldm_vae.config.run import Config
-from ldm_vae.evaluation.measure import ImagesRead, short_name
-from ldm_vae.evaluation.results import Metric
+from ldm_vae.evaluation.measure import MeasuredImages, short_name
+from ldm_vae.evaluation.results import Score
 from ldm_vae.exporting.headroom import FLOAT16_LIMIT, MARGIN, PrecisionReport
-from ldm_vae.metrics.reconstruction import LatentSummary
+from ldm_vae.metrics.latents import LatentSummary
+from ldm_vae.system.markdown import markdown_table
 
 PICTURE = "reconstruction.png"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -36,10 +37,10 @@ class CardContent:
     weights: str
     latents: LatentSummary
     latents_data: str
-    latents_read: ImagesRead
-    metrics: Mapping[str, Metric]
+    latents_read: MeasuredImages
+    metrics: Mapping[str, Score]
     metrics_data: str
-    metrics_read: ImagesRead
+    metrics_read: MeasuredImages
     precision: PrecisionReport
     precision_statement: str
     versions: Mapping[str, str]
@@ -120,7 +121,7 @@ def _introduction(content: CardContent) -> str:
 def _scaling(content: CardContent) -> str:
     normalise, denormalise = scaling_formula(content.config)
     latents, read = content.latents, content.latents_read
-    channels = _table(
+    channels = markdown_table(
         [
             ["channel", "mean", "std", "KL (nats/element)"],
             *(
@@ -143,14 +144,14 @@ def _scaling(content: CardContent) -> str:
 
 def _reconstruction(content: CardContent) -> str:
     rows = [["metric", "value", "protocol"]]
-    for name, metric in content.metrics.items():
-        value = str(metric.value) if isinstance(metric.value, int) else f"{metric.value:.5g}"
-        rows.append([name, f"{value} {metric.unit}".strip(), metric.protocol])
+    for name, score in content.metrics.items():
+        value = str(score.value) if isinstance(score.value, int) else f"{score.value:.5g}"
+        rows.append([name, f"{value} {score.unit}".strip(), score.protocol])
     read = content.metrics_read
     return (
         f"On {read.num_images} images of {content.metrics_data} ({_skipped(read)}; SHA-256 of their pixels "
         f"`{read.fingerprint[:16]}`), {', '.join(f'{name} {number}' for name, number in content.versions.items())}."
-        f"\n\n{_table(rows)}"
+        f"\n\n{markdown_table(rows)}"
     )
 
 
@@ -167,7 +168,7 @@ def _precision(content: CardContent) -> str:
     return (
         f"Measured on {report.num_images} images on {report.device}: the activations of float32 (float16 ends at "
         f"{FLOAT16_LIMIT:.0f}, bfloat16 at 3.4e38), and encoder and decoder computed in each type against float32.\n\n"
-        f"{_table(rows)}\n\n{_table(errors)}\n\n"
+        f"{markdown_table(rows)}\n\n{markdown_table(errors)}\n\n"
         f"`force_upcast` is {str(content.config['force_upcast']).lower()}: {content.precision_statement} (Safe means "
         f"finite, {MARGIN:g} times the largest magnitude within the limit, and an error below one 8-bit level.)"
     )
@@ -189,10 +190,5 @@ def _is_hub_id(source: str) -> bool:
     return _HUB_ID.fullmatch(source) is not None and not Path(source).expanduser().exists()
 
 
-def _skipped(read: ImagesRead) -> str:
+def _skipped(read: MeasuredImages) -> str:
     return f"{len(read.skipped)} unreadable" if read.skipped else "none unreadable"
-
-
-def _table(rows: Sequence[Sequence[str]]) -> str:
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join([lines[0], "| " + " | ".join("---" for _ in rows[0]) + " |", *lines[1:]])

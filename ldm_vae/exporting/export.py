@@ -15,7 +15,7 @@ from torch import Tensor
 from ldm_vae.config.commands.export import ExportOptions
 from ldm_vae.config.rules import require
 from ldm_vae.evaluation.measure import (
-    ReconstructionsMeasured,
+    Comparison,
     choose_perceptual,
     join_processes,
     measure_latents,
@@ -23,7 +23,7 @@ from ldm_vae.evaluation.measure import (
     short_name,
     spread_indices,
 )
-from ldm_vae.evaluation.results import Metric, Protocol, describe_metrics, package_versions
+from ldm_vae.evaluation.results import Protocol, Score, describe_scores, package_versions
 from ldm_vae.exporting.card import CardContent
 from ldm_vae.exporting.files import export_place, variant, with_fields, write_card, write_weights
 from ldm_vae.exporting.headroom import PrecisionReport, fit_float16
@@ -31,7 +31,7 @@ from ldm_vae.exporting.hub import push_folder
 from ldm_vae.images.collection import ImageCollection, open_collection
 from ldm_vae.images.evaluation import EvaluationImages, evaluation_batches
 from ldm_vae.images.training import SkippedImage
-from ldm_vae.metrics.reconstruction import LatentSummary
+from ldm_vae.metrics.latents import LatentSummary
 from ldm_vae.models.autoencoder import spatial_factor
 from ldm_vae.models.precision import exact_float32
 from ldm_vae.training.checkpoint import RunAutoencoder, load_run_autoencoder
@@ -52,7 +52,7 @@ class ExportSummary:
     config: dict[str, Any]
     """Of the exported model, as in its config.json."""
     latents: LatentSummary
-    metrics: dict[str, Metric]
+    metrics: dict[str, Score]
     precision: PrecisionReport
     precision_statement: str
     skipped: list[SkippedImage]
@@ -228,7 +228,7 @@ def _precision_batches(data: _Data, options: ExportOptions) -> Iterator[Tensor]:
 
 def _measure_reconstructions(
     autoencoder: AutoencoderKL, data: _Data, options: ExportOptions
-) -> tuple[ReconstructionsMeasured, dict[str, Metric]]:
+) -> tuple[Comparison, dict[str, Score]]:
     perceptual_name, perceptual = choose_perceptual("auto", weights=None, device=autoencoder.device)
     measured = measure_reconstructions(
         [autoencoder],
@@ -249,4 +249,4 @@ def _measure_reconstructions(
         perceptual=perceptual_name,
         set_features=None,
     )
-    return measured, describe_metrics(measured.results[0], protocol=protocol)
+    return measured, describe_scores(measured.measurements[0], protocol=protocol)

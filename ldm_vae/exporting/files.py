@@ -24,6 +24,7 @@ from ldm_vae.models.autoencoder import spatial_factor
 from ldm_vae.models.layouts.ldm import read_ldm_file
 from ldm_vae.models.precision import DTYPES
 from ldm_vae.system.files import sync_folder
+from ldm_vae.system.strict_json import dump_json
 
 MEASUREMENTS = "measurements.json"
 _NOT_COMPARED = ("_name_or_path", "_diffusers_version", "_use_default_values")
@@ -128,4 +129,4 @@ def write_card(card: CardContent, folder: Path, *, pictures: Sequence[Sequence[I
         },
         "precision": {**asdict(card.precision), "statement": card.precision_statement},
     }
-    (folder / MEASUREMENTS).write_text(json.dumps(measurements, indent=1) + "\n")
+    (folder / MEASUREMENTS).write_text(dump_json(measurements, indent=1) + "\n", encoding="utf-8")

@@ -16,9 +16,10 @@ from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 
-from ldm_vae.metrics.reconstruction import psnr, to_pixels
+from ldm_vae.metrics.reconstruction import psnr
 from ldm_vae.models.autoencoder import encode_moments
 from ldm_vae.models.precision import DTYPES
+from ldm_vae.system.pixels import LEVELS_PER_UNIT, to_pixels
 
 FLOAT16_LIMIT = torch.finfo(torch.float16).max
 MARGIN = 4.0
@@ -144,7 +145,7 @@ class _Comparison:
     def of(cls, mean: Tensor, reconstruction: Tensor, half_mean: Tensor, half_reconstruction: Tensor) -> _Comparison:
         return cls(
             psnr=psnr(to_pixels(reconstruction), to_pixels(half_reconstruction)).cpu(),
-            max_error=(reconstruction - half_reconstruction).abs().max().item() * 127.5,
+            max_error=(reconstruction - half_reconstruction).abs().max().item() * LEVELS_PER_UNIT,
             squared_error=(mean - half_mean).double().square().sum().item(),
             latent=mean.double().cpu(),
             finite=bool(half_mean.isfinite().all() and half_reconstruction.isfinite().all()),
@@ -189,7 +190,7 @@ def fit_float16(
         return autoencoder, report, f"{unsafe} No exact rescaling of weights helps: no norm follows what is too large."
     rescaled_report = measure_precision(rescaled, batches)
     difference = max(
-        (_reconstruct(autoencoder, images)[1] - _reconstruct(rescaled, images)[1]).abs().max().item() * 127.5
+        (_reconstruct(autoencoder, images)[1] - _reconstruct(rescaled, images)[1]).abs().max().item() * LEVELS_PER_UNIT
         for images in batches
     )
     if not rescaled_report.float16_is_safe or not difference < 0.5:

@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from ldm_vae.config.names import Crop
+from ldm_vae.system.pixels import from_pixels, to_pixels
 
 Box: TypeAlias = tuple[float, float, float, float]
 """(left, top, right, bottom) in pixels of the upright picture; fractions are allowed."""
@@ -68,13 +69,11 @@ def resize_crop(image: Image.Image, box: Box, *, resolution: int | tuple[int, in
 
 def to_tensor(image: Image.Image) -> Tensor:
     """Return an image of mode L, RGB or RGBA as a tensor [C, H, W], float32 in [-1, 1]."""
-    pixels = np.asarray(image, dtype=np.float32)
-    pixels = pixels.reshape(image.height, image.width, -1).transpose(2, 0, 1)
-    return torch.from_numpy(np.ascontiguousarray(pixels)).div_(127.5).sub_(1)
+    pixels = np.array(image).reshape(image.height, image.width, -1).transpose(2, 0, 1)
+    return from_pixels(torch.from_numpy(np.ascontiguousarray(pixels)))
 
 
 def to_image(image: Tensor) -> Image.Image:
     """Return a tensor [C, H, W] in [-1, 1], of 1, 3 or 4 channels, as a picture; values outside are clamped."""
-    pixels = (image.detach().to("cpu", torch.float32) + 1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
-    array = pixels.permute(1, 2, 0).numpy()
+    array = to_pixels(image.detach().cpu()).to(torch.uint8).permute(1, 2, 0).numpy()
     return Image.fromarray(array[..., 0] if array.shape[-1] == 1 else np.ascontiguousarray(array))

@@ -13,6 +13,7 @@ from ldm_vae.models.autoencoder import encode_moments
 from ldm_vae.models.blocks import speed_up_blocks
 from ldm_vae.models.precision import exact_float32
 from ldm_vae.system.memory import keep_freed_memory
+from ldm_vae.system.pixels import from_pixels
 
 
 def local_device() -> torch.device:
@@ -71,7 +72,7 @@ class InferenceAutoencoder:
 
     def to_images(self, pixels: Tensor) -> Tensor:
         """Pixels [B, H, W, C], uint8, as images [B, C, H, W] in [-1, 1] on the device, channels_last."""
-        return pixels.to(self.device, non_blocking=True).permute(0, 3, 1, 2).to(torch.float32).div_(127.5).sub_(1)
+        return from_pixels(pixels.to(self.device, non_blocking=True).permute(0, 3, 1, 2))
 
     def decode(self, latents: Tensor) -> Tensor:
         """Images, float32 [B, C, H, W], about in [-1, 1], of the VAE's own (unscaled) latents [B, c, h, w]."""

@@ -72,10 +72,11 @@ def validate(
             if samples is not None and accelerator.is_main_process and len(pictures) < 2 * NUM_SAMPLES:
                 for pair in zip(images, reconstruction, strict=True):
                     pictures += [to_image(image) for image in pair]
-    sums = metrics.state().cpu()
+    sums = {name: total.cpu() for name, total in metrics.state().items()}
     if accelerator.num_processes > 1:
         with waiting_for_others("to add up a validation"):
-            torch.distributed.all_reduce(sums, group=host_group())
+            for total in sums.values():
+                torch.distributed.all_reduce(total, group=host_group())
     metrics.load_state(sums)
     if pictures and samples is not None:
         save_samples(pictures[: 2 * NUM_SAMPLES], samples)

@@ -14,12 +14,14 @@ from diffusers import AutoencoderKL
 from PIL import Image
 from torchmetrics.image.fid import NoTrainInceptionV3
 
+from ldm_vae.cli import main
 from ldm_vae.config.commands.evaluate import EvaluateOptions
 from ldm_vae.evaluation.evaluate import EvaluateSummary, evaluate
 from ldm_vae.evaluation.features import SetFeatures, load_set_features
-from ldm_vae.evaluation.measure import ReconstructionResult
-from ldm_vae.evaluation.results import Protocol, describe_metrics
-from ldm_vae.metrics.reconstruction import ReconstructionMetrics, set_distances
+from ldm_vae.evaluation.measure import Measurement
+from ldm_vae.evaluation.results import Protocol, describe_scores
+from ldm_vae.metrics.reconstruction import ReconstructionMetrics
+from ldm_vae.metrics.sets import set_distances
 from tests.pictures import noise, picture
 from tests.tiny import tiny_autoencoder
 
@@ -79,13 +81,13 @@ def test_numbers_are_those_of_the_pictures_a_user_gets(vaes: list[str], photos: 
     written = json.loads(summary.metrics.read_text())
     assert written["skipped"][0]["name"] == "broken.png"
     metrics = written["evaluations"][0]["metrics"]
-    assert {"psnr", "ssim", "efficientnet_lite0", "rkid_efficientnet_lite0", "bits_per_dim", "latent_std"} <= set(
-        metrics
-    )
+    measured = {"psnr", "ssim", "efficientnet_lite0", "rkid_efficientnet_lite0", "rkid_paired_efficientnet_lite0"}
+    assert measured | {"bits_per_dim", "latent_std"} <= metrics.keys()
     assert not any("inception" in name or "lpips" in name for name in metrics)
     assert all(metric["protocol"] for metric in metrics.values())
     assert "32x32" in metrics["psnr"]["protocol"]
     assert "float32" in metrics["psnr"]["protocol"]
+    assert "whole windows only" in metrics["ssim"]["protocol"]
     assert "EfficientNet" in metrics["rkid_efficientnet_lite0"]["protocol"]
     assert summary.table.read_text().strip() in str(summary)
     assert "| first " in str(summary)
@@ -211,24 +213,77 @@ def test_set_distances_are_named_for_their_network() -> None:
     metrics.update(images, images, moments, moments)
     features = torch.randn(4, 8)
     network = SetFeatures(name="inception", network=torch.nn.Identity(), with_fid=True, protocol="pool3")
-    result = ReconstructionResult(summary=metrics.compute(), distances=set_distances(features, features + 1))
+    result = Measurement(summary=metrics.compute(), distances=set_distances(features, features + 1))
     protocol = Protocol(resolution=8, factor=2, bf16=True, perceptual=None, set_features=network)
-    described = describe_metrics(result, protocol=protocol)
+    described = describe_scores(result, protocol=protocol)
     assert described["rfid_inception"].value == pytest.approx(8, rel=1e-4)
     assert "4 originals" in described["rkid_inception"].protocol
-    assert "subsets of at most 4" in described["rkid_inception"].protocol
+    assert "100 random subsets of at most 4" in described["rkid_inception"].protocol
+    assert "fewer than the published 1000" in described["rkid_inception"].protocol
+    assert "1 disjoint subsets of at most 4" in described["rkid_paired_inception"].protocol
     assert "bf16" in described["psnr"].protocol
 
 
+def broken_copy(vae: str, folder: Path) -> str:
+    """An autoencoder whose every picture is NaN in one channel."""
+    broken = AutoencoderKL.from_pretrained(vae)
+    broken.decoder.conv_out.bias.data[0] = float("nan")
+    broken.save_pretrained(folder)
+    return str(folder)
+
+
 def test_a_broken_autoencoder_shows_and_spoils_no_other(vaes: list[str], photos: Path, tmp_path: Path) -> None:
-    broken = AutoencoderKL.from_pretrained(vaes[0])
-    broken.decoder.conv_out.bias.data[:] = float("nan")
-    broken.save_pretrained(tmp_path / "broken")
+    broken = broken_copy(vaes[0], tmp_path / "broken")
     options = {"resolution": [32], "perceptual": "efficientnet_lite0"}
-    both = run([vaes[1], str(tmp_path / "broken")], photos, tmp_path / "both", **options)
+    both = run([vaes[1], broken], photos, tmp_path / "both", **options)
     alone = run([vaes[1]], photos, tmp_path / "alone", **options)
     assert both.evaluations[0] == alone.evaluations[0]
-    assert np.isnan(both.evaluations[1]["psnr"])
+    assert alone.problem is None
+    assert both.problem is not None
+    assert broken in both.problem
+    assert vaes[1] not in both.problem
+    assert "5 of 5 reconstructions hold NaN or infinity; no figure for psnr, ssim" in both.problem
+
+    def refuse(word: str) -> None:
+        raise AssertionError(f"{word} is no JSON")
+
+    written = json.loads(both.metrics.read_text(), parse_constant=refuse)
+    score = written["evaluations"][1]["metrics"]["psnr"]
+    assert (score["value"], score["value_not_finite"]) == (None, "nan")
+    for name, score in written["evaluations"][1]["metrics"].items():
+        depends_on_the_decoder = name in ("psnr", "ssim") or "efficientnet" in name
+        assert (score["value"] is None) == depends_on_the_decoder, name
+
+
+def test_what_has_no_figure_ends_with_another_status(
+    vaes: list[str], photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken, output = broken_copy(vaes[0], tmp_path / "broken"), tmp_path / "out"
+    with pytest.raises(SystemExit) as ended:
+        main(["evaluate", "--vae", broken, "--data", str(photos), "--output", str(output), "--resolution", "32",
+              "--num_workers", "0", "--perceptual", "none"])  # fmt: skip
+    assert ended.value.code == 1
+    printed = capsys.readouterr()
+    assert "nan" in printed.out  # the table is printed all the same
+    assert f"ldm-vae: vae: {broken} at 32: 5 of 5 reconstructions hold NaN or infinity" in printed.err
+    assert (output / "table.md").is_file()
+
+
+def test_equal_protocols_have_equal_hashes_and_no_others(vaes: list[str], photos: Path, tmp_path: Path) -> None:
+    def protocol(name: str, vae: str, **options: object) -> dict[str, object]:
+        summary = run([vae], photos, tmp_path / name, **{"resolution": [16], "num_images": 2} | options)
+        recorded = json.loads(summary.metrics.read_text())["evaluations"][0]["protocol"]
+        assert recorded == summary.evaluations[0].protocol
+        return recorded
+
+    first = protocol("first", vaes[0])
+    assert first["resolution"] == 16
+    assert protocol("second", vaes[1], batch_size=1) == first
+    others = [protocol("side", vaes[0], resolution=[32]), protocol("whole", vaes[0], resolution=None),
+              protocol("distance", vaes[0], perceptual="efficientnet_lite0"),
+              protocol("precision", vaes[0], mixed_precision="bf16")]  # fmt: skip
+    hashes = {first["sha256"], *(other["sha256"] for other in others)}
+    assert len(hashes) == 5
 
 
 class _Runs:
