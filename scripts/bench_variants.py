@@ -25,8 +25,9 @@ from ldm_vae.config.run import Config
 from ldm_vae.losses.perceptual import LPIPS, load_perceptual
 from ldm_vae.models.autoencoder import build_autoencoder
 from ldm_vae.training.processes import start_accelerator
-from ldm_vae.training.state import build_state
+from ldm_vae.training.state import build_meter, build_state
 from ldm_vae.training.step import TrainingStep
+from ldm_vae.training.terms import perceptual_term
 
 
 @dataclass(kw_only=True)
@@ -71,7 +72,11 @@ class Ours:
             perceptual = LPIPS(perceptual)
         if perceptual is not None:
             perceptual.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.state.objective = dataclasses.replace(self.state.objective, perceptual_network=perceptual)
+            terms = [*self.state.objective.terms, perceptual_term(perceptual, weight=config.loss.perceptual_weight)]
+            objective = self.state.objective = dataclasses.replace(self.state.objective, terms=terms)
+            self.state.meter = build_meter(
+                objective, adversarial=self.state.discriminator is not None, device=self.device
+            )
         if "compile" in options:
             self.state.compile_networks()
         self.step = TrainingStep(self.state, loss=config.loss, train=config.train, accelerator=accelerator)

@@ -1,32 +1,110 @@
-"""What is minimised."""
+"""What is minimised: a mixin a term, which holds the term's fields, and the discriminator's."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Optional
+from dataclasses import dataclass, field, fields
+from typing import Optional, Union
 
 from ldm_vae.config.names import AdaptiveWeight, DiscriminatorLoss, DiscriminatorNorm, Perceptual, PixelDistance
 from ldm_vae.config.rules import require
 
 
 @dataclass(kw_only=True)
-class LossConfig:
-    """The objective: the published kl-f8 loss divided by the image's number of elements."""
+class Ramp:
+    """A weight that changes in a straight line, by updates or by parts of the run: give `to_step` or `to_fraction`."""
+
+    start: float = 0.0
+    """Weight before the line begins."""
+    end: float
+    """Weight once the line has ended."""
+    from_step: Optional[int] = None
+    """Updates before the line begins; none: it begins with the run."""
+    to_step: Optional[int] = None
+    """Updates after which the line has ended."""
+    from_fraction: Optional[float] = None
+    """Part of train.max_train_steps before the line begins; none: it begins with the run."""
+    to_fraction: Optional[float] = None
+    """Part of train.max_train_steps after which the line has ended."""
+
+    def __post_init__(self) -> None:
+        require(
+            (self.to_step is None) != (self.to_fraction is None)
+            and (self.from_step is None or self.to_step is not None)
+            and (self.from_fraction is None or self.to_fraction is not None),
+            "a ramp has either to_step (and from_step) or to_fraction (and from_fraction)",
+        )
+        if self.to_step is not None:
+            require(
+                0 <= (self.from_step or 0) < self.to_step,
+                f"a ramp goes from from_step {self.from_step or 0} to to_step {self.to_step}; it must go forwards",
+            )
+        if self.to_fraction is not None:
+            require(
+                0 <= (self.from_fraction or 0) < self.to_fraction <= 1,
+                f"a ramp goes from from_fraction {self.from_fraction or 0} to to_fraction {self.to_fraction}; it must "
+                f"go forwards, in [0, 1]",
+            )
+
+    def steps(self, max_train_steps: int) -> tuple[int, int]:
+        """Return the number of updates at which the line begins, and at which it has ended."""
+        if self.to_step is not None:
+            return self.from_step or 0, self.to_step
+        assert self.to_fraction is not None
+        first = round((self.from_fraction or 0) * max_train_steps)
+        return first, max(first + 1, round(self.to_fraction * max_train_steps))
+
+
+Weight = Union[float, Ramp]
+
+
+WEIGHT = {"weight": True}
+"""Metadata of a term's weight, which must not be negative at any update."""
+
+
+@dataclass(kw_only=True)
+class PixelFields:
+    """The pixel distance, whose weight is 1."""
 
     reconstruction: PixelDistance = "l1"
     """Pixel distance, averaged over all elements."""
+
+
+@dataclass(kw_only=True)
+class PerceptualFields:
+    """The distance in a frozen network's features."""
+
     perceptual: Perceptual = "lpips_vgg"
     """Network of the perceptual distance; `efficientnet_lite0` needs no download."""
     perceptual_weights: Optional[str] = None
     """Local file with the LPIPS trunk's weights; none: torch's usual cache, then a download."""
-    perceptual_weight: float = 1.0
-    """Weight of the perceptual distance beside the pixel distance."""
-    kl_weight: float = 1e-6
-    """Weight of the KL divergence a pixel element."""
+    perceptual_weight: Weight = field(default=1.0, metadata=WEIGHT)
+    """Weight of the perceptual distance beside the pixel distance: a number, or a ramp such as
+    {start: 0, end: 1, to_step: 1000}."""
+
+
+@dataclass(kw_only=True)
+class KlFields:
+    """The rate of the posterior."""
+
+    kl_weight: Weight = field(default=1e-6, metadata=WEIGHT)
+    """Weight of the KL divergence a pixel element: a number, or a ramp such as {start: 0, end: 1e-6, to_step: 10000}
+    or {start: 1e-8, end: 1e-6, from_fraction: 0.1, to_fraction: 0.5}."""
+
+
+@dataclass(kw_only=True)
+class LikelihoodFields:
+    """The variance that the terms on images are taken to have."""
+
     learn_logvar: bool = False
     """Learn a log-variance s of the reconstruction: rec / exp(s) + s."""
     logvar_init: float = 0.0
     """Start of s."""
+
+
+@dataclass(kw_only=True)
+class AdversarialFields:
+    """The discriminator and its balance against the terms on images."""
+
     disc_weight: float = 0.5
     """Weight of the adversarial loss, before the adaptive one; 0: no discriminator."""
     disc_start: int = 50001
@@ -45,8 +123,20 @@ class LossConfig:
     """Balance of the adversarial gradient against the reconstruction's at the last layer: measured in the step before,
     in the same step (the published order, without accumulation only), or not at all."""
 
+
+@dataclass(kw_only=True)
+class LossConfig(AdversarialFields, LikelihoodFields, KlFields, PerceptualFields, PixelFields):
+    """The objective: the published kl-f8 loss divided by the image's number of elements."""
+
+    # A dataclass lists the fields of its last base first.
+
     def __post_init__(self) -> None:
-        for name in ("perceptual_weight", "kl_weight", "disc_weight", "disc_start", "disc_warmup_steps"):
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if each.metadata.get("weight"):
+                smallest = min(value.start, value.end) if isinstance(value, Ramp) else value
+                require(smallest >= 0, f"loss.{each.name} is {smallest}; it can't be negative")
+        for name in ("disc_weight", "disc_start", "disc_warmup_steps"):
             require(getattr(self, name) >= 0, f"loss.{name} is {getattr(self, name)}; it can't be negative")
         for name in ("disc_channels", "disc_num_layers"):
             require(getattr(self, name) > 0, f"loss.{name} is {getattr(self, name)}; it must be positive")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, get_args, get_type_hints
 
 import yaml
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, set_loader, set_parsing_settings
@@ -152,12 +152,12 @@ def _join_values(argv: list[str], parser: ArgumentParser) -> list[str]:
 
 def _instantiate(options: type[Options], values: dict[str, Any]) -> Options:
     types = get_type_hints(options)
-    arguments = {
-        field.name: _instantiate(types[field.name], values[field.name])
-        if is_dataclass(types[field.name])
-        else values[field.name]
-        for field in fields(options)  # type: ignore[arg-type]
-    }
+    arguments = {}
+    for field in fields(options):  # type: ignore[arg-type]
+        value = values[field.name]
+        kinds = (types[field.name], *get_args(types[field.name]))  # a section, or a value that may be one
+        section: Any = next((kind for kind in kinds if is_dataclass(kind)), None)
+        arguments[field.name] = _instantiate(section, value) if section and isinstance(value, dict) else value
     return options(**arguments)
 
 
@@ -183,4 +183,13 @@ def _explain(message: str, parser: ArgumentParser) -> str:
             return f"{key} is '{value}'; it must be one of {', '.join(choices)}{did_you_mean(value, choices)}"
         kind = re.sub(r"<class '(.+?)'>", r"\1", expected)
         return f"{key} is '{value}'; it must be a {kind}"
+    if match := re.match(
+        r'Parser key "(.+?)":\s+Does not validate against any.*Given value: (.*)', message, re.DOTALL
+    ):
+        key, value = match.groups()
+        why = re.search(r"Option '\w+' is not accepted|a ramp .*?(?=\n)", message)
+        return (
+            f"{key} is '{value}'; it must be a number, or a ramp such as {{start: 0, end: 1, to_step: 1000}}"
+            f"{f': {why[0]}' if why else ''}"
+        )
     return " ".join(message.split())

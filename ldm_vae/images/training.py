@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -45,10 +45,17 @@ class TrainingBatch:
     images: Tensor  # [b, C, R, R], float32 in [-1, 1], channels_last
     noise: Tensor  # [b, c, h, w], float32, standard normal
     skipped: list[SkippedImage]
+    draws: dict[str, Tensor] = field(default_factory=dict)
+    """What was drawn beside the noise for interventions, by name."""
 
     def pin_memory(self) -> TrainingBatch:
         """Return the batch in page-locked memory (called by the loader)."""
-        return TrainingBatch(images=self.images.pin_memory(), noise=self.noise.pin_memory(), skipped=self.skipped)
+        return TrainingBatch(
+            images=self.images.pin_memory(),
+            noise=self.noise.pin_memory(),
+            skipped=self.skipped,
+            draws={name: drawn.pin_memory() for name, drawn in self.draws.items()},
+        )
 
 
 @dataclass(kw_only=True, frozen=True)

@@ -3,54 +3,92 @@ of elements of an image, so that its weights carry over and nothing grows with t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from ldm_vae.losses.adversarial import adaptive_weight
-from ldm_vae.losses.kl import kl_divergence
-from ldm_vae.losses.reconstruction import pixel_distance
+from ldm_vae.losses.term import Term
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReconstructionLoss:
+class Loss:
     """Scalars of one micro-batch."""
 
-    total: Tensor  # rec, or rec / exp(s) + s with a learnt log-variance
-    pixel: Tensor
-    perceptual: Tensor
+    total: Tensor
+    """The weighted sum, which is differentiated."""
+    figures: dict[str, Tensor]
+    """Each term by its name, without its weight."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Objective:
-    """rec + kl_weight · kl + lam · g; see the project's design for the notation."""
+    """The terms that are added up, and how the adversarial loss is balanced against those on images.
 
-    perceptual_network: nn.Module | None
-    reconstruction: Literal["l1", "l2"] = "l1"
-    perceptual_weight: float = 1.0
-    kl_weight: float = 1e-6
+        loss = (sum of the terms on images) / exp(s) + s  +  sum of the terms on latents  +  lam · g
+
+    Without a learnt log-variance s of the likelihood, the terms on images are taken as they are.
+    """
+
+    terms: Sequence[Term]
     disc_weight: float = 0.5
     disc_loss: Literal["hinge", "vanilla"] = "hinge"
     learn_logvar: bool = False
 
-    def reconstruction_loss(self, images: Tensor, reconstruction: Tensor, log_variance: Tensor) -> ReconstructionLoss:
-        """Pixel and perceptual distance of [B, C, H, W] in [-1, 1]; `log_variance` is the scalar s."""
-        pixel = pixel_distance(images, reconstruction, kind=self.reconstruction)
-        if self.perceptual_network is None:
-            perceptual = torch.zeros_like(pixel)
-        else:
-            perceptual = self.perceptual_network(images, reconstruction).mean()
-        total = pixel + self.perceptual_weight * perceptual
-        if self.learn_logvar:
-            total = total / torch.exp(log_variance) + log_variance
-        return ReconstructionLoss(total=total, pixel=pixel, perceptual=perceptual)
+    def __post_init__(self) -> None:
+        assert len(set(self.names)) == len(self.terms), f"two terms have one name: {self.names}"
 
-    def kl_loss(self, mean: Tensor, logvar: Tensor, *, num_elements: int) -> Tensor:
-        """Mean KL divergence of an image, divided by its number of elements (unweighted scalar)."""
-        return kl_divergence(mean, logvar).mean() / num_elements
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the terms, those on images first."""
+        return tuple(term.name for on in ("images", "latents") for term in self._terms_on(on))
+
+    @property
+    def frozen_networks(self) -> dict[str, nn.Module]:
+        """The networks that terms look through, by the terms' names."""
+        return {term.name: term.frozen for term in self.terms if term.frozen is not None}
+
+    @property
+    def trained_networks(self) -> dict[str, nn.Module]:
+        """The networks that are trained with terms, by the terms' names."""
+        return {term.name: term.network for term in self.terms if term.network is not None}
+
+    def image_loss(self, images: Tensor, reconstruction: Tensor, *, likelihood_logvar: Tensor, step: int) -> Loss:
+        """Return the loss that depends on the reconstruction alone.
+
+        Args:
+            images: [B, C, H, W] in [-1, 1].
+            reconstruction: y, of the same shape.
+            likelihood_logvar: the scalar s; it counts where it is learnt.
+            step: number of updates made, on which weights may depend.
+        """
+        loss = self._weighted("images", images, reconstruction, step=step)
+        if not self.learn_logvar:
+            return loss
+        return Loss(total=loss.total / torch.exp(likelihood_logvar) + likelihood_logvar, figures=loss.figures)
+
+    def latent_loss(self, output: Any, images: Tensor, *, step: int) -> Loss:
+        """Return the loss that depends on the latents.
+
+        Args:
+            output: what the trainable autoencoder returned.
+            images: [B, C, H, W] in [-1, 1], those that were encoded.
+            step: number of updates made, on which weights may depend.
+        """
+        return self._weighted("latents", output, images, step=step)
 
     def generator_weight(self, grad_reconstruction: Tensor, grad_generator: Tensor, *, num_elements: int) -> Tensor:
-        """lam, from the global batch's gradients at the last layer's weight."""
+        """Return lam, from the global batch's gradients at the last layer's weight."""
         return self.disc_weight * adaptive_weight(grad_reconstruction, grad_generator, num_elements=num_elements)
+
+    def _terms_on(self, on: str) -> list[Term]:
+        return [term for term in self.terms if term.on == on]
+
+    def _weighted(self, on: str, *arguments: Any, step: int) -> Loss:
+        terms = self._terms_on(on)
+        figures = {term.name: term.of(*arguments) for term in terms}
+        total: Any = sum(term.weight_at(step) * figures[term.name] for term in terms)
+        return Loss(total=total, figures=figures)

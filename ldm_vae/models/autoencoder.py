@@ -6,7 +6,7 @@ import contextlib
 import functools
 import json
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -228,20 +228,50 @@ class TrainableOutput(NamedTuple):
     """What the step needs of one forward."""
 
     reconstruction: Tensor  # [B, C, H, W], float32
+    images: Tensor  # [B, C, H, W], those that it is compared with: encoded ones, or what interventions made of them
     mean: Tensor  # [B, c, h, w], float32
-    logvar: Tensor  # [B, c, h, w], float32, clamped
-    log_variance: Tensor  # [], the learnt s, part of the graph
+    posterior_logvar: Tensor  # [B, c, h, w], float32, clamped
+    likelihood_logvar: Tensor  # [], the learnt s, part of the graph
     features: Tensor  # [B, width, H, W], input of the last convolution, detached
 
 
-class TrainableAutoencoder(nn.Module):
-    """The one module that DDP wraps: whatever is trained by the generator's loss is a parameter of it."""
+Draws = Mapping[str, Tensor]
+"""What was drawn at random for a micro-batch beside its posterior noise, by name."""
 
-    def __init__(self, autoencoder: AutoencoderKL, *, decoder_only: bool, learn_logvar: bool, logvar_init: float):
+Intervention = Callable[[Tensor, Tensor, Draws], tuple[Tensor, Tensor]]
+"""Changes the latents that are decoded and, alike, the images that the reconstruction is compared with: called with
+(z, images, draws) for (z', images'). It is a function of its arguments alone: whatever is random is in `draws`, which
+come with the batch, as functions of (seed, k), or of (seed, step) where they decide on a shape."""
+
+
+class TrainableAutoencoder(nn.Module):
+    """The one module that DDP wraps: whatever is trained by the generator's loss is a parameter of it.
+
+    Args:
+        autoencoder: diffusers' model.
+        decoder_only: whether encoder and quant_conv stay as they are.
+        learn_logvar: whether the log-variance s of the likelihood is trained.
+        logvar_init: its first value.
+        term_networks: networks that terms of the objective train, by the terms' names.
+        interventions: run one after the other in the forward of every batch that comes with draws.
+    """
+
+    def __init__(
+        self,
+        autoencoder: AutoencoderKL,
+        *,
+        decoder_only: bool,
+        learn_logvar: bool,
+        logvar_init: float,
+        term_networks: Mapping[str, nn.Module] | None = None,
+        interventions: Sequence[Intervention] = (),
+    ):
         super().__init__()
         self.autoencoder = autoencoder
         self.decoder_only = decoder_only
-        self.log_variance = nn.Parameter(torch.tensor(logvar_init), requires_grad=learn_logvar)
+        self.likelihood_logvar = nn.Parameter(torch.tensor(logvar_init), requires_grad=learn_logvar)
+        self.term_networks = nn.ModuleDict(dict(term_networks or {}))
+        self.interventions = interventions
         if decoder_only:
             autoencoder.encoder.requires_grad_(False)
             if autoencoder.quant_conv is not None:
@@ -254,18 +284,28 @@ class TrainableAutoencoder(nn.Module):
         """The decoder's last convolution, whose weight W the adaptive weight is measured at."""
         return self.autoencoder.decoder.conv_out
 
-    def forward(self, images: Tensor, noise: Tensor) -> TrainableOutput:
-        """Encode, sample the posterior with `noise` and decode.
+    def forward(self, images: Tensor, noise: Tensor, draws: Draws | None = None) -> TrainableOutput:
+        """Encode, sample the posterior with `noise`, intervene where there are `draws`, and decode.
 
         Args:
             images: [B, C, H, W] in [-1, 1].
             noise: [B, c, h, w], standard normal.
+            draws: what the interventions take.
         """
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.decoder_only):
-            mean, logvar = _moments(self.autoencoder, images)
-        features = self.decode_features(mean + torch.exp(0.5 * logvar) * noise)
-        reconstruction = self.last_layer(features).float()
-        return TrainableOutput(reconstruction, mean, logvar, self.log_variance.clone(), features.detach())
+            mean, posterior_logvar = _moments(self.autoencoder, images)
+        z = mean + torch.exp(0.5 * posterior_logvar) * noise
+        for intervention in self.interventions if draws else ():
+            z, images = intervention(z, images, draws or {})
+        features = self.decode_features(z)
+        return TrainableOutput(
+            reconstruction=self.last_layer(features).float(),
+            images=images,
+            mean=mean,
+            posterior_logvar=posterior_logvar,
+            likelihood_logvar=self.likelihood_logvar.clone(),
+            features=features.detach(),
+        )
 
     def compile_networks(self) -> None:
         """Compile encoder and decoder, in place; names and weights stay as they are."""

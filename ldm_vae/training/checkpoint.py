@@ -110,10 +110,12 @@ def _tensors(state: TrainingState) -> dict[str, dict[str, Tensor]]:
         "optimizer.safetensors": _optimizer_tensors(state.generator),
         "state.safetensors": {
             "lam": state.lam,
-            "log_variance": state.trainable.log_variance.detach(),
+            "likelihood_logvar": state.trainable.likelihood_logvar.detach(),
             **state.meter.state(),
         },
     }
+    if state.trainable.term_networks:
+        files["terms.safetensors"] = state.trainable.term_networks.state_dict()
     if state.ema is not None:
         files["ema.safetensors"] = {**autoencoder, **_ema_tensors(state)}
     if state.discriminator is not None:
@@ -206,8 +208,11 @@ def find_checkpoint(run: Path, name: str) -> Path:
     return run / name
 
 
-def load_checkpoint(state: TrainingState, checkpoint: Path) -> None:
+def load_checkpoint(state: TrainingState, checkpoint: Path) -> list[str]:
     """Take up all that `save_checkpoint` wrote, bit by bit; called by every process.
+
+    Returns:
+        A line for each thing that the checkpoint has otherwise than the state, and that doesn't matter.
 
     Raises:
         CheckpointError: where the checkpoint is of another architecture, or of a run that trained other weights.
@@ -216,6 +221,8 @@ def load_checkpoint(state: TrainingState, checkpoint: Path) -> None:
     extra = load_file(checkpoint / "state.safetensors")
     try:
         state.autoencoder.load_state_dict(load_file(checkpoint / "autoencoder.safetensors"))
+        if (checkpoint / "terms.safetensors").is_file():
+            state.trainable.term_networks.load_state_dict(load_file(checkpoint / "terms.safetensors"))
         if state.discriminator is not None and (checkpoint / "discriminator.safetensors").is_file():
             state.discriminator.module.load_state_dict(load_file(checkpoint / "discriminator.safetensors"))
             _load_optimizer(state.discriminator, load_file(checkpoint / "discriminator_optimizer.safetensors"))
@@ -223,17 +230,18 @@ def load_checkpoint(state: TrainingState, checkpoint: Path) -> None:
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
         raise CheckpointError(f"{checkpoint} is of another model than this config's: {reason}") from None
-    state.trainable.log_variance.data.copy_(extra["log_variance"])
+    state.trainable.likelihood_logvar.data.copy_(extra["likelihood_logvar"])
     if state.ema is not None:
         _load_ema(state, checkpoint, ema_step=scalars["ema_step"])
     state.lam.copy_(extra["lam"])
-    state.meter.load(extra)
+    notes = [note for note in [state.meter.load(extra)] if note]
     for name, steps in scalars["lr_scheduler_steps"].items():
         network = getattr(state, name)
         if network is not None:
             _set_schedule(network, steps)
     state.step = scalars["step"]
     state.best = BestValidation(**scalars["best"]) if scalars["best"] is not None else None
+    return notes
 
 
 def _load_ema(state: TrainingState, checkpoint: Path, *, ema_step: int | None) -> None:

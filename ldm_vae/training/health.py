@@ -37,7 +37,7 @@ class Health:
                 f"and were skipped; the weights are those before, the last checkpoint is whole. A lower "
                 f"train.learning_rate or train.mixed_precision no may help"
             )
-        if reading.num_adversarial == reading.num_finite > 0:
+        if "d" in reading.means:
             verdict = self.judge(reading.means)
             if verdict != self._last:
                 means = reading.means

@@ -65,15 +65,15 @@ def train(config: Config) -> TrainSummary:
     step = TrainingStep(state, loss=config.loss, train=config.train, accelerator=accelerator)
 
     # Resume.
-    if checkpoint is not None:
-        load_checkpoint(state, checkpoint)
+    notes = load_checkpoint(state, checkpoint) if checkpoint is not None else []
     check_ranks_agree(state, accelerator=accelerator)
     on_main_process(
         accelerator, lambda: begin_run(run, config, checkpoint=checkpoint), purpose="to prepare the run's folder"
     )
     tracking = Tracking(run, config, accelerator=accelerator, step=state.step)
     if checkpoint is not None:
-        tracking.say(f"Resumed from {checkpoint}")
+        for line in (f"Resumed from {checkpoint}", *notes):
+            tracking.say(line)
     batches = open_batches(training_images, config, state=state, accelerator=accelerator, tracking=tracking)
     health = Health(
         disc_loss=config.loss.disc_loss,

@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, ProjectConfiguration, set_seed
+from torch import nn
 
 from ldm_vae.config.rules import require
 from ldm_vae.config.run import Config
@@ -216,10 +217,10 @@ def check_ranks_agree(state: TrainingState, *, accelerator: Accelerator) -> None
 def weights_digest(state: TrainingState) -> str:
     """sha256 of all weights, trained or frozen, their average and lam: equal on all processes, or
     something is broken."""
-    networks = [state.trainable, state.objective.perceptual_network]
+    networks: list[nn.Module] = [state.trainable, *state.objective.frozen_networks.values()]
     if state.discriminator is not None:
         networks.append(state.discriminator.module)
-    tensors = [tensor for network in networks if network is not None for tensor in network.state_dict().values()]
+    tensors = [tensor for network in networks for tensor in network.state_dict().values()]
     if state.ema is not None:
         tensors += state.ema.shadow_params
     digest = hashlib.sha256()

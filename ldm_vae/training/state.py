@@ -17,7 +17,6 @@ from ldm_vae.config.data import check_resolution
 from ldm_vae.config.run import Config
 from ldm_vae.config.train import TrainConfig
 from ldm_vae.losses.objective import Objective
-from ldm_vae.losses.perceptual import load_perceptual
 from ldm_vae.models.autoencoder import (
     TrainableAutoencoder,
     build_autoencoder,
@@ -26,8 +25,9 @@ from ldm_vae.models.autoencoder import (
 )
 from ldm_vae.models.discriminators.patch import PatchDiscriminator
 from ldm_vae.models.precision import use_bf16
-from ldm_vae.training.meter import Meter
+from ldm_vae.training.meter import ADVERSARIAL_FIGURES, Meter
 from ldm_vae.training.optimizers import build_optimizer, build_schedule
+from ldm_vae.training.terms import build_objective
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -105,8 +105,8 @@ class TrainingState:
         self.trainable.compile_networks()
         if self.discriminator is not None:
             self.discriminator.module.layers.compile()
-        if self.objective.perceptual_network is not None:
-            self.objective.perceptual_network.compile()
+        for network in self.objective.frozen_networks.values():
+            network.compile()
 
     @property
     def learning_rates(self) -> dict[str, float]:
@@ -121,11 +121,13 @@ def build_state(config: Config, *, accelerator: Accelerator) -> TrainingState:
     """Build networks, optimizers and schedules, on the accelerator's device, wrapped for its processes."""
     autoencoder = build_autoencoder(config.model)
     check_resolution(config.data, spatial_factor=spatial_factor(autoencoder))
+    objective = build_objective(config, device=accelerator.device)
     trainable = TrainableAutoencoder(
         autoencoder,
         decoder_only=config.model.decoder_only,
         learn_logvar=config.loss.learn_logvar,
         logvar_init=config.loss.logvar_init,
+        term_networks=objective.trained_networks,
     )
     checkpoint_activations(autoencoder, config.train.gradient_checkpointing)
     train = config.train
@@ -155,31 +157,25 @@ def build_state(config: Config, *, accelerator: Accelerator) -> TrainingState:
     state = TrainingState(
         generator=generator,
         discriminator=discriminator,
-        objective=build_objective(config, device=accelerator.device),
+        objective=objective,
         ema=None,
         lam=torch.zeros((), device=accelerator.device),
-        meter=Meter(device=accelerator.device),
+        meter=build_meter(objective, adversarial=discriminator is not None, device=accelerator.device),
     )
     if config.train.ema_decay > 0:
         state.ema = AveragedWeights(state.ema_parameters, decay=config.train.ema_decay)
     return state
 
 
-def build_objective(config: Config, *, device: torch.device) -> Objective:
-    """The objective that a config describes."""
-    perceptual = None
-    if config.loss.perceptual != "none" and config.loss.perceptual_weight > 0:
-        perceptual = load_perceptual(config.loss.perceptual, weights=config.loss.perceptual_weights)
-        perceptual = perceptual.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return Objective(
-        perceptual_network=perceptual,
-        reconstruction=config.loss.reconstruction,
-        perceptual_weight=config.loss.perceptual_weight,
-        kl_weight=config.loss.kl_weight,
-        disc_weight=config.loss.disc_weight,
-        disc_loss=config.loss.disc_loss,
-        learn_logvar=config.loss.learn_logvar,
-    )
+def build_meter(objective: Objective, *, adversarial: bool, device: torch.device) -> Meter:
+    """Build the sums of what a step measures; the discriminator's figures are there where it is."""
+    names = [*objective.names, "loss", "grad_norm"]
+    if objective.learn_logvar:
+        names.append("likelihood_logvar")
+    if adversarial:
+        names += ADVERSARIAL_FIGURES
+    checked = [*objective.names, *(["g", "d"] if adversarial else []), "gradient"]
+    return Meter(names, checked=checked, device=device)
 
 
 def _trained(

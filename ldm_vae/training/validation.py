@@ -48,7 +48,7 @@ def validate(
     """
     train, device = config.train, accelerator.device
     metrics = ReconstructionMetrics(
-        perceptual=state.objective.perceptual_network,
+        perceptual=state.objective.frozen_networks.get("perceptual"),
         latent_channels=state.autoencoder.config.latent_channels,
         device=device,
     )

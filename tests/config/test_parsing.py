@@ -65,7 +65,7 @@ def test_recipe_builds_its_model_and_objective(name: str, tmp_path: Path, monkey
         loss = dataclasses.replace(loss, perceptual_weights=str(tmp_path / "vgg.pth"))
     config = dataclasses.replace(config, model=model, loss=loss)
     state = build_state(config, accelerator=Accelerator(cpu=True))
-    assert (state.objective.perceptual_network is None) == (loss.perceptual == "none")
+    assert ("perceptual" not in state.objective.frozen_networks) == (loss.perceptual == "none")
     assert (state.discriminator is None) == (loss.disc_weight == 0)
     assert (state.ema is None) == (config.train.ema_decay == 0)
     frozen = {n.split(".")[0] for n, p in state.autoencoder.named_parameters() if not p.requires_grad}

@@ -12,7 +12,8 @@ from torch.distributions import kl_divergence as torch_kl
 from ldm_vae.losses.adversarial import adaptive_weight, discriminator_loss, generator_loss
 from ldm_vae.losses.kl import kl_divergence
 from ldm_vae.losses.objective import Objective
-from ldm_vae.losses.reconstruction import pixel_distance
+from ldm_vae.losses.pixel import pixel_distance
+from ldm_vae.losses.term import Schedule, Term
 
 
 def test_kl_is_that_of_the_normal_distributions() -> None:
@@ -53,9 +54,37 @@ def test_adaptive_weight_is_the_ratio_of_norms_clamped_as_published(factor: floa
     assert small == pytest.approx(5e-4 / (2 + 1e-4))
 
 
+def make_objective(*, weight: float | Schedule = 1.0, learn_logvar: bool = False) -> Objective:
+    return Objective(
+        terms=[
+            Term(name="size", on="latents", weight=weight, of=lambda output, images: output.abs().mean()),
+            Term(name="rec", on="images", weight=1.0, of=lambda images, y: pixel_distance(images, y, kind="l1")),
+            Term(name="twice", on="images", weight=weight, of=lambda images, y: 2 * (images - y).abs().mean()),
+        ],
+        learn_logvar=learn_logvar,
+    )
+
+
 def test_log_variance_enters_as_a_likelihood() -> None:
-    objective = Objective(perceptual_network=None, learn_logvar=True)
     images, s = torch.zeros(1, 3, 4, 4), torch.tensor(0.7)
-    loss = objective.reconstruction_loss(images, images + 0.5, s)
-    assert loss.total.item() == pytest.approx(0.5 / math.exp(0.7) + 0.7)
-    assert loss.pixel.item() == pytest.approx(0.5)
+    loss = make_objective(learn_logvar=True).image_loss(images, images + 0.5, likelihood_logvar=s, step=0)
+    assert loss.total.item() == pytest.approx(1.5 / math.exp(0.7) + 0.7)
+    assert loss.figures["rec"].item() == pytest.approx(0.5)
+
+
+def test_terms_are_weighted_and_shown_without_their_weight() -> None:
+    objective = make_objective(weight=Schedule(start=0.0, end=0.5, from_step=10, to_step=20))
+    images, s = torch.zeros(1, 3, 4, 4), torch.zeros(())
+    assert objective.names == ("rec", "twice", "size")
+    for step, weight in ((0, 0.0), (10, 0.0), (14, 0.2), (20, 0.5), (99, 0.5)):
+        on_images = objective.image_loss(images, images + 0.5, likelihood_logvar=s, step=step)
+        on_latents = objective.latent_loss(images + 3.0, images, step=step)
+        assert on_images.total.item() == pytest.approx(0.5 + weight)
+        assert on_latents.total.item() == pytest.approx(3.0 * weight)
+        figures = {name: figure.item() for name, figure in (on_images.figures | on_latents.figures).items()}
+        assert figures == {"rec": 0.5, "twice": 1.0, "size": 3.0}
+
+
+def test_a_schedule_may_fall() -> None:
+    schedule = Schedule(start=1.0, end=0.0, from_step=0, to_step=4)
+    assert [schedule.at(step) for step in range(6)] == [1.0, 0.75, 0.5, 0.25, 0.0, 0.0]

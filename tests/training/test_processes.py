@@ -182,7 +182,7 @@ def test_rank_with_other_weights_is_named(launches: Launches, name: str, step: i
 def test_one_ranks_nan_skips_the_step_on_all(launches: Launches) -> None:
     zero, one = (told["digests"] for told in launches.told("nan_images"))
     assert zero == one
-    lines = {line["step"]: line for line in lines_with("rec", launches.run("nan_images", num_processes=2))}
+    lines = {line["step"]: line for line in lines_with("skipped_steps", launches.run("nan_images", num_processes=2))}
     for term in ("rec", "perceptual", "kl", "g", "d", "gradient"):
         assert lines[4][f"nonfinite/{term}"] == 2, term  # steps 3 and 4
     assert lines[4]["skipped_steps"] == 2

@@ -18,8 +18,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ldm_vae.config.run import Config
 from ldm_vae.images.training import TrainingBatch
 from ldm_vae.losses.perceptual import LPIPS
-from ldm_vae.training.state import TrainingState, build_state
+from ldm_vae.training.state import TrainingState, build_meter, build_state
 from ldm_vae.training.step import TrainingStep
+from ldm_vae.training.terms import perceptual_term
 from tests.tiny import tiny_config
 
 LAM_BEFORE = 0.37  # of the step before the one under test
@@ -31,11 +32,18 @@ def make(config: Config) -> tuple[TrainingState, TrainingStep, lpips.LPIPS]:
     accelerator = Accelerator(cpu=True)
     state = build_state(config, accelerator=accelerator)
     network = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False)
-    state.objective = dataclasses.replace(state.objective, perceptual_network=LPIPS(copy.deepcopy(network)))
+    add_perceptual(state, LPIPS(copy.deepcopy(network)), weight=config.loss.perceptual_weight)
     state.lam.fill_(LAM_BEFORE)
     state.step = 3
     step = TrainingStep(state, loss=config.loss, train=config.train, accelerator=accelerator)
     return state, step, network
+
+
+def add_perceptual(state: TrainingState, distance: torch.nn.Module, *, weight: float) -> None:
+    """Put a distance with random weights where the config's would be."""
+    terms = [*state.objective.terms, perceptual_term(distance, weight=weight)]
+    state.objective = dataclasses.replace(state.objective, terms=terms)
+    state.meter = build_meter(state.objective, adversarial=True, device=state.lam.device)
 
 
 def make_batch(size: int = 4, *, seed: int = 1) -> TrainingBatch:
@@ -49,7 +57,7 @@ def plain_gradients(
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, float]]:
     """Losses and gradients as published, each network run for each loss, divided by the elements of an image."""
     model = copy.deepcopy(state.autoencoder)
-    log_variance = state.trainable.log_variance.detach().clone().requires_grad_()
+    likelihood_logvar = state.trainable.likelihood_logvar.detach().clone().requires_grad_()
     x, loss = batch.images, config.loss
     num_elements = x[0].numel()
 
@@ -62,7 +70,7 @@ def plain_gradients(
     pixel = (x - y).abs() if loss.reconstruction == "l1" else (x - y) ** 2
     rec = (pixel + loss.perceptual_weight * network(x, y)).sum() / len(x)  # the sum over an image, as published
     if loss.learn_logvar:
-        rec = rec / log_variance.exp() + log_variance * num_elements
+        rec = rec / likelihood_logvar.exp() + likelihood_logvar * num_elements
     total = rec + loss.kl_weight * kl.sum() / len(x)
     lam = 0.0
     figures = {"kl": kl.mean().item() / num_elements, "rec": pixel.mean().item()}
@@ -90,7 +98,7 @@ def plain_gradients(
     (total / num_elements).backward()
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     if loss.learn_logvar:
-        gradients["log_variance"] = log_variance.grad
+        gradients["likelihood_logvar"] = likelihood_logvar.grad
     return gradients, grad_d, figures
 
 
@@ -138,13 +146,13 @@ def test_losses_and_gradients_are_the_published_ones(
         assert state.lam.item() == pytest.approx(figures["measured"], rel=1e-4)
 
 
-def test_learnt_log_variance_moves_towards_the_loss() -> None:
+def test_learnt_likelihood_logvar_moves_towards_the_loss() -> None:
     """Its optimum is s = log(rec): the gradient 1 - rec/exp(s) takes it there, from either side."""
     for init, sign in ((3.0, -1), (-5.0, 1)):
         loss = {"learn_logvar": True, "logvar_init": init}
         state, step, _ = make(tiny_config(data={"resolution": 64}, loss=loss))
         step(iter([make_batch()]))
-        assert sign * (state.trainable.log_variance.item() - init) > 1e-4
+        assert sign * (state.trainable.likelihood_logvar.item() - init) > 1e-4
 
 
 def test_update_is_adamw_on_the_clipped_gradient() -> None:

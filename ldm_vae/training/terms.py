@@ -1,0 +1,68 @@
+"""The objective that a config describes: a line a term.
+
+A new term takes its function in `losses/`, the mixin with its weight in `config/loss.py`, and its line in `_terms`.
+Its column in metrics.jsonl, its finite check and its place in the checkpoint follow from its name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from ldm_vae.config.loss import LossConfig, Ramp, Weight
+from ldm_vae.config.run import Config
+from ldm_vae.losses.kl import kl_divergence
+from ldm_vae.losses.objective import Objective
+from ldm_vae.losses.perceptual import load_perceptual
+from ldm_vae.losses.pixel import pixel_distance
+from ldm_vae.losses.term import Schedule, Term
+from ldm_vae.models.autoencoder import TrainableOutput
+
+
+def build_objective(config: Config, *, device: torch.device) -> Objective:
+    """Build the objective, with its frozen networks on the device.
+
+    Raises:
+        ValueError: where a network's weights are missing, naming the field.
+    """
+    loss = config.loss
+    with torch.random.fork_rng(devices=[]):  # a term more leaves the other networks' first weights as they are
+        terms = list(_terms(loss, max_train_steps=config.train.max_train_steps))
+    for term in terms:
+        if term.frozen is not None:
+            term.frozen.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return Objective(
+        terms=terms, disc_weight=loss.disc_weight, disc_loss=loss.disc_loss, learn_logvar=loss.learn_logvar
+    )
+
+
+def _terms(loss: LossConfig, *, max_train_steps: int) -> Iterator[Term]:
+    """Yield the terms that have a weight; the KL divergence also without one, for its figure."""
+    weight = partial(_weight, max_train_steps=max_train_steps)
+    yield Term(name="rec", on="images", weight=1.0, of=partial(pixel_distance, kind=loss.reconstruction))
+    if loss.perceptual != "none" and loss.perceptual_weight != 0:
+        distance = load_perceptual(loss.perceptual, weights=loss.perceptual_weights)
+        yield perceptual_term(distance, weight=weight(loss.perceptual_weight))
+    yield Term(name="kl", on="latents", weight=weight(loss.kl_weight), of=_kl)
+
+
+def perceptual_term(distance: nn.Module, *, weight: float | Schedule) -> Term:
+    """Return the term of a distance that is called with (images, reconstruction) and gives [B]."""
+    return Term(
+        name="perceptual", on="images", weight=weight, frozen=distance, of=lambda images, y: distance(images, y).mean()
+    )
+
+
+def _kl(output: TrainableOutput, images: Tensor) -> Tensor:
+    """Mean KL divergence of an image, divided by its number of elements."""
+    return kl_divergence(output.mean, output.posterior_logvar).mean() / images[0].numel()
+
+
+def _weight(weight: Weight, *, max_train_steps: int) -> float | Schedule:
+    if not isinstance(weight, Ramp):
+        return weight
+    from_step, to_step = weight.steps(max_train_steps)
+    return Schedule(start=weight.start, end=weight.end, from_step=from_step, to_step=to_step)
