@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Iterator, Sequence
@@ -15,6 +16,7 @@ from torch.utils.data import Dataset
 from ldm_vae.images.collection import ImageCollection
 from ldm_vae.images.decoding import UnreadableImage
 from ldm_vae.images.transforms import Box
+from ldm_vae.latents.sealed import dump_json
 from ldm_vae.latents.shards import HEADERS, shard_stem
 from ldm_vae.system.files import Leases, write_whole
 from ldm_vae.system.workers import load
@@ -127,8 +129,7 @@ def read_headers(
         sizes = _sizes(collection, stale, num_workers=num_workers, timeout_seconds=timeout_seconds)
         for i, size in zip(stale, sizes, strict=True):
             entries[i] = {"size": _listed(size), "stamp": _listed(stamps[i])}
-        lines = [json.dumps(entries[i]) for i in range(len(collection))]
-        write_whole(folder / HEADERS, ("\n".join(lines) + "\n").encode())
+        _write_known(folder / HEADERS, [entries[i] for i in range(len(collection))])
         leases.release(_LEASE)
 
 
@@ -158,8 +159,18 @@ def _sizes(
         yield from batch
 
 
+def _write_known(path: Path, entries: list[dict[str, Any]]) -> None:
+    """Write a line a header, and their digest as the last."""
+    lines = b"".join(dump_json(entry) for entry in entries)
+    write_whole(path, lines + dump_json(hashlib.sha256(lines).hexdigest()))
+
+
 def _read_known(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_bytes().splitlines()] if path.exists() else []
+    """Return what `_write_known` wrote; nothing where that is damaged, so that all headers are read again."""
+    lines, _, end = path.read_bytes().rstrip(b"\n").rpartition(b"\n") if path.exists() else (b"", b"", b"")
+    if dump_json(hashlib.sha256(lines + b"\n").hexdigest()).rstrip() != end:
+        return []
+    return [json.loads(line) for line in lines.splitlines()]
 
 
 def _listed(pair: tuple[int, int] | None) -> list[int] | None:

@@ -21,7 +21,7 @@ from ldm_vae.config.commands.decode import DecodeOptions
 from ldm_vae.config.rules import require
 from ldm_vae.images.transforms import to_image
 from ldm_vae.latents.dataset import LatentDataset
-from ldm_vae.latents.shards import dump_json
+from ldm_vae.latents.sealed import dump_json
 from ldm_vae.models.autoencoder import load_autoencoder
 from ldm_vae.models.fingerprint import fingerprint
 from ldm_vae.models.inference import InferenceAutoencoder, local_device

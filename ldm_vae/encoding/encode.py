@@ -15,15 +15,17 @@ from tqdm import tqdm
 
 from ldm_vae.config.commands.encode import EncodeOptions
 from ldm_vae.encoding.buckets import Numbering, Size, bucket_groups, bucket_sizes, read_headers
+from ldm_vae.encoding.output import open_output, take_back_damaged
 from ldm_vae.encoding.plan import check_sizes, latent_shape, make_plan, make_preprocessing
 from ldm_vae.encoding.preprocessing import WORKER_TIMEOUT_SECONDS, EncodingImages, ImageBatch
-from ldm_vae.encoding.stream_work import StreamWork
-from ldm_vae.encoding.work import Work, open_output
+from ldm_vae.encoding.stream_work import StreamShardWork
+from ldm_vae.encoding.work import PendingShards, ShardWork
 from ldm_vae.encoding.writer import EncodedBatch, ShardWriter
 from ldm_vae.images.collection import ImageCollection, open_collection
 from ldm_vae.images.decoding import UnreadableImage
 from ldm_vae.images.streaming import ImageStream, open_stream
-from ldm_vae.latents.shards import Assembled, Plan, ShardRecord, assemble_index, assembled_index
+from ldm_vae.latents.index import IndexTotals, read_index_totals, write_index
+from ldm_vae.latents.shards import Plan, ShardRecord
 from ldm_vae.models.autoencoder import load_autoencoder
 from ldm_vae.models.inference import InferenceAutoencoder, local_device
 from ldm_vae.models.precision import use_bf16
@@ -52,12 +54,15 @@ class EncodeSummary:
     encoded_images: int
     """By this process."""
     encoded_shards: int
+    damaged_shards: int
+    """Shards that this process found damaged; they were encoded again."""
     seconds: float
 
     def __str__(self) -> str:
         size = f"{self.num_bytes / 1e6:,.1f} MB"
         done = f"{self.num_rows:,} latents of {self.num_images:,} images in {self.num_shards:,} shards, {size}"
         skipped = f"; {self.num_skipped:,} skipped, listed in skipped.jsonl" if self.num_skipped else ""
+        skipped += f"; {self.damaged_shards:,} damaged shards encoded again" if self.damaged_shards else ""
         rate = self.encoded_images / self.seconds if self.seconds > 0 else 0.0
         return (
             f"{self.output}: {done}{skipped}\n"
@@ -103,6 +108,7 @@ class _Encode:
         total = len(images) if isinstance(images, ImageCollection) else None
         self.bar = tqdm(total=total, unit="img", desc="encode", dynamic_ncols=True, disable=None)
         self.encoded_images = self.encoded_shards = self.written_bytes = self.skipped = 0
+        self.checked_shards = self.damaged_shards = 0
 
     def run(self) -> EncodeSummary:
         started = time.monotonic()
@@ -111,12 +117,13 @@ class _Encode:
             stack.enter_context(self.bar)
             leases = stack.enter_context(Leases(self.folder, seconds=self.options.lease_seconds))
             open_output(self.folder, plan=self.plan, overwrite=self.options.overwrite, leases=leases)
+            take_back_damaged(self.folder, plan=self.plan, leases=leases, on_shard=self._checked)
             self.work = self._work(leases)
             self.writer = stack.enter_context(ShardWriter(self.folder, plan=self.plan, on_written=self._written))
-            totals = None if self.work.num_left else assembled_index(self.folder, plan=self.plan)
+            totals = None if self.work.num_left else read_index_totals(self.folder, plan=self.plan)
             while totals is None:
                 self._finish_shards()
-                totals = self._assemble()
+                totals = self._write_index()
             leases.taken_elsewhere()  # clears away the leases of the dead
             remove_temporaries(self.folder, older_than=max(600.0, 10 * self.options.lease_seconds))
         return EncodeSummary(
@@ -128,16 +135,17 @@ class _Encode:
             num_bytes=totals.num_bytes,
             encoded_images=self.encoded_images,
             encoded_shards=self.encoded_shards,
+            damaged_shards=self.damaged_shards,
             seconds=time.monotonic() - started,
         )
 
-    def _work(self, leases: Leases) -> Work | StreamWork:
+    def _work(self, leases: Leases) -> PendingShards:
         """Find what is left to do."""
         options = self.options
         preprocessing = make_preprocessing(self.encoder.autoencoder, mode=options.mode, seed=options.seed)
         square = (options.resolution, options.resolution)
         if isinstance(self.images, ImageStream):
-            return StreamWork(
+            return StreamShardWork(
                 self.folder,
                 plan=self.plan,
                 leases=leases,
@@ -157,7 +165,7 @@ class _Encode:
             )
             sizes = bucket_sizes(options.resolution, step=options.bucket_step, max_aspect=options.bucket_max_aspect)
             groups = bucket_groups(headers, sizes=sizes, default=square)
-        return Work(
+        return ShardWork(
             self.folder,
             plan=self.plan,
             leases=leases,
@@ -183,12 +191,12 @@ class _Encode:
                 self.bar.set_postfix_str(f"waiting for {self.work.num_left} shards of other processes")
                 time.sleep(_POLL_SECONDS)
 
-    def _assemble(self) -> Assembled | None:
+    def _write_index(self) -> IndexTotals | None:
         """Write the index; none where a shard vanished meanwhile, because another process replaces the output."""
         try:
-            return assemble_index(self.folder, plan=self.plan, stems=self.work.stems)
+            return write_index(self.folder, plan=self.plan, stems=self.work.stems)
         except FileNotFoundError:
-            self.work.look_again()
+            self.work.find_vanished()
             return None
 
     def _encode(self, batch: ImageBatch) -> None:
@@ -231,6 +239,12 @@ class _Encode:
         if noise is not None:
             mean = mean + std * noise.to(mean.device, non_blocking=True)
         return {"latents": mean}
+
+    def _checked(self, damaged: bool) -> None:
+        """Count a shard that was there already and was compared with its digest."""
+        self.checked_shards += 1
+        self.damaged_shards += damaged
+        self.bar.set_postfix_str(f"{self.checked_shards} shards checked, {self.damaged_shards} damaged", refresh=True)
 
     def _note(self, record: ShardRecord) -> None:
         """Count a shard that was whole before, or that another process wrote; it doesn't count in the bar's rate."""

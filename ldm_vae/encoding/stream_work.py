@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,12 +12,13 @@ from typing import Any
 from torch.utils.data import IterableDataset, get_worker_info
 
 from ldm_vae.encoding.buckets import Size
+from ldm_vae.encoding.output import check_plan, withdraw_index
 from ldm_vae.encoding.preprocessing import WORKER_TIMEOUT_SECONDS, EncodingImage, ImageBatch, Preprocessing, collate
-from ldm_vae.encoding.work import check_plan, withdraw_index
 from ldm_vae.images.collection import cell_content, cell_name
 from ldm_vae.images.decoding import UnreadableImage, read_crop
 from ldm_vae.images.streaming import ImageStream
-from ldm_vae.latents.shards import Plan, Row, ShardRecord, dump_json, read_record
+from ldm_vae.latents.sealed import read_sealed, seal
+from ldm_vae.latents.shards import Plan, Row, ShardRecord, read_record
 from ldm_vae.system.files import Leases, write_whole
 from ldm_vae.system.workers import load
 
@@ -50,13 +50,13 @@ class _FileBatch(ImageBatch):
     num_images: int | None = None
 
 
-class StreamWork:
-    """The input files of a stream that are not encoded yet, and the images of those that this process claims.
+class StreamShardWork:
+    """`PendingShards` of a stream: its input files that are not encoded yet, of which this process claims some.
 
     The rows of input file f, in its order, are the shards latents-f-00000, latents-f-00001 …; a small file beside them
     says, when the input file was read to its end, how many rows it had. Changed sources are not found.
 
-    The arguments are those of `Work`; the images come from `stream`.
+    The arguments are those of `ShardWork`; the images come from `stream`.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class StreamWork:
         self._num_images: dict[int, int] = {}
         """Of input files that this process read to their ends, but whose shards aren't all whole yet."""
         self._left: set[int] = set()
-        self.look_again()
+        self.find_vanished()
         for stem in self.stems:
             self._note(stem)
         if self._left:
@@ -129,7 +129,7 @@ class StreamWork:
         """Note a shard that this process wrote."""
         self._finish(int(record.stem.split("-")[1]))
 
-    def look_again(self) -> None:
+    def find_vanished(self) -> None:
         """Find input files whose shards vanished since they were whole."""
         self._left = {file for file in range(self._num_files) if not self._is_done(file)}
         for file in self._left:
@@ -155,25 +155,26 @@ class StreamWork:
                 return
             del self._num_images[file]
         end = {"plan": self._plan.digest, "file": file, "num_images": num_images}
-        write_whole(self._folder / _end_name(file), dump_json(end))
+        write_whole(self._folder / _end_name(file), seal(end))
         self._left.discard(file)
         self._leases.release(_end_name(file))
 
     def _images_of(self, file: int) -> int | None:
         """Images of an input file that was read to its end."""
         try:
-            end = json.loads((self._folder / _end_name(file)).read_bytes())
+            end = read_sealed(self._folder / _end_name(file))
         except FileNotFoundError:
             return None
-        return end["num_images"] if end["plan"] == self._plan.digest else None
+        return end["num_images"] if end is not None and end["plan"] == self._plan.digest else None
 
     def _is_done(self, file: int) -> bool:
         num_images = self._images_of(file)
         return num_images is not None and len(self._whole_parts(file)) == self._num_parts(num_images)
 
     def _whole_parts(self, file: int) -> set[int]:
-        found = {int(path.stem.split("-")[2]) for path in self._folder.glob(f"{part_stem(file, 0)[:-5]}*.json")}
-        return {part for part in found if self._record(part_stem(file, part)) is not None}
+        paths = self._folder.glob(f"{part_stem(file, 0)[:-5]}{'[0-9]' * 5}*.json")
+        parts = {int(path.stem.split("-")[2]) for path in paths if path.stem.split("-")[2].isdigit()}
+        return {part for part in parts if self._record(part_stem(file, part)) is not None}
 
     def _num_parts(self, num_images: int) -> int:
         return -(-num_images // self._plan.shard_size)

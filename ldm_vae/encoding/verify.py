@@ -81,7 +81,10 @@ def _raise(folder: Path, problems: list[Problem]) -> None:
     if problems:
         counts = ", ".join(f"{count} {kind}" for kind, count in Counter(problem.kind for problem in problems).items())
         lines = "; ".join(str(problem) for problem in problems)
-        raise LatentsDamaged(f"{folder}: {counts}. {lines}. Remove what is named here and start the same encode again")
+        surplus = [problem.file for problem in problems if problem.is_surplus]
+        remove = f"Remove {', '.join(surplus)}. " if surplus else ""
+        mend = "Start the same encode again: it mends this" if len(surplus) < len(problems) else ""
+        raise LatentsDamaged(f"{folder}: {counts}. {lines}. {remove}{mend}".rstrip())
 
 
 def _encode_again(dataset: LatentDataset, options: LatentsVerifyOptions, problems: list[Problem]) -> list[float]:

@@ -2,110 +2,54 @@
 
 from __future__ import annotations
 
-import json
-import os
-import time
 from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 from ldm_vae.config.names import DetectChanges
 from ldm_vae.encoding.buckets import Numbering
+from ldm_vae.encoding.output import check_plan, withdraw_index
 from ldm_vae.encoding.preprocessing import EncodingImages, ImageBatch, shard_batches, source_stamp
-from ldm_vae.latents.shards import (
-    INDEX,
-    PLAN,
-    SAMPLES,
-    SKIPPED,
-    Plan,
-    ShardRecord,
-    differences,
-    dump_json,
-    read_record,
-)
-from ldm_vae.system.files import Leases, write_whole
-from ldm_vae.system.outputs import LATENTS, OutputFolder
+from ldm_vae.latents.shards import Plan, ShardRecord, read_record
+from ldm_vae.system.files import Leases
 
-_OVERWRITE = "overwrite"
 _SHARDS = "latents-*"
-_POLL_SECONDS = 0.2
-_REPLACE_SECONDS = 60.0
 
 
-def open_output(folder: Path, *, plan: Plan, overwrite: bool, leases: Leases) -> None:
-    """Make a folder the output of `plan`, or find that it is already.
+class PendingShards(Protocol):
+    """The shards of an output that are not whole yet, and the images of those that this process claims."""
 
-    Processes of one job may all be told to overwrite: the first of them empties the folder, the others join it.
+    @property
+    def num_left(self) -> int:
+        """Number of pieces of work that are not done, by this or another process."""
 
-    Raises:
-        ValueError: it is the output of another plan, naming what differs, or holds something else.
-    """
-    if overwrite and _read_plan(folder) is not None:
-        _replace(folder, plan=plan, leases=leases)
-    if _read_plan(folder) is None:
-        OutputFolder(folder, kind=LATENTS).check(overwrite=overwrite)
-        _write_plan_first(folder, plan)
-    check_plan(folder, plan=plan)
+    @property
+    def stems(self) -> list[str]:
+        """Names of all shards, in order, without suffix."""
 
+    def batches(self, *, batch_size: int, num_workers: int, pin_memory: bool) -> Iterator[ImageBatch]:
+        """Claim shards and yield their images; ends when those left are all claimed."""
 
-def check_plan(folder: Path, *, plan: Plan) -> None:
-    """Raise `ValueError`, naming what differs, where a folder is the output of another plan."""
-    differing = differences(_read_plan(folder) or plan.to_json(), plan.to_json())
-    if differing:
-        raise ValueError(
-            f"--output {folder} holds latents of another kind ({'; '.join(differing)}); take another folder, or "
-            f"--overwrite to replace them"
-        )
+    def written(self, record: ShardRecord) -> None:
+        """Note a shard that this process wrote."""
+
+    def find_vanished(self) -> None:
+        """Take up again the shards that are not whole any more."""
 
 
-def _replace(folder: Path, *, plan: Plan, leases: Leases) -> None:
-    busy = ValueError(f"--output {folder}: another encode is at work there; stop it before --overwrite")
-    deadline = time.monotonic() + _REPLACE_SECONDS
-    while not leases.claim(_OVERWRITE):  # held until its process ends, so that the others of its job know
-        if _read_plan(folder) == plan.to_json():
-            return
-        if time.monotonic() > deadline:
-            raise busy
-        time.sleep(_POLL_SECONDS)
-    if leases.taken_elsewhere():
-        raise busy
-    OutputFolder(folder, kind=LATENTS).clear(mark_first=True)
-
-
-def _read_plan(folder: Path) -> dict[str, Any] | None:
-    try:
-        return json.loads((folder / PLAN).read_bytes())
-    except FileNotFoundError:
-        return None
-
-
-def _write_plan_first(folder: Path, plan: Plan) -> None:
-    """Write the plan unless another process already has."""
-    leftover = folder / f".{PLAN}.{os.getpid()}"
-    write_whole(leftover, dump_json(plan.to_json()))
-    try:
-        os.link(leftover, folder / PLAN)
-    except FileExistsError:
-        pass
-    except OSError:  # a file system without hard links
-        os.replace(leftover, folder / PLAN)
-    finally:
-        leftover.unlink(missing_ok=True)
-
-
-class Work:
-    """The shards of a collection that are not whole yet, and the images of those that this process claims.
+class ShardWork:
+    """`PendingShards` of a collection with random access.
 
     Args:
-        folder: of the output.
-        plan: of the output.
-        leases: by which processes share the work.
-        numbering: which images are in which shard.
-        images: reads them.
-        detect_changes: how changed sources are found. Looked at once, here: shards that aren't current are taken back,
-            and the index with them.
-        on_whole: told of every shard that is whole already, or that another process wrote.
+        folder: The output.
+        plan: What the output is.
+        leases: The claims by which processes share the work.
+        numbering: Which images are in which shard.
+        images: Reads the images.
+        detect_changes: How changed sources are found. They are looked for once, here: shards that aren't current are
+            taken back, and the index with them.
+        on_whole: Called with every shard that is whole already, or that another process wrote.
     """
 
     def __init__(
@@ -136,12 +80,12 @@ class Work:
 
     @property
     def num_left(self) -> int:
-        """Shards that are not whole."""
+        """Number of shards that are not whole."""
         return len(self._left)
 
     @property
     def stems(self) -> list[str]:
-        """Of all shards, in order."""
+        """Names of all shards, in order, without suffix."""
         return self._numbering.stems
 
     def batches(self, *, batch_size: int, num_workers: int, pin_memory: bool) -> Iterator[ImageBatch]:
@@ -160,8 +104,8 @@ class Work:
         self._left.pop(record.stem, None)
         self._leases.release(record.stem)
 
-    def look_again(self) -> None:
-        """Find shards that vanished since they were whole."""
+    def find_vanished(self) -> None:
+        """Take up again the shards that are not whole any more."""
         self._left = {stem: None for stem in self.stems if self._record(stem) is None}
 
     def _remove_surplus(self) -> None:
@@ -207,9 +151,3 @@ class Work:
             row.stamp == source_stamp(collection, row.image, detect_changes=self._detect_changes)
             for row in record.rows
         )
-
-
-def withdraw_index(folder: Path) -> None:
-    """Remove the index of an output that is not whole any more."""
-    for name in (INDEX, SAMPLES, SKIPPED):
-        (folder / name).unlink(missing_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import queue
 import threading
 from collections.abc import Callable
@@ -12,9 +13,21 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
-from ldm_vae.latents.shards import NO_LABEL, Plan, Row, ShardRecord, read_record, write_shard
-from ldm_vae.latents.statistics import ChannelMoments, Rounding
+from ldm_vae.latents.shards import (
+    CHECKSUMS,
+    FORMAT,
+    NO_LABEL,
+    Plan,
+    Row,
+    ShardRecord,
+    read_record,
+    row_checksums,
+    tensor_names,
+)
+from ldm_vae.latents.statistics import ChannelMoments, Rounding, RowMoments, RowRounding
 from ldm_vae.models.precision import DTYPES
+from ldm_vae.system.files import sha256_file, whole_or_absent, write_whole
+from ldm_vae.system.tensors import write_tensors
 
 QUEUED_BATCHES = 16
 
@@ -41,8 +54,8 @@ class _OpenShard:
 
     tensors: dict[str, list[Tensor]] = field(default_factory=dict)
     rows: list[Row] = field(default_factory=list)
-    moments: ChannelMoments = field(default_factory=ChannelMoments)
-    rounding: dict[str, Rounding] = field(default_factory=dict)
+    moments: list[RowMoments] = field(default_factory=list)
+    rounding: dict[str, list[RowRounding]] = field(default_factory=dict)
 
 
 class ShardWriter:
@@ -109,12 +122,11 @@ class ShardWriter:
         stored = {name: values.to(dtype).contiguous() for name, values in batch.tensors.items()}
         for name, values in stored.items():
             _check_finite(values, batch=batch, dtype=self._plan.dtype)
-            rounding = Rounding.of(batch.tensors[name], stored=values)
-            shard.rounding[name] = shard.rounding.get(name, Rounding()).merge(rounding)
+            shard.rounding.setdefault(name, []).append(RowRounding.of(batch.tensors[name], stored=values))
             shard.tensors.setdefault(name, []).append(values)
         if stored:
             main = stored["mean"] if "mean" in stored else stored["latents"]
-            shard.moments = shard.moments.merge(ChannelMoments.of(main, std=stored.get("std")))
+            shard.moments.append(RowMoments.of(main, std=stored.get("std")))
         if batch.last:
             self._write(self._open.pop(batch.stem), batch)
 
@@ -134,15 +146,49 @@ class ShardWriter:
             tensors[name] = torch.cat(parts) if parts else empty
         record = write_shard(
             self._folder, stem=batch.stem, plan=self._plan, tensors=tensors, rows=shard.rows,
-            moments=shard.moments, rounding=shard.rounding, shape=batch.shape,
+            moments=ChannelMoments.of_rows(shard.moments), shape=batch.shape,
+            rounding={name: Rounding.of_rows(rows) for name, rows in shard.rounding.items()},
         )  # fmt: skip
         self._on_written(record)
 
 
-def tensor_names(*, mode: str, flip: bool) -> list[str]:
-    """Names of a shard's latents."""
-    names = ["mean", "std"] if mode == "moments" else ["latents"]
-    return names + [f"{name}_flip" for name in names if flip]
+def write_shard(
+    folder: Path,
+    *,
+    stem: str,
+    plan: Plan,
+    tensors: dict[str, Tensor],
+    rows: list[Row],
+    moments: ChannelMoments,
+    rounding: dict[str, Rounding],
+    shape: tuple[int, int, int],
+) -> ShardRecord:
+    """Write a shard, with the checksums of its rows, then the record that makes it whole.
+
+    Args:
+        folder: The output.
+        stem: Name of the shard's files, without suffix.
+        plan: What the output is.
+        tensors: `mean` and `std`, or `latents`, [n, c, h, w], and what goes with them, [n, ...].
+        rows: Every image of the shard; the n without a reason are the tensors' rows, in order.
+        moments: Of the shard's latents.
+        rounding: What was rounded off each tensor.
+        shape: [c, h, w] of a latent.
+    """
+    path, record_path = folder / f"{stem}.safetensors", folder / f"{stem}.json"
+    # A single key: safetensors writes several in no fixed order.
+    metadata = {"ldm_vae": json.dumps({"format": FORMAT, "plan": plan.digest, "stem": stem}, sort_keys=True)}
+    with whole_or_absent(path) as temporary:
+        write_tensors(temporary, {**tensors, CHECKSUMS: row_checksums(tensors)}, metadata=metadata)
+        size, sha256 = temporary.stat().st_size, sha256_file(temporary)
+        record = ShardRecord(
+            stem=stem, plan=plan.digest, size=size, sha256=sha256, shape=list(shape), rows=rows,
+            moments=moments, rounding=rounding,
+        )  # fmt: skip
+        if record_path.exists() and record_path.read_bytes() != record.to_bytes():
+            record_path.unlink()  # it must never stand beside another shard than its own
+    write_whole(record_path, record.to_bytes())
+    return record
 
 
 def _check_finite(stored: Tensor, *, batch: EncodedBatch, dtype: str) -> None:

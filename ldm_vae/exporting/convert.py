@@ -31,7 +31,8 @@ from ldm_vae.models.layouts.ldm import (
 )
 from ldm_vae.models.layouts.ldm_names import listed
 from ldm_vae.models.weight_files import open_weights
-from ldm_vae.system.files import sync_folder, whole_or_absent, write_tensors, write_whole
+from ldm_vae.system.files import sync_folder, whole_or_absent, write_whole
+from ldm_vae.system.tensors import write_tensors
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ldm_vae.latents.shards import INDEX, PLAN, SAMPLES, SKIPPED, ShardRecord, plan_digest, read_record
+from ldm_vae.latents.index import plan_digest, read_index
+from ldm_vae.latents.mapping import read_origin
+from ldm_vae.latents.sealed import read_sealed
+from ldm_vae.latents.shards import INDEX, PLAN, SAMPLES, SKIPPED, ShardRecord, read_record
 from ldm_vae.system.files import sha256_file
+from ldm_vae.system.paths import OutsideFolder, inside
 
 Kind = Literal["unfinished", "missing", "damaged", "duplicate", "foreign"]
 
@@ -22,67 +25,101 @@ class Problem:
     kind: Kind
     file: str
     detail: str
+    is_surplus: bool = False
+    """Whether the file doesn't belong to the output, so that encoding again leaves it where it is."""
 
     def __str__(self) -> str:
         return f"{self.kind}: {self.file}: {self.detail}"
 
 
 def check_folder(folder: Path, *, on_shard: Callable[[], object] = lambda: None) -> list[Problem]:
-    """Read every byte of an output and return what is wrong with it: `unfinished` outputs, shards that are `missing`,
+    """Read every byte of an output and return what is wrong with it: `unfinished` outputs, files that are `missing`,
     `damaged` (cut off, or bits flipped), `duplicate` (a copy of another, or two rows of one image) or `foreign` (of
     another VAE or preprocessing, or not of this output).
 
     Args:
-        on_shard: called after each shard.
+        folder: What `ldm-vae encode --output` wrote.
+        on_shard: Called after each shard.
 
     Raises:
-        ValueError: the folder is no output of `ldm-vae encode`.
+        ValueError: The folder is no output of `ldm-vae encode`.
     """
-    plan = _read_json(folder / PLAN)
-    if plan is None:
-        raise ValueError(f"{folder} has no {PLAN} that can be read: it is no folder that `ldm-vae encode` wrote")
-    digest = plan_digest(plan)
-    index = _read_json(folder / INDEX)
-    problems = []
-    if index is None:
-        detail = "missing or damaged; start the same encode again, it does the rest"
-        problems.append(Problem(kind="unfinished", file=INDEX, detail=detail))
-        index = {"shards": [_entry(path) for path in sorted(folder.glob("latents-*.safetensors"))], "files": {}}
-    elif {key: index.get(key) for key in plan} != plan:
-        problems.append(Problem(kind="foreign", file=INDEX, detail=f"it doesn't agree with {PLAN}"))
+    problems: list[Problem] = []
+    index = _read_index(folder, problems)
+    digest = _read_plan_digest(folder, index, problems)
+    shards = _entries(folder) if index is None else index["shards"]
     samples: Counter[int] = Counter()
-    for entry in index["shards"]:
+    for entry in shards:
         record = read_record(folder, stem=Path(entry["file"]).stem, plan_digest=digest)
-        found = list(_shard_problems(folder, entry, record, digest=digest))
-        problems += found
+        problems += _shard_problems(folder, entry, record, digest=digest)
         samples.update(row.sample for row in (record.rows if record is not None else []))
         on_shard()
     for sample, times in samples.items():
         if times > 1:
             problems.append(Problem(kind="duplicate", file=INDEX, detail=f"image {sample} is there {times} times"))
-    problems += _strangers(folder, known={entry["file"]: entry for entry in index["shards"]}, digest=digest)
-    for name in (SAMPLES, SKIPPED):
-        expected = index["files"].get(name)
-        if expected is not None and not (folder / name).exists():
+    problems += _strangers(folder, known={entry["file"] for entry in shards}, digest=digest)
+    for name, expected in ({} if index is None else index["files"]).items():
+        if name in (SAMPLES, SKIPPED) and not (folder / name).exists():
             problems.append(Problem(kind="missing", file=name, detail="named in the index"))
-        elif expected is not None and sha256_file(folder / name) != expected:
+        elif name in (SAMPLES, SKIPPED) and sha256_file(folder / name) != expected:
             problems.append(Problem(kind="damaged", file=name, detail="its digest isn't the one in the index"))
     return problems
 
 
-def _entry(path: Path) -> dict[str, Any]:
-    return {"file": path.name, "size": None, "sha256": None}
+def _read_index(folder: Path, problems: list[Problem]) -> dict[str, Any] | None:
+    """Return the index; where there is none that is whole, say so."""
+    try:
+        return read_index(folder)
+    except ValueError as error:
+        if not (folder / INDEX).exists():
+            if not (folder / PLAN).exists():
+                raise
+            problems.append(Problem(kind="unfinished", file=INDEX, detail="not written yet"))
+        else:
+            problems.append(Problem(kind="damaged", file=INDEX, detail=str(error)))
+    return None
+
+
+def _read_plan_digest(folder: Path, index: dict[str, Any] | None, problems: list[Problem]) -> str:
+    """Return the digest of the output's plan: where plan.json is damaged, the one of the index or of most shards."""
+    try:
+        plan = read_sealed(folder / PLAN)
+        digest = None if plan is None else plan_digest(plan)
+        if digest is None:
+            problems.append(Problem(kind="damaged", file=PLAN, detail="its digest isn't the one that it tells"))
+    except FileNotFoundError:
+        digest = None
+        problems.append(Problem(kind="missing", file=PLAN, detail="the index is there without it"))
+    except KeyError as error:
+        raise ValueError(f"{folder / PLAN} has no {error}: it is no plan of `ldm-vae encode`") from None
+    if index is not None:
+        if digest is not None and digest != plan_digest(index):
+            problems.append(Problem(kind="foreign", file=INDEX, detail=f"it doesn't agree with {PLAN}"))
+        return digest or plan_digest(index)
+    origins = [read_origin(path) for path in sorted(folder.glob("latents-*.safetensors"))]
+    votes = Counter(origin["plan"] for origin in origins if origin is not None)
+    return digest or (votes.most_common(1)[0][0] if votes else "")
+
+
+def _entries(folder: Path) -> list[dict[str, Any]]:
+    """Return what an index would name, where there is none."""
+    paths = sorted(folder.glob("latents-*.safetensors"))
+    return [{"file": path.name, "size": None, "sha256": None} for path in paths]
 
 
 def _shard_problems(
     folder: Path, entry: dict[str, Any], record: ShardRecord | None, *, digest: str
 ) -> Iterator[Problem]:
     """Say what is wrong with a shard of the index."""
-    path = folder / entry["file"]
 
     def problem(kind: Kind, detail: str) -> Problem:
-        return Problem(kind=kind, file=path.name, detail=detail)
+        return Problem(kind=kind, file=entry["file"], detail=detail)
 
+    try:
+        path = inside(folder, entry["file"], source=INDEX)
+    except OutsideFolder as error:
+        yield problem("foreign", str(error))
+        return
     if not path.exists():
         yield problem("missing", "named in the index")
         return
@@ -108,34 +145,14 @@ def _shard_problems(
         yield Problem(kind="damaged", file=f"{path.stem}.json", detail="the record isn't this shard's")
 
 
-def _strangers(folder: Path, *, known: dict[str, dict[str, Any]], digest: str) -> Iterator[Problem]:
+def _strangers(folder: Path, *, known: set[str], digest: str) -> Iterator[Problem]:
     """Say what other safetensors files there are."""
     for path in sorted(folder.glob("*.safetensors")):
         if path.name in known:
             continue
         origin = read_origin(path)
+        kind: Kind = "foreign"
+        detail = "it is not in the index"
         if origin is not None and origin["plan"] == digest and f"{origin['stem']}.safetensors" in known:
-            detail = f"it is a copy of {origin['stem']}, not in the index"
-            yield Problem(kind="duplicate", file=path.name, detail=detail)
-        else:
-            yield Problem(kind="foreign", file=path.name, detail="it is not in the index")
-
-
-def read_origin(path: Path) -> dict[str, str] | None:
-    """Return a shard's own account of its `plan` and `stem`; none where it has none that can be read."""
-    try:
-        with open(path, "rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(min(length, 1 << 24)))
-        origin = json.loads(header["__metadata__"]["ldm_vae"])
-        return {"plan": origin["plan"], "stem": origin["stem"]}
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    try:
-        value = json.loads(path.read_bytes())
-    except (FileNotFoundError, ValueError):
-        return None
-    return value if isinstance(value, dict) else None
+            kind, detail = "duplicate", f"it is a copy of {origin['stem']}, not in the index"
+        yield Problem(kind=kind, file=path.name, detail=detail, is_surplus=True)

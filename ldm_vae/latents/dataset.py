@@ -13,12 +13,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ldm_vae.latents.shards import FORMAT, INDEX, NO_LABEL, PLAN, SAMPLES, VERSION
+from ldm_vae.latents.index import plan_digest, read_index
+from ldm_vae.latents.mapping import MEND, map_shard
+from ldm_vae.latents.shards import CHECKSUMS, NO_LABEL, SAMPLES, row_checksums, tensor_names
+from ldm_vae.system.paths import inside
 from ldm_vae.system.randomness import sample_rng
-
-TORCH_DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
-}  # fmt: skip
 
 
 class LatentSample(NamedTuple):
@@ -65,6 +64,9 @@ class LatentDataset(Dataset[LatentSample]):
         random_flip: take the mirrored image's latents for half of the rows, anew each epoch (folders written with
             `--flip` only).
         seed: of the posterior's noise and of the flips.
+        verify: compare each row with its checksum whenever it is read, so that a bit that flipped on the disk raises
+            `ValueError` instead of becoming training data. Shards that are cut off, exchanged or of another output
+            are found without it.
 
     Raises:
         ValueError: in one line, where the folder isn't whole or hasn't what is asked for.
@@ -78,9 +80,13 @@ class LatentDataset(Dataset[LatentSample]):
         normalize: Literal["scaling", "channel", "none"] = "scaling",
         random_flip: bool = False,
         seed: int = 0,
+        verify: bool = False,
     ) -> None:
         self.directory = Path(directory)
         self.index = read_index(self.directory)
+        self.verify = verify
+        self._plan = plan_digest(self.index)
+        self._names = tensor_names(mode=self.index["mode"], flip=self.index["flip"])
         self.sample, self.normalize, self.random_flip, self.seed = sample, normalize, random_flip, seed
         if sample and self.index["mode"] != "moments":
             raise ValueError(
@@ -138,7 +144,7 @@ class LatentDataset(Dataset[LatentSample]):
     def moments(self, row: int) -> dict[str, Tensor]:
         """Return a row's tensors as they are stored: `mean` and `std`, or `latents`, and their `_flip` twins."""
         tensors, at = self._locate(row)
-        return {name: value[at] for name, value in tensors.items() if value.ndim == 4}
+        return {name: tensors[name][at] for name in self._names}
 
     def row(self, row: int) -> dict[str, Any]:
         """Return a row's line of samples.jsonl: its `source`, `label`, and other `columns` such as captions."""
@@ -180,8 +186,18 @@ class LatentDataset(Dataset[LatentSample]):
         shard = self._shard(row)
         if shard not in self._shards:
             entry = self.index["shards"][shard]
-            self._shards[shard] = map_tensors(self.directory / entry["file"], size=entry["size"])
-        return self._shards[shard], row - int(self._starts[shard])
+            path = inside(self.directory, entry["file"])
+            self._shards[shard] = map_shard(path, entry=entry, plan=self._plan, names=self._names)
+        tensors, at = self._shards[shard], row - int(self._starts[shard])
+        if self.verify:
+            self._verify_row(tensors, at, row=row)
+        return tensors, at
+
+    def _verify_row(self, tensors: dict[str, Tensor], at: int, *, row: int) -> None:
+        found = row_checksums({name: values[at : at + 1] for name, values in tensors.items()})
+        if CHECKSUMS not in tensors or int(found) != int(tensors[CHECKSUMS][at]):
+            file = self.index["shards"][self._shard(row)]["file"]
+            raise ValueError(f"{self.directory / file}: row {row} is damaged, its checksum isn't right; {MEND}")
 
     def _normalized(self, latents: Tensor) -> Tensor:
         return latents if self.normalize == "none" else latents.sub_(self.shift).mul_(self.scale)
@@ -203,45 +219,6 @@ class LatentDataset(Dataset[LatentSample]):
         else:
             shift, scale = torch.zeros(1), torch.ones(1)
         return shift.float()[:, None, None], scale.float()[:, None, None]
-
-
-def read_index(directory: Path) -> dict[str, Any]:
-    """Read the index of a folder of latents. Raises `ValueError` where there is none or it is of another format."""
-    try:
-        index = json.loads((directory / INDEX).read_bytes())
-    except FileNotFoundError:
-        if (directory / PLAN).exists():
-            raise ValueError(f"{directory} isn't finished: start the same encode again, it does the rest") from None
-        raise ValueError(f"{directory} holds no {INDEX}: it is no folder that `ldm-vae encode` wrote") from None
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{directory / INDEX} is damaged: {error}") from None
-    if index.get("format") != FORMAT or index.get("version") != VERSION:
-        raise ValueError(f"{directory / INDEX} is no index of {FORMAT}, version {VERSION}")
-    return index
-
-
-def map_tensors(path: Path, *, size: int) -> dict[str, Tensor]:
-    """Map a safetensors file of `size` bytes into memory, without keeping it open; nothing is read but its header.
-
-    Raises:
-        ValueError: the file is missing, cut off or no safetensors file.
-    """
-    found = path.stat().st_size if path.exists() else None
-    if found != size or size < 8:
-        what = "is missing" if found is None else f"has {found} bytes instead of {size}"
-        raise ValueError(f"{path} {what}; `ldm-vae encode --verify` tells what else is, encoding again mends it")
-    content = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)
-    start = 8 + int(content[:8].view(torch.int64))
-    try:
-        header = json.loads(content[8:start].numpy().tobytes())
-        return {name: _view(content[start:], **entry) for name, entry in header.items() if name != "__metadata__"}
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, RuntimeError) as error:
-        raise ValueError(f"{path} is damaged: {error}") from None
-
-
-def _view(data: Tensor, *, dtype: str, shape: list[int], data_offsets: list[int]) -> Tensor:
-    begin, end = data_offsets
-    return data[begin:end].view(TORCH_DTYPES[dtype]).view(shape)
 
 
 def _line_starts(path: Path) -> np.ndarray:

@@ -1,12 +1,41 @@
-"""Statistics of latents a channel, in float64, exact when merged over shards; and what storing them rounded off."""
+"""Statistics of latents a channel, in float64; and what storing latents in fewer bits rounded off.
+
+Both are measured row by row on the CPU and put together from the rows of a whole shard, in their order. So they don't
+depend on the batches in which the latents were encoded.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowMoments:
+    """Moments of each row of a batch of latents [n, c, h, w]."""
+
+    positions: int
+    """Elements of each row and channel, h·w."""
+    mean: np.ndarray  # [n, c], float64
+    deviation: np.ndarray  # [n, c]: sum of the squared deviations from the row's mean
+    posterior_variance: np.ndarray | None  # [n, c]: sum of the posterior's variances, for moments
+
+    @classmethod
+    def of(cls, latents: Tensor, *, std: Tensor | None = None) -> RowMoments:
+        """Measure latents, or posterior means [n, c, h, w] with their standard deviations."""
+        values = _rows(latents, flat=2)
+        mean = values.mean(axis=2)
+        return cls(
+            positions=values.shape[2],
+            mean=mean,
+            deviation=np.square(values - mean[:, :, None]).sum(axis=2),
+            posterior_variance=None if std is None else np.square(_rows(std, flat=2)).sum(axis=2),
+        )
 
 
 @dataclass(kw_only=True)
@@ -25,16 +54,25 @@ class ChannelMoments:
     @classmethod
     def of(cls, latents: Tensor, *, std: Tensor | None = None) -> ChannelMoments:
         """Measure latents [n, c, h, w], or posterior means with their standard deviations."""
-        if latents.numel() == 0:
+        return cls.of_rows([RowMoments.of(latents, std=std)])
+
+    @classmethod
+    def of_rows(cls, batches: Iterable[RowMoments]) -> ChannelMoments:
+        """Return the moments of all rows together; all have the same number of positions."""
+        batches = [batch for batch in batches if len(batch.mean)]
+        if not batches:
             return cls()
-        values = latents.to(torch.float64).transpose(0, 1).flatten(1)  # [c, n·h·w]
-        mean = values.mean(dim=1)
-        deviation = (values - mean[:, None]).square().sum(dim=1)
-        variance = None
-        if std is not None:
-            variance = std.to(torch.float64).square().sum(dim=(0, 2, 3)).tolist()
+        means = np.concatenate([batch.mean for batch in batches])  # [n, c]
+        mean = means.mean(axis=0)
+        positions = batches[0].positions
+        between = positions * np.square(means - mean).sum(axis=0)
+        within = np.concatenate([batch.deviation for batch in batches]).sum(axis=0)
+        variances = [batch.posterior_variance for batch in batches if batch.posterior_variance is not None]
         return cls(
-            count=values.shape[1], mean=mean.tolist(), deviation=deviation.tolist(), posterior_variance=variance
+            count=len(means) * positions,
+            mean=mean.tolist(),
+            deviation=(within + between).tolist(),
+            posterior_variance=np.concatenate(variances).sum(axis=0).tolist() if variances else None,
         )
 
     def merge(self, other: ChannelMoments) -> ChannelMoments:
@@ -56,7 +94,7 @@ class ChannelMoments:
         )
 
     def statistics(self) -> dict[str, object]:
-        """Mean and standard deviation (over n) a channel; with moments, those of posterior samples too."""
+        """Return mean and standard deviation (over n) a channel; with moments, those of posterior samples too."""
         result: dict[str, object] = {"count": self.count, "mean": self.mean, "std": self._std(self.deviation)}
         if self.posterior_variance is not None:
             total = [a + b for a, b in zip(self.deviation, self.posterior_variance, strict=True)]
@@ -65,6 +103,26 @@ class ChannelMoments:
 
     def _std(self, deviation: list[float]) -> list[float]:
         return [math.sqrt(value / self.count) for value in deviation]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowRounding:
+    """What storing each row of a batch in fewer bits changed."""
+
+    squared_error: np.ndarray  # [n], float64
+    squared: np.ndarray  # [n]: sum of the values' squares
+    largest: np.ndarray  # [n]: largest absolute error
+
+    @classmethod
+    def of(cls, values: Tensor, *, stored: Tensor) -> RowRounding:
+        """Compare values [n, ...] with what is stored of them."""
+        exact = _rows(values, flat=1)
+        error = _rows(stored, flat=1) - exact
+        return cls(
+            squared_error=np.square(error).sum(axis=1),
+            squared=np.square(exact).sum(axis=1),
+            largest=np.abs(error).max(axis=1, initial=0.0),
+        )
 
 
 @dataclass(kw_only=True)
@@ -78,18 +136,19 @@ class Rounding:
     """Largest absolute error."""
 
     @classmethod
-    def of(cls, values: Tensor, *, stored: Tensor) -> Rounding:
-        if values.numel() == 0:
+    def of_rows(cls, batches: Iterable[RowRounding]) -> Rounding:
+        """Return what was changed of all rows together."""
+        batches = [batch for batch in batches if len(batch.squared)]
+        if not batches:
             return cls()
-        exact = values.to(torch.float64)
-        error = stored.to(torch.float64) - exact
         return cls(
-            squared_error=error.square().sum().item(),
-            squared=exact.square().sum().item(),
-            largest=error.abs().max().item(),
+            squared_error=float(np.concatenate([batch.squared_error for batch in batches]).sum()),
+            squared=float(np.concatenate([batch.squared for batch in batches]).sum()),
+            largest=float(np.concatenate([batch.largest for batch in batches]).max()),
         )
 
     def merge(self, other: Rounding) -> Rounding:
+        """Return what was changed of both parts together."""
         return Rounding(
             squared_error=self.squared_error + other.squared_error,
             squared=self.squared + other.squared,
@@ -97,6 +156,12 @@ class Rounding:
         )
 
     def summary(self) -> dict[str, float]:
-        """The relative error (root of summed squares over root of summed squares) and the largest absolute one."""
+        """Return the relative error (root of summed squares over root of summed squares) and the largest absolute."""
         relative = math.sqrt(self.squared_error / self.squared) if self.squared > 0 else 0.0
         return {"relative": relative, "largest": self.largest}
+
+
+def _rows(values: Tensor, *, flat: int) -> np.ndarray:
+    """Return values on the CPU in float64, with the dimensions from `flat` on as one. NumPy sums each row by itself,
+    on one thread, so a row's sums don't depend on the rows beside it."""
+    return values.cpu().to(torch.float64).flatten(flat).contiguous().numpy()

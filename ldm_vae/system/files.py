@@ -9,14 +9,10 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-
-from safetensors import SafetensorError
-from safetensors.torch import save_file
-from torch import Tensor
 
 from ldm_vae.system.paths import LONGEST_NAME
 
@@ -77,21 +73,6 @@ def write_whole(path: Path, content: bytes) -> None:
     """Write a small file that is whole or absent."""
     with whole_or_absent(path) as temporary:
         temporary.write_bytes(content)
-
-
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], *, metadata: dict[str, str] | None = None) -> None:
-    """Write contiguous tensors as safetensors, with the permissions that any new file gets (its own are 0600).
-
-    Raises:
-        OSError: They can't be written.
-    """
-    path.touch()
-    permissions = path.stat().st_mode
-    try:
-        save_file(dict(tensors), path, metadata=metadata)
-    except SafetensorError as error:  # what it makes of a full disk
-        raise OSError(f"{path} can't be written: {str(error).rpartition('I/O error: ')[2]}") from None
-    path.chmod(permissions)
 
 
 def sync_folder(folder: Path) -> None:
@@ -178,6 +159,10 @@ class Leases:
             file.write(f"{process_host()} {os.getpid()}")
         self._held.add(path)
         return True
+
+    def is_held(self, name: str) -> bool:
+        """Whether any process, this one too, holds the lease of a piece of work, or died with it."""
+        return self._path(name).exists()
 
     def release(self, name: str) -> None:
         """Give a lease back."""

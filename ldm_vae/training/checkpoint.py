@@ -20,7 +20,8 @@ from torch import Tensor
 from ldm_vae.config.parsing import load_config
 from ldm_vae.config.rules import require
 from ldm_vae.config.run import Config
-from ldm_vae.system.files import sha256_file, sync_folder, write_tensors
+from ldm_vae.system.files import sha256_file, sync_folder
+from ldm_vae.system.tensors import write_tensors
 from ldm_vae.training.state import BestValidation, TrainedNetwork, TrainingState, named_trained_parameters
 
 CHECKPOINT = "checkpoint-"

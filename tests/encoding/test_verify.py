@@ -1,9 +1,10 @@
 """`latents verify`: every way in which a folder of latents can be wrong."""
 
-import json
 import shutil
+import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -11,9 +12,13 @@ from safetensors.torch import load_file
 from ldm_vae.config.commands.latents import LatentsVerifyOptions
 from ldm_vae.encoding.encode import encode
 from ldm_vae.encoding.verify import LatentsDamaged, verify
+from ldm_vae.encoding.writer import write_shard
 from ldm_vae.latents.check import check_folder
-from ldm_vae.latents.shards import Plan, assemble_index, read_record, write_shard
-from tests.encodings import options, save_vae
+from ldm_vae.latents.dataset import LatentDataset
+from ldm_vae.latents.index import write_index
+from ldm_vae.latents.sealed import read_sealed, seal, unseal
+from ldm_vae.latents.shards import Plan, read_record
+from tests.encodings import contents, finish, options, save_vae, start_encodes
 from tests.pictures import save_pictures
 
 
@@ -97,19 +102,91 @@ def test_records_lists_and_unfinished_outputs(folder: Path) -> None:
 
 
 def test_an_image_with_two_rows(folder: Path) -> None:
+    """By somebody who seals what they write."""
     for suffix in (".json", ".safetensors"):
         shutil.copy(folder / f"latents-00001{suffix}", folder / f"latents-00002{suffix}")
-    record = json.loads((folder / "latents-00002.json").read_bytes())
-    (folder / "latents-00002.json").write_text(json.dumps({**record, "stem": "latents-00002"}))
-    index = json.loads((folder / "index.json").read_bytes())
+    record = unseal((folder / "latents-00002.json").read_bytes())
+    index = unseal((folder / "index.json").read_bytes())
+    assert record is not None
+    assert index is not None
+    (folder / "latents-00002.json").write_bytes(seal({**record, "stem": "latents-00002"}))
     index["shards"][2] = {**index["shards"][1], "file": "latents-00002.safetensors"}
-    (folder / "index.json").write_text(json.dumps(index))
+    index["num_rows"] = sum(shard["count"] for shard in index["shards"])
+    (folder / "index.json").write_bytes(seal(index))
     assert ("duplicate", "index.json") in found(folder)
+
+
+def flip(path: Path, bit: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[bit // 8] ^= 1 << (bit % 8)
+    path.write_bytes(content)
+
+
+def test_no_flipped_bit_of_an_index_changes_anything_unseen(folder: Path) -> None:
+    path = folder / "index.json"
+    content = path.read_bytes()
+    statistics = unseal(content)
+    harmless = 0
+    for bit in np.random.default_rng(1).integers(0, 8 * len(content), 700):
+        flip(path, int(bit))
+        problems = found(folder)
+        if problems:
+            assert problems == {("damaged", "index.json")}
+            with pytest.raises(ValueError, match=r"index\.json is damaged"):
+                LatentDataset(folder)
+        else:  # of two ways to write the same number
+            harmless += 1
+            assert unseal(path.read_bytes()) == statistics
+        path.write_bytes(content)
+    assert harmless < 10
+
+
+def test_what_verify_names_is_mended_by_the_same_encode(folder: Path, vae: str, photos: str) -> None:
+    before = contents(folder)
+    rng = np.random.default_rng(2)
+    names = ["plan.json", "latents-00001.json", "latents-00001.safetensors", "samples.jsonl", "index.json"]
+    for name in names * 4:
+        path = folder / name
+        for bit in rng.integers(0, 8 * len(before[name]), 3):
+            flip(path, int(bit))
+        file = {"latents-00001.json": {("missing", name)}}.get(name, {("damaged", name)})
+        assert found(folder) == file
+        with pytest.raises(LatentsDamaged, match=r"Start the same encode again: it mends this$"):
+            verify(LatentsVerifyOptions(latents=str(folder)))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that plan.json is written anew
+            summary = encode(options(vae, photos, folder))
+        assert summary.encoded_shards == name.startswith("latents")
+        assert summary.damaged_shards == name.endswith(".safetensors")
+        assert contents(folder) == before
+    for name in names:
+        flip(folder / name, 123)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            encode(options(vae, photos, folder))
+    assert contents(folder) == before
+
+
+def test_a_damaged_plan_is_not_taken_for_another_encodes(folder: Path, vae: str, photos: str) -> None:
+    flip(folder / "plan.json", 200)
+    before = contents(folder)
+    with pytest.raises(ValueError, match=r"plan\.json is damaged, and none of the shards there is of this encode"):
+        encode(options(vae, photos, folder, mode="mean"))
+    assert contents(folder) == before
+
+
+def test_processes_divide_the_digests_among_themselves(folder: Path, vae: str, photos: str) -> None:
+    before = contents(folder)
+    for name in ("latents-00000.safetensors", "latents-00002.safetensors"):
+        flip(folder / name, 8 * len(before[name]) - 100)
+    assert finish(start_encodes(options(vae, photos, folder), count=3)) == [0, 0, 0]
+    assert contents(folder) == before
 
 
 def test_deep_finds_latents_of_other_images(folder: Path, vae: str, photos: str, tmp_path: Path) -> None:
     """Whole to the bit, but not what the images encode to: two rows of each shard exchanged."""
-    plan_values = json.loads((folder / "plan.json").read_bytes())
+    plan_values = read_sealed(folder / "plan.json")
+    assert plan_values is not None
     plan = Plan(**{key: value for key, value in plan_values.items() if key not in ("format", "version")})
     stems = [f"latents-{shard:05d}" for shard in range(3)]
     for stem in stems:
@@ -127,7 +204,7 @@ def test_deep_finds_latents_of_other_images(folder: Path, vae: str, photos: str,
             rounding=record.rounding,
             shape=(record.shape[0], record.shape[1], record.shape[2]),
         )
-    assemble_index(folder, plan=plan, stems=stems)
+    write_index(folder, plan=plan, stems=stems)
     assert found(folder) == set()
     with pytest.raises(LatentsDamaged, match=r"row 0 is not what 0000\.png encodes to"):
         verify(LatentsVerifyOptions(latents=str(folder), deep=True, vae=vae, data=photos))

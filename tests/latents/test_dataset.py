@@ -3,18 +3,23 @@
 import json
 import os
 import pickle
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler
 
 from ldm_vae.encoding.writer import EncodedBatch, ShardWriter
 from ldm_vae.latents.dataset import LatentDataset
-from ldm_vae.latents.shards import Plan, Row, assemble_index, shard_stem
+from ldm_vae.latents.index import write_index
+from ldm_vae.latents.sealed import seal, unseal
+from ldm_vae.latents.shards import Plan, Row, read_record, shard_stem
+from ldm_vae.latents.statistics import ChannelMoments, Rounding, RowMoments, RowRounding
 
 SHAPE = (3, 4, 6)
 SKIPPED = {4, 8, 9, 10, 11}
@@ -55,7 +60,7 @@ def write(folder: Path, plan: Plan) -> dict[str, Tensor]:
                     last=offset + 2 >= SHARD_SIZE or start + 2 >= NUM_IMAGES,
                 )
             )
-    assemble_index(folder, plan=plan, stems=[shard_stem(shard) for shard in range(4)])
+    write_index(folder, plan=plan, stems=[shard_stem(shard) for shard in range(4)])
     return exact
 
 
@@ -190,17 +195,26 @@ def test_workers_and_processes_see_each_row_once_and_follow_the_epoch(folder: Pa
 
 
 def test_a_thousand_shards_are_opened_when_read_and_not_kept_open(tmp_path: Path) -> None:
-    write(tmp_path, make_plan(shard_size=NUM_IMAGES))
-    index = json.loads((tmp_path / "index.json").read_text())
-    entry = index["shards"][0]
-    for shard in range(4, 1000):
-        os.link(tmp_path / entry["file"], tmp_path / f"{shard_stem(shard)}.safetensors")
-    index["shards"] = [entry | {"file": f"{shard_stem(0 if s < 4 else s)}.safetensors"} for s in range(1000)]
-    (tmp_path / "index.json").write_text(json.dumps(index))
-    dataset = LatentDataset(tmp_path)
-    assert len(dataset) == 1000 * entry["count"]
+    """As many real shards, of four contents."""
+    plan = make_plan(shard_size=NUM_IMAGES)
+    write(tmp_path, make_plan())
+    tensors = load_file(tmp_path / "latents-00000.safetensors")
+    record = read_record(tmp_path, stem="latents-00000", plan_digest=make_plan().digest)
+    assert record is not None
+    record.plan = plan.digest
+    folder = tmp_path / "thousand"
+    folder.mkdir()
+    for shard in range(1000):
+        origin = {"plan": plan.digest, "stem": shard_stem(shard)}
+        path = folder / f"{shard_stem(shard)}.safetensors"
+        save_file(tensors, path, metadata={"ldm_vae": json.dumps(origin)})
+        record.stem, record.size = shard_stem(shard), path.stat().st_size
+        (folder / f"{shard_stem(shard)}.json").write_bytes(record.to_bytes())
+    write_index(folder, plan=plan, stems=[shard_stem(shard) for shard in range(1000)])
+    dataset = LatentDataset(folder)
+    assert len(dataset) == 4000
     open_files = len(os.listdir("/proc/self/fd")) if os.path.exists("/proc/self/fd") else 0
-    latents = [dataset[row].latents for row in range(0, len(dataset), entry["count"])]
+    latents = [dataset[row].latents for row in range(0, len(dataset), 4)]
     assert all(torch.equal(other, latents[0]) for other in latents)
     assert not open_files or len(os.listdir("/proc/self/fd")) <= open_files  # mapped
 
@@ -231,3 +245,89 @@ def test_shards_are_the_same_bytes_whoever_writes_them(folder: Path, tmp_path: P
     for name in os.listdir(folder):
         assert (tmp_path / name).read_bytes() == (folder / name).read_bytes(), name
     assert np.frombuffer((folder / "latents-00000.safetensors").read_bytes()[:8], "<u8")[0] % 8 == 0
+
+
+def test_exchanged_and_foreign_shards_are_named(folder: Path, tmp_path: Path) -> None:
+    here = Path(shutil.copytree(folder, tmp_path / "here"))
+    write_other = tmp_path / "other"
+    write_other.mkdir()
+    write(write_other, make_plan(vae={**VAE, "encoder": "another"}))
+    first, second = here / "latents-00000.safetensors", here / "latents-00001.safetensors"
+    content = first.read_bytes()
+    assert len(content) == first.stat().st_size
+    shutil.copy(write_other / first.name, first)
+    with pytest.raises(ValueError, match=r"latents-00000\.safetensors belongs to another output; `ldm-vae latents"):
+        LatentDataset(here)[0]
+    assert LatentDataset(here)[4].sample == 5  # the other shards are read
+    first.write_bytes(content.replace(b"latents-00000", b"latents-00001"))  # another's, of the same size
+    with pytest.raises(ValueError, match=r"latents-00000\.safetensors is a copy of latents-00001; "):
+        LatentDataset(here)[0]
+    for damaged in (b"\0" * 16 + content[16:], content.replace(b'"BF16"', b'"F16"').replace(b"F16", b"Q16")):
+        first.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"latents-00000\.safetensors is damaged \("):
+            LatentDataset(here)[0]
+    second.unlink()
+    second.symlink_to(folder / second.name)
+    with pytest.raises(ValueError, match="leads out of its folder through a link"):
+        LatentDataset(here)[4]
+
+
+def test_flipped_bits_in_rows_are_found_on_request(folder: Path, tmp_path: Path) -> None:
+    here = Path(shutil.copytree(folder, tmp_path / "here"))
+    clean = LatentDataset(here, verify=True)
+    assert all(torch.equal(clean[row].latents, LatentDataset(here)[row].latents) for row in range(len(clean)))
+    path = here / "latents-00001.safetensors"
+    content = path.read_bytes()
+    start = 8 + int(np.frombuffer(content[:8], "<u8")[0])
+    rng = np.random.default_rng(0)
+    for bit in rng.integers(8 * start, 8 * len(content), 50):
+        flipped = bytearray(content)
+        flipped[bit // 8] ^= 1 << (bit % 8)
+        path.write_bytes(flipped)
+        dataset = LatentDataset(here, verify=True)
+        with pytest.raises(ValueError, match=r"latents-00001\.safetensors: row \d is damaged, its checksum"):
+            [dataset[row] for row in range(4, len(dataset))]
+        assert [dataset[row].sample for row in range(4)] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, 7])
+@pytest.mark.parametrize("side", [1, 3, 16])
+def test_statistics_do_not_depend_on_the_batches(batch: int, side: int) -> None:
+    generator = torch.Generator().manual_seed(side)
+    values = torch.randn(7, 4, side, side, generator=generator) * 5 + 100
+    std = torch.rand(7, 4, side, side, generator=generator)
+    parts = range(0, 7, batch)
+    moments = ChannelMoments.of_rows([RowMoments.of(values[i : i + batch], std=std[i : i + batch]) for i in parts])
+    assert moments == ChannelMoments.of(values, std=std)
+    stored = values.half()
+    rounding = [RowRounding.of(values[i : i + batch], stored=stored[i : i + batch]) for i in parts]
+    assert Rounding.of_rows(rounding) == Rounding.of_rows([RowRounding.of(values, stored=stored)])
+
+
+def test_what_another_writes_into_an_index_is_refused_in_one_line(folder: Path, tmp_path: Path) -> None:
+    here = Path(shutil.copytree(folder, tmp_path / "here"))
+    index = unseal((here / "index.json").read_bytes())
+    assert index is not None
+    shard = index["shards"][0]
+    for changes in (
+        {"shards": [{**shard, "file": "../latents-00000.safetensors"}]},
+        {"shards": [{**shard, "file": "/etc/passwd"}]},
+        {"shards": [{**shard, "count": -1}]},
+        {"shards": [{**shard, "shape": "abc"}]},
+        {"shards": [{**shard, "size": 1e300}]},
+        {"shards": {"file": 1}},
+        {"shards": None},
+        {"mode": "moment"},
+        {"vae": []},
+        {"num_rows": 3},
+        {"stats": {}},
+        {"version": 2},
+    ):
+        (here / "index.json").write_bytes(seal({**index, **changes}))
+        with pytest.raises(ValueError, match=r"index\.json is") as error:
+            LatentDataset(here)
+        assert "\n" not in str(error.value)
+    for content in (b"", b"{}", b"[1]", b"null", b"\xff", b"[" * 100_000, b'{"digest": 1}'):
+        (here / "index.json").write_bytes(content)
+        with pytest.raises(ValueError, match=r"index\.json is damaged: start the same encode again"):
+            LatentDataset(here)

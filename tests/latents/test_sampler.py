@@ -6,8 +6,9 @@ from torch.utils.data import DataLoader
 
 from ldm_vae.encoding.writer import EncodedBatch, ShardWriter
 from ldm_vae.latents.dataset import LatentDataset
+from ldm_vae.latents.index import write_index
 from ldm_vae.latents.sampler import ShapeBatchSampler
-from ldm_vae.latents.shards import Row, assemble_index, shard_stem
+from ldm_vae.latents.shards import Row, shard_stem
 from tests.latents.test_dataset import make_plan
 
 SHAPES = [(4, 2, 3), (4, 2, 3), (4, 3, 2), (4, 4, 4)]
@@ -23,7 +24,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> LatentDataset:
             rows = [Row(sample=5 * shard + i, image=i, source=f"{shard}-{i}") for i in range(count)]
             tensors = {"latents": torch.full((count, *shape), float(shard))}
             writer.add(EncodedBatch(stem=shard_stem(shard), rows=rows, tensors=tensors, shape=shape, last=True))
-    assemble_index(folder, plan=plan, stems=[shard_stem(shard) for shard in range(4)])
+    write_index(folder, plan=plan, stems=[shard_stem(shard) for shard in range(4)])
     return LatentDataset(folder, normalize="none")
 
 

@@ -21,10 +21,12 @@ from tqdm import tqdm
 from ldm_vae.config.commands.latents import LatentsExportOptions
 from ldm_vae.config.rules import require
 from ldm_vae.latents.dataset import NO_LABEL, LatentDataset
-from ldm_vae.latents.shards import SAMPLES, dump_json
-from ldm_vae.system.files import whole_or_absent, write_tensors
+from ldm_vae.latents.sealed import dump_json
+from ldm_vae.latents.shards import SAMPLES
+from ldm_vae.system.files import whole_or_absent
 from ldm_vae.system.outputs import LATENTS_EXPORT, OutputFolder, is_marked
 from ldm_vae.system.paths import inside
+from ldm_vae.system.tensors import write_tensors
 
 _LINES_AT_ONCE = 10_000
 

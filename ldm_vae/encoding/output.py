@@ -1,0 +1,165 @@
+"""The folder of an encode: whose it is, what is damaged in it, and when its index is withdrawn."""
+
+from __future__ import annotations
+
+import os
+import time
+import warnings
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ldm_vae.config.rules import require
+from ldm_vae.latents.sealed import read_sealed, seal
+from ldm_vae.latents.shards import INDEX, PLAN, SAMPLES, SKIPPED, Plan, differences, read_record
+from ldm_vae.system.files import Leases, sha256_file, write_whole
+from ldm_vae.system.outputs import LATENTS, OutputFolder
+
+_OVERWRITE = "overwrite"
+_POLL_SECONDS = 0.2
+_REPLACE_SECONDS = 60.0
+_DIGEST_PARTS = 64
+
+
+def open_output(folder: Path, *, plan: Plan, overwrite: bool, leases: Leases) -> None:
+    """Make a folder the output of `plan`, or find that it is already.
+
+    Processes of one job may all be told to overwrite: the first of them empties the folder, the others join it.
+
+    Raises:
+        ValueError: It is the output of another plan, naming what differs, or holds something else.
+    """
+    if not overwrite:
+        _mend_plan(folder, plan)
+    elif _read_plan(folder) is not None:
+        _replace(folder, plan=plan, leases=leases)
+    if _read_plan(folder) is None:
+        OutputFolder(folder, kind=LATENTS).check(overwrite=overwrite)
+        _write_plan_first(folder, plan)
+    check_plan(folder, plan=plan)
+
+
+def check_plan(folder: Path, *, plan: Plan) -> None:
+    """Raise `ValueError`, naming what differs, where a folder is the output of another plan."""
+    differing = differences(_read_plan(folder) or plan.to_json(), plan.to_json())
+    if differing:
+        raise ValueError(
+            f"--output {folder} holds latents of another kind ({'; '.join(differing)}); take another folder, or "
+            f"--overwrite to replace them"
+        )
+
+
+def _replace(folder: Path, *, plan: Plan, leases: Leases) -> None:
+    busy = ValueError(f"--output {folder}: another encode is at work there; stop it before --overwrite")
+    deadline = time.monotonic() + _REPLACE_SECONDS
+    while not leases.claim(_OVERWRITE):  # held until its process ends, so that the others of its job know
+        if _read_plan(folder) == plan.to_json():
+            return
+        if time.monotonic() > deadline:
+            raise busy
+        time.sleep(_POLL_SECONDS)
+    if leases.taken_elsewhere():
+        raise busy
+    OutputFolder(folder, kind=LATENTS).clear(mark_first=True)
+
+
+def _read_plan(folder: Path) -> dict[str, Any] | None:
+    """Return the plan of an output: None where there is none, without fields where it is damaged."""
+    try:
+        return read_sealed(folder / PLAN) or {}
+    except FileNotFoundError:
+        return None
+
+
+def _mend_plan(folder: Path, plan: Plan) -> None:
+    """Write a damaged plan.json anew where the shards that are there show that it was this plan."""
+    if _read_plan(folder) != {}:
+        return
+    stems = [path.stem for path in folder.glob("latents-[0-9]*.safetensors")]
+    require(
+        not stems or any(read_record(folder, stem=stem, plan_digest=plan.digest) is not None for stem in stems),
+        f"{folder / PLAN} is damaged, and none of the shards there is of this encode; start the encode that wrote "
+        f"them again, or give --overwrite to replace them",
+    )
+    warnings.warn(f"{folder / PLAN} was damaged; it is written anew", stacklevel=2)
+    write_whole(folder / PLAN, seal(plan.to_json()))
+
+
+def _write_plan_first(folder: Path, plan: Plan) -> None:
+    """Write the plan unless another process already has."""
+    leftover = folder / f".{PLAN}.{os.getpid()}"
+    write_whole(leftover, seal(plan.to_json()))
+    try:
+        os.link(leftover, folder / PLAN)
+    except FileExistsError:
+        pass
+    except OSError:  # a file system without hard links
+        os.replace(leftover, folder / PLAN)
+    finally:
+        leftover.unlink(missing_ok=True)
+
+
+def take_back_damaged(folder: Path, *, plan: Plan, leases: Leases, on_shard: Callable[[bool], None]) -> None:
+    """Compare every whole shard of an output with its digest, and remove the records of those that are damaged, so
+    that they are encoded again.
+
+    Processes that start together divide the shards among themselves: each claims parts of the list, and holds what it
+    has done until it ends. A part whose process died is taken over.
+
+    Args:
+        folder: The output.
+        plan: What the output is.
+        leases: The claims by which processes share the work.
+        on_shard: Called after each shard, with whether it is damaged.
+    """
+    parts: dict[int, list[str]] = {}
+    for path in sorted(folder.glob("latents-[0-9]*.safetensors")):
+        parts.setdefault(zlib.crc32(path.stem.encode()) % _DIGEST_PARTS, []).append(path.stem)
+
+    def check(part: int) -> bool:
+        """Check the shards of a part; False where another process is at it."""
+        if not leases.claim(_part_name(part)):
+            return False
+        for stem in parts[part]:
+            record = read_record(folder, stem=stem, plan_digest=plan.digest)
+            if record is not None:
+                is_damaged = _digest(folder / f"{stem}.safetensors") != record.sha256
+                if is_damaged:
+                    (folder / f"{stem}.json").unlink(missing_ok=True)
+                on_shard(is_damaged)
+        leases.claim(_done_name(part))
+        return True
+
+    taken = [part for part in _from_some(list(parts)) if not leases.is_held(_done_name(part)) and not check(part)]
+    while taken:  # by others: they say when it is done, end, or die
+        time.sleep(_POLL_SECONDS)
+        open_parts = [p for p in taken if leases.is_held(_part_name(p)) and not leases.is_held(_done_name(p))]
+        taken = [part for part in open_parts if not check(part)]
+
+
+def withdraw_index(folder: Path) -> None:
+    """Remove the index of an output that is not whole any more."""
+    for name in (INDEX, SAMPLES, SKIPPED):
+        (folder / name).unlink(missing_ok=True)
+
+
+def _digest(path: Path) -> str | None:
+    try:
+        return sha256_file(path)
+    except FileNotFoundError:  # taken away meanwhile
+        return None
+
+
+def _from_some(parts: list[int]) -> list[int]:
+    """Return all parts, beginning with another one in each process, so that few meet."""
+    start = os.getpid() % max(len(parts), 1)
+    return [*parts[start:], *parts[:start]]
+
+
+def _part_name(part: int) -> str:
+    return f"digests-{part}"
+
+
+def _done_name(part: int) -> str:
+    return f"digests-{part}.done"

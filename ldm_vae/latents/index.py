@@ -1,0 +1,165 @@
+"""The index of an encoded collection, made from the records of its shards."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ldm_vae.latents.sealed import digest_json, dump_json, read_sealed, seal
+from ldm_vae.latents.shards import (
+    FORMAT,
+    INDEX,
+    PLAN,
+    PLAN_FIELDS,
+    SAMPLES,
+    SKIPPED,
+    VERSION,
+    Plan,
+    Row,
+    ShardRecord,
+    read_record,
+)
+from ldm_vae.latents.statistics import ChannelMoments, Rounding
+from ldm_vae.system.files import sha256_file, whole_or_absent, write_whole
+
+
+@dataclass(kw_only=True)
+class IndexTotals:
+    """What an index counts."""
+
+    num_rows: int
+    num_skipped: int
+    num_bytes: int
+
+
+def read_index(directory: Path) -> dict[str, Any]:
+    """Read the index of a folder of latents.
+
+    Raises:
+        ValueError: In one line, where there is none, it is damaged, of another format, or names files outside.
+    """
+    path = directory / INDEX
+    try:
+        index = read_sealed(path)
+    except FileNotFoundError:
+        if (directory / PLAN).exists():
+            raise ValueError(f"{directory} isn't finished: start the same encode again, it does the rest") from None
+        raise ValueError(f"{directory} holds no {INDEX}: it is no folder that `ldm-vae encode` wrote") from None
+    except OSError as error:
+        raise ValueError(f"{path} can't be read: {error.strerror}") from None
+    if index is None:
+        raise ValueError(f"{path} is damaged: start the same encode again, it writes it anew")
+    if index.get("format") != FORMAT or index.get("version") != VERSION:
+        raise ValueError(f"{path} is no index of {FORMAT}, version {VERSION}")
+    try:
+        _check_fields(index)
+    except (KeyError, TypeError, AttributeError, AssertionError) as error:
+        raise ValueError(f"{path} isn't as `ldm-vae encode` writes it ({type(error).__name__}: {error})") from None
+    return index
+
+
+def plan_digest(index: dict[str, Any]) -> str:
+    """Return the digest of the plan that an index, or plan.json, tells."""
+    return digest_json({key: index[key] for key in PLAN_FIELDS})
+
+
+def read_index_totals(folder: Path, *, plan: Plan) -> IndexTotals | None:
+    """Return what the index of an output counts; None where it or one of its lists isn't there, or isn't whole."""
+    try:
+        index = read_index(folder)
+        lists_are_whole = all(sha256_file(folder / name) == index["files"][name] for name in (SAMPLES, SKIPPED))
+    except (ValueError, KeyError, FileNotFoundError):
+        return None
+    if not lists_are_whole or plan_digest(index) != plan.digest:
+        return None
+    num_bytes = sum(shard["size"] for shard in index["shards"])
+    return IndexTotals(num_rows=index["num_rows"], num_skipped=index["num_skipped"], num_bytes=num_bytes)
+
+
+def write_index(folder: Path, *, plan: Plan, stems: Iterable[str]) -> IndexTotals:
+    """Write samples.jsonl, skipped.jsonl and, last, index.json, from the records of whole shards, in order.
+
+    Raises:
+        FileNotFoundError: A shard is not whole.
+    """
+    sums = _Sums()
+    with whole_or_absent(folder / SAMPLES) as samples_path, whole_or_absent(folder / SKIPPED) as skipped_path:
+        with open(samples_path, "wb") as samples, open(skipped_path, "wb") as skipped:
+            for stem in stems:
+                record = read_record(folder, stem=stem, plan_digest=plan.digest)
+                if record is None:
+                    raise FileNotFoundError(f"{folder / stem}.safetensors is missing or not whole")
+                for line in sums.sample_lines(record):
+                    samples.write(dump_json(line))
+                for row in record.rows:
+                    if row.reason is not None:
+                        skipped.write(dump_json({**_where(row), "reason": row.reason}))
+                sums.add(record)
+        digests = {SAMPLES: sha256_file(samples_path), SKIPPED: sha256_file(skipped_path)}
+    write_whole(folder / INDEX, seal(sums.index(plan, digests=digests), indent=1))
+    return sums.totals
+
+
+class _Sums:
+    """Sums over the records, in the order of the shards."""
+
+    def __init__(self) -> None:
+        self.totals = IndexTotals(num_rows=0, num_skipped=0, num_bytes=0)
+        self.shards: list[dict[str, Any]] = []
+        self.moments = ChannelMoments()
+        self.rounding: dict[str, Rounding] = {}
+
+    def sample_lines(self, record: ShardRecord) -> Iterator[dict[str, Any]]:
+        number = self.totals.num_rows
+        for row in record.rows:
+            if row.reason is None:
+                line: dict[str, Any] = {"row": number, **_where(row), "shard": f"{record.stem}.safetensors"}
+                line |= {"size": row.size} if row.size is not None else {}
+                line |= {"label": row.label} if row.label is not None else {}
+                yield line | ({"columns": row.columns} if row.columns else {})
+                number += 1
+
+    def add(self, record: ShardRecord) -> None:
+        self.totals.num_rows += record.count
+        self.totals.num_skipped += len(record.rows) - record.count
+        self.totals.num_bytes += record.size
+        entry = {"file": f"{record.stem}.safetensors", "count": record.count, "shape": record.shape}
+        self.shards.append(entry | {"size": record.size, "sha256": record.sha256})
+        self.moments = self.moments.merge(record.moments)
+        for name, rounding in record.rounding.items():
+            self.rounding[name] = self.rounding.get(name, Rounding()).merge(rounding)
+
+    def index(self, plan: Plan, *, digests: dict[str, str]) -> dict[str, Any]:
+        return {
+            **plan.to_json(),
+            "num_rows": self.totals.num_rows,
+            "num_skipped": self.totals.num_skipped,
+            "files": digests,
+            "stats": self.moments.statistics(),
+            "rounding_error": {name: rounding.summary() for name, rounding in sorted(self.rounding.items())},
+            "shards": self.shards,
+        }
+
+
+def _where(row: Row) -> dict[str, Any]:
+    other_number = {"image": row.image} if row.image != row.sample else {}
+    return {"sample": row.sample, **other_number, "source": row.source}
+
+
+def _check_fields(index: dict[str, Any]) -> None:
+    """Look at what readers rely on, in an index whose digest is right: somebody else may have written it."""
+    assert index["mode"] in ("moments", "mean", "sample"), "mode"
+    assert isinstance(index["flip"], bool), "flip"
+    assert isinstance(index["stats"]["count"], int), "stats"
+    assert {"encoder", "fingerprint", "scaling_factor", "shift_factor"} <= index["vae"].keys(), "vae"
+    assert isinstance(index["preprocessing"], dict), "preprocessing"
+    for shard in index["shards"]:
+        assert isinstance(shard["file"], str), "file"
+        assert re.fullmatch(r"latents-[\w.-]+\.safetensors", shard["file"]), f"file {shard['file']!r}"
+        assert isinstance(shard["sha256"], str), "sha256"
+        assert len(shard["shape"]) == 3, "shape"
+        assert all(isinstance(n, int) and n >= 0 for n in (*shard["shape"], shard["count"], shard["size"])), "numbers"
+    assert index["num_rows"] == sum(shard["count"] for shard in index["shards"]), "num_rows"
