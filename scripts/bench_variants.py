@@ -22,12 +22,13 @@ from torch.utils.flop_counter import flop_registry
 
 from ldm_vae.config.parsing import parse
 from ldm_vae.config.run import Config
-from ldm_vae.losses.perceptual import LPIPS, load_perceptual
+from ldm_vae.losses.perceptual import PerceptualDistance
 from ldm_vae.models.autoencoder import build_autoencoder
+from ldm_vae.models.frozen.lpips import LpipsFeatures
 from ldm_vae.training.processes import start_accelerator
 from ldm_vae.training.state import build_meter, build_state
 from ldm_vae.training.step import TrainingStep
-from ldm_vae.training.terms import perceptual_term
+from ldm_vae.training.terms import load_perceptual, perceptual_term
 
 
 @dataclass(kw_only=True)
@@ -69,7 +70,7 @@ class Ours:
         self.state = build_state(config, accelerator=accelerator)
         perceptual = make_perceptual(arguments.perceptual)
         if isinstance(perceptual, lpips.LPIPS):
-            perceptual = LPIPS(perceptual)
+            perceptual = PerceptualDistance(LpipsFeatures(perceptual), heads=perceptual.lins)
         if perceptual is not None:
             perceptual.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
             terms = [*self.state.objective.terms, perceptual_term(perceptual, weight=config.loss.perceptual_weight)]

@@ -36,7 +36,6 @@ from ldm_vae.config.run import Config
 from ldm_vae.evaluation.measure import measure_reconstructions
 from ldm_vae.images.collection import open_collection
 from ldm_vae.images.evaluation import EvaluationImages
-from ldm_vae.losses.perceptual import load_perceptual
 from ldm_vae.models.autoencoder import spatial_factor
 from ldm_vae.models.precision import use_bf16
 from ldm_vae.system.files import write_whole
@@ -44,6 +43,7 @@ from ldm_vae.training.checkpoint import checkpoint_step, list_checkpoints, load_
 from ldm_vae.training.processes import start_accelerator
 from ldm_vae.training.state import build_state
 from ldm_vae.training.step import TrainingStep
+from ldm_vae.training.terms import load_perceptual
 
 MEASURES = {"psnr": "PSNR, dB", "ssim": "SSIM", "perceptual": "perceptual distance"}
 

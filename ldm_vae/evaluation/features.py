@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ldm_vae.losses.perceptual import as_rgb, load_perceptual
+from ldm_vae.losses.perceptual import as_rgb
+from ldm_vae.models.frozen.efficientnet import load_efficientnet
 from ldm_vae.system.pixels import from_pixels, to_pixels
 
 _INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"  # torch-fidelity's, converted from the published graph
@@ -56,11 +57,9 @@ def load_set_features(
     if inception_weights is not None or file.is_file():
         return _load_inception(file, device=device)
     try:
-        distance = load_perceptual("efficientnet_lite0")
+        network = load_efficientnet()
     except ValueError:  # its package isn't installed
         return None
-    network = distance.network
-    assert isinstance(network, nn.Module)
     return SetFeatures(
         name="efficientnet_lite0",
         network=_PooledEfficientNet(network).to(device),

@@ -9,7 +9,6 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import torch
 from accelerate import PartialState
@@ -19,17 +18,19 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ldm_vae.config.names import PerceptualChoice
 from ldm_vae.evaluation.features import SetFeatures
 from ldm_vae.images.evaluation import EvaluationBatch, EvaluationImages, evaluation_batches
 from ldm_vae.images.training import SkippedImage
 from ldm_vae.images.transforms import to_image
-from ldm_vae.losses.perceptual import PerceptualName, load_perceptual, trunk_file
 from ldm_vae.metrics.latents import LatentMetrics, LatentSummary
 from ldm_vae.metrics.reconstruction import ReconstructionMetrics, ReconstructionSummary
 from ldm_vae.metrics.sets import SetDistances, set_distances
 from ldm_vae.models.autoencoder import encode_moments
+from ldm_vae.models.frozen.lpips import lpips_trunk_file
 from ldm_vae.models.precision import autocast
 from ldm_vae.system.pixels import to_pixels
+from ldm_vae.training.terms import load_perceptual
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,21 +168,21 @@ def reconstruct(autoencoder: AutoencoderKL, images: Tensor, *, bf16: bool = Fals
 
 
 def choose_perceptual(
-    name: PerceptualName | Literal["auto", "none"], *, weights: str | None, device: torch.device
-) -> tuple[PerceptualName | None, nn.Module | None]:
+    name: PerceptualChoice, *, weights: str | None, device: torch.device
+) -> tuple[str | None, nn.Module | None]:
     """Load the perceptual distance called `name`, or for `auto` the best one that needs no download: LPIPS (vgg) where
     its weights are, else EfficientNet-Lite0's where its package is, else none. Returns its name too."""
     if name == "none":
         return None, None
     if name == "auto":
-        name = "lpips_vgg" if weights is not None or trunk_file("lpips_vgg").is_file() else "efficientnet_lite0"
+        name = "lpips_vgg" if weights is not None or lpips_trunk_file("lpips_vgg").is_file() else "efficientnet_lite0"
         try:
-            return name, load_perceptual(name, weights=weights).to(device)
+            return name, load_perceptual(name, weights=weights, field="perceptual_weights").to(device)
         except ValueError:
             if name == "lpips_vgg":
                 raise
             return None, None  # its package isn't installed
-    return name, load_perceptual(name, weights=weights).to(device)
+    return name, load_perceptual(name, weights=weights, field="perceptual_weights").to(device)
 
 
 def short_name(source: str) -> str:

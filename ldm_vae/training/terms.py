@@ -16,10 +16,12 @@ from ldm_vae.config.loss import LossConfig, Ramp, Weight
 from ldm_vae.config.run import Config
 from ldm_vae.losses.kl import kl_divergence
 from ldm_vae.losses.objective import Objective
-from ldm_vae.losses.perceptual import load_perceptual
+from ldm_vae.losses.perceptual import PerceptualDistance
 from ldm_vae.losses.pixel import pixel_distance
 from ldm_vae.losses.term import Schedule, Term
 from ldm_vae.models.autoencoder import TrainableOutput
+from ldm_vae.models.frozen.efficientnet import EfficientNetFeatures, load_efficientnet
+from ldm_vae.models.frozen.lpips import LpipsFeatures, load_lpips
 
 
 def build_objective(config: Config, *, device: torch.device) -> Objective:
@@ -47,6 +49,26 @@ def _terms(loss: LossConfig, *, max_train_steps: int) -> Iterator[Term]:
         distance = load_perceptual(loss.perceptual, weights=loss.perceptual_weights)
         yield perceptual_term(distance, weight=weight(loss.perceptual_weight))
     yield Term(name="kl", on="latents", weight=weight(loss.kl_weight), of=_kl)
+
+
+def load_perceptual(
+    name: str, *, weights: str | None = None, field: str = "loss.perceptual_weights"
+) -> PerceptualDistance:
+    """Load a perceptual distance.
+
+    Args:
+        name: `lpips_vgg`, `lpips_alex`, `lpips_squeeze` or `efficientnet_lite0`.
+        weights: For LPIPS, a file with the trunk's ImageNet weights as torchvision publishes them, or a folder that
+            holds it; None: torch's cache, then a download.
+        field: The option that gives `weights`, for the error.
+
+    Raises:
+        ValueError: The weights are missing (the message says which file to put where) or aren't this network's.
+    """
+    if name == "efficientnet_lite0":
+        return PerceptualDistance(EfficientNetFeatures(load_efficientnet()))
+    network = load_lpips(name, weights=weights, field=field)
+    return PerceptualDistance(LpipsFeatures(network), heads=network.lins)
 
 
 def perceptual_term(distance: nn.Module, *, weight: float | Schedule) -> Term:

@@ -17,7 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ldm_vae.config.run import Config
 from ldm_vae.images.training import TrainingBatch
-from ldm_vae.losses.perceptual import LPIPS
+from ldm_vae.losses.perceptual import PerceptualDistance
+from ldm_vae.models.frozen.lpips import LpipsFeatures
 from ldm_vae.training.state import TrainingState, build_meter, build_state
 from ldm_vae.training.step import TrainingStep
 from ldm_vae.training.terms import perceptual_term
@@ -32,7 +33,10 @@ def make(config: Config) -> tuple[TrainingState, TrainingStep, lpips.LPIPS]:
     accelerator = Accelerator(cpu=True)
     state = build_state(config, accelerator=accelerator)
     network = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False)
-    add_perceptual(state, LPIPS(copy.deepcopy(network)), weight=config.loss.perceptual_weight)
+    trunk = copy.deepcopy(network)
+    add_perceptual(
+        state, PerceptualDistance(LpipsFeatures(trunk), heads=trunk.lins), weight=config.loss.perceptual_weight
+    )
     state.lam.fill_(LAM_BEFORE)
     state.step = 3
     step = TrainingStep(state, loss=config.loss, train=config.train, accelerator=accelerator)

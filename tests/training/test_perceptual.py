@@ -11,7 +11,9 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from ldm_vae.losses.perceptual import LPIPS, PerceptualDistance, load_perceptual, trunk_file
+from ldm_vae.losses.perceptual import PerceptualDistance
+from ldm_vae.models.frozen.lpips import LpipsFeatures, lpips_trunk_file
+from ldm_vae.training.terms import load_perceptual
 
 TRUNKS = {
     "lpips_vgg": torchvision.models.vgg16,
@@ -36,7 +38,7 @@ def test_lpips_and_its_gradient_are_the_published_ones(published: lpips.LPIPS) -
     images, reconstruction = pair()
     ours, theirs = reconstruction.clone().requires_grad_(), reconstruction.clone().requires_grad_()
     expected = published(images, theirs).flatten()
-    distance = LPIPS(published)(images, ours)
+    distance = PerceptualDistance(LpipsFeatures(published), heads=published.lins)(images, ours)
     torch.testing.assert_close(distance, expected, rtol=1e-5, atol=1e-8)
     distance.sum().backward()
     expected.sum().backward()
@@ -56,7 +58,8 @@ def test_features_that_are_all_zero_have_no_nan_gradient() -> None:
     network.net = DeadTrunk()
     network.lins = nn.ModuleList([network.lins[0]] * 5)
     reconstruction = torch.full((1, 3, 8, 8), -1.0, requires_grad=True)
-    LPIPS(network)(torch.full((1, 3, 8, 8), 0.9), reconstruction).sum().backward()
+    distance = PerceptualDistance(LpipsFeatures(network), heads=network.lins)
+    distance(torch.full((1, 3, 8, 8), 0.9), reconstruction).sum().backward()
     assert reconstruction.grad.isfinite().all()
 
 
@@ -106,6 +109,20 @@ def save_trunk(name: str, folder: Path) -> Path:
     return path
 
 
+def test_trunk_weights_come_from_a_folder(tmp_path: Path) -> None:
+    save_trunk("lpips_squeeze", tmp_path).rename(tmp_path / "squeezenet1_1-b8a52dc0.pth")
+    assert isinstance(load_perceptual("lpips_squeeze", weights=str(tmp_path)), PerceptualDistance)
+
+
+@pytest.mark.parametrize("content", [b"", b"not weights", b"\x80\x02csubprocess\ncall\nq\x00."])
+def test_damaged_or_unsafe_weights_are_one_line(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "vgg.pth").write_bytes(content)
+    with pytest.raises(ValueError, match=r"^loss\.perceptual_weights: .*vgg\.pth") as error:
+        load_perceptual("lpips_vgg", weights=str(tmp_path / "vgg.pth"))
+    assert "\n" not in str(error.value)
+    assert "weights_only" not in str(error.value)
+
+
 @pytest.mark.parametrize("name", list(TRUNKS))
 def test_trunk_weights_come_from_a_local_file(name: str, tmp_path: Path) -> None:
     path = save_trunk(name, tmp_path)
@@ -118,12 +135,12 @@ def test_trunk_weights_come_from_a_local_file(name: str, tmp_path: Path) -> None
     trunk.load_state_dict({key.removeprefix("features."): weight for key, weight in weights.items()}, assign=True)
     scaled = lpips.ScalingLayer()(images)
     depth = {"lpips_vgg": 4, "lpips_alex": 2, "lpips_squeeze": 2}[name]
-    torch.testing.assert_close(distance.features(images)[0], trunk.eval()[:depth](scaled))
+    torch.testing.assert_close(distance.network(images)[0], trunk.eval()[:depth](scaled))
     published = (
         lpips.LPIPS(net=name.removeprefix("lpips_"), pnet_rand=True, verbose=False) if "vgg" not in name else None
     )
     if published is not None:  # the calibrated heads are lpips's own
-        for ours, theirs in zip(distance.network.lins, published.lins, strict=True):
+        for ours, theirs in zip(distance.heads, published.lins, strict=True):
             assert torch.equal(ours.model[-1].weight, theirs.model[-1].weight)
 
 
@@ -132,14 +149,16 @@ def test_a_missing_download_says_which_file_goes_where(tmp_path: Path, monkeypat
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nothing listens there: no network
     with pytest.raises(ValueError, match=r"vgg16-397923af\.pth.*put it into .*checkpoints or name it") as error:
         load_perceptual("lpips_vgg")
-    assert str(trunk_file("lpips_vgg").parent) in str(error.value)
+    assert str(lpips_trunk_file("lpips_vgg").parent) in str(error.value)
     assert "\n" not in str(error.value)
 
 
 def test_wrong_weights_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no torchvision file for lpips_vgg"):
+    with pytest.raises(ValueError, match=r"^loss\.perceptual_weights: .* is no torchvision file for lpips_vgg"):
         load_perceptual("lpips_vgg", weights=str(save_trunk("lpips_alex", tmp_path)))
-    with pytest.raises(ValueError, match="no file"):
+    with pytest.raises(
+        ValueError, match=r"^loss\.perceptual_weights: there is no file .*absent\.pth; it is to be vgg16"
+    ):
         load_perceptual("lpips_vgg", weights=str(tmp_path / "absent.pth"))
 
 

@@ -1,0 +1,1 @@
+"""Networks that are looked through and never trained, and where their weights come from."""
