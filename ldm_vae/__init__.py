@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ldm_vae.api import decode_latents, encode_images
     from ldm_vae.latents.dataset import LatentDataset
-    from ldm_vae.models.autoencoder import load_autoencoder
+    from ldm_vae.models.load import load_autoencoder
 
 __version__ = "0.1.0"
 __all__ = ["LatentDataset", "__version__", "decode_latents", "encode_images", "load_autoencoder"]
@@ -21,7 +21,7 @@ _MODULES = {
     "LatentDataset": "ldm_vae.latents.dataset",
     "decode_latents": "ldm_vae.api",
     "encode_images": "ldm_vae.api",
-    "load_autoencoder": "ldm_vae.models.autoencoder",
+    "load_autoencoder": "ldm_vae.models.load",
 }
 
 

@@ -7,13 +7,13 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL
 from PIL import Image
 from torch import Tensor
 
 from ldm_vae.images.decoding import convert_picture
 from ldm_vae.images.transforms import crop_box, resize_crop, to_image, to_tensor
-from ldm_vae.models.autoencoder import encode_moments, spatial_factor
+from ldm_vae.models.families import family_of
+from ldm_vae.models.families.family import DiffusersModel
 from ldm_vae.system.pixels import from_pixels
 
 Picture: TypeAlias = Image.Image | np.ndarray | Tensor
@@ -23,7 +23,7 @@ Normalize: TypeAlias = Literal["scaling", "none"]
 
 @torch.no_grad()
 def encode_images(
-    autoencoder: AutoencoderKL,
+    autoencoder: DiffusersModel,
     images: Picture | Sequence[Picture],
     *,
     resolution: int | None = None,
@@ -59,7 +59,8 @@ def encode_images(
     Raises:
         ValueError: in one line, for pictures of another range, number of channels or, among themselves, size.
     """
-    channels, factor = autoencoder.config.in_channels, spatial_factor(autoencoder)
+    family = family_of(autoencoder)
+    channels, factor = family.in_channels, family.spatial_factor
     pictures = [_to_image_tensor(picture, channels=channels, resolution=resolution) for picture in _unbatched(images)]
     pictures = [_cut(picture, factor=factor) for picture in pictures]
     sizes = {tuple(picture.shape[1:]) for picture in pictures}
@@ -69,20 +70,19 @@ def encode_images(
         raise ValueError(f"images are of {len(sizes)} sizes; give a resolution, or encode them apart")
     batches = []
     for batch in torch.stack(pictures).split(batch_size):
-        mean, std = encode_moments(autoencoder, batch.to(autoencoder.device, autoencoder.dtype))
+        mean, std = family.encode_moments(batch.to(family.device, family.dtype))
         if sample:
             mean = mean + std * torch.randn(mean.shape, generator=generator).to(mean.device)
         batches.append(mean)
     latents = torch.cat(batches)
     if normalize == "none":
         return latents
-    shift, scale = latent_normalization(autoencoder)
-    return (latents - shift) * scale
+    return family.normalisation.to(family.device).normalise(latents)
 
 
 @torch.no_grad()
 def decode_latents(
-    autoencoder: AutoencoderKL, latents: Tensor, *, normalize: Normalize = "scaling", batch_size: int = 8
+    autoencoder: DiffusersModel, latents: Tensor, *, normalize: Normalize = "scaling", batch_size: int = 8
 ) -> list[Image.Image]:
     """Decode latents [B, c, h, w] or [c, h, w], normalised as `normalize` says (see `encode_images`), into pictures of
     mode L, RGB or RGBA.
@@ -98,30 +98,19 @@ def decode_latents(
         ValueError: the latents aren't of this shape.
     """
     batch = latents[None] if latents.ndim == 3 else latents
-    channels = autoencoder.config.latent_channels
+    family = family_of(autoencoder)
+    channels = family.latent_channels
     if batch.ndim != 4 or batch.shape[1] != channels:
         raise ValueError(
             f"latents have the shape {list(latents.shape)}; [B, {channels}, h, w] is what this model takes"
         )
-    batch = batch.to(autoencoder.device, torch.float32)
+    batch = batch.to(family.device, torch.float32)
     if normalize == "scaling":
-        shift, scale = latent_normalization(autoencoder)
-        batch = batch / scale + shift
+        batch = family.normalisation.to(family.device).restore(batch)
     pictures = []
-    for part in batch.to(autoencoder.dtype).split(batch_size):
-        pictures += [to_image(image) for image in autoencoder.decode(part).sample]
+    for part in batch.to(family.dtype).split(batch_size):
+        pictures += [to_image(image) for image in family.decode(part)]
     return pictures
-
-
-def latent_normalization(autoencoder: AutoencoderKL) -> tuple[Tensor, Tensor]:
-    """Shift and scale of (z - shift) * scale by the model's config, float32, [1, c or 1, 1, 1] on its device: what
-    SDXL's pipelines do where there are latents_mean and latents_std, else what SD3's do, and with no shift all."""
-    config = autoencoder.config
-    shift, scale = torch.tensor([config.shift_factor or 0.0]), torch.tensor([config.scaling_factor])
-    if config.latents_mean is not None and config.latents_std is not None:
-        shift, scale = torch.tensor(config.latents_mean), config.scaling_factor / torch.tensor(config.latents_std)
-    device = autoencoder.device
-    return shift.float().view(1, -1, 1, 1).to(device), scale.float().view(1, -1, 1, 1).to(device)
 
 
 def _unbatched(images: Picture | Sequence[Picture]) -> list[Picture]:

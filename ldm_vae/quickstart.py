@@ -9,7 +9,6 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from diffusers import AutoencoderKL
 from PIL import Image
 
 from ldm_vae.config.commands.decode import DecodeOptions
@@ -24,7 +23,7 @@ from ldm_vae.encoding.decode import decode
 from ldm_vae.encoding.encode import encode
 from ldm_vae.evaluation.evaluate import evaluate
 from ldm_vae.exporting.export import export
-from ldm_vae.models.autoencoder import spatial_factor
+from ldm_vae.models.load import load_vae
 from ldm_vae.training.loop import train
 
 RECIPE = "quickstart"
@@ -100,10 +99,10 @@ def run_all(config: Config, *, output: Path, training: str, kept_out: Path) -> Q
     evaluation = evaluate(EvaluateOptions(vae=[str(folder)], data=str(kept_out), output=str(output / "evaluation")))
     print(evaluation)
 
-    autoencoder = AutoencoderKL.from_pretrained(folder)
+    family = load_vae(folder).family
     print(
-        f"diffusers loads it: {type(autoencoder).__name__}, f{spatial_factor(autoencoder)}, "
-        f"{autoencoder.config.latent_channels} latent channels, scaling_factor {autoencoder.config.scaling_factor:.4f}"
+        f"diffusers loads it: {family.class_name()}, f{family.spatial_factor}, "
+        f"{family.latent_channels} latent channels, scaling_factor {family.scaling['scaling_factor']:.4f}"
     )
     return QuickstartSummary(
         picture=evaluation.grids[0],

@@ -31,8 +31,8 @@ from torchvision.transforms import functional as transforms
 from ldm_vae.config.commands.encode import EncodeOptions
 from ldm_vae.encoding.encode import encode
 from ldm_vae.latents.dataset import LatentDataset
-from ldm_vae.models.autoencoder import load_autoencoder
 from ldm_vae.models.inference import InferenceAutoencoder, local_device
+from ldm_vae.models.load import load_vae
 
 
 def stable_diffusion_vae() -> AutoencoderKL:
@@ -99,7 +99,7 @@ def bf16_errors(vae: str, exact: Path, rounded: Path) -> dict[str, float]:
     """Compare the latents of two outputs, and what they decode to."""
     first, second = (LatentDataset(folder, normalize="none") for folder in (exact, rounded))
     a, b = (torch.stack([dataset[i].latents for i in range(len(dataset))]) for dataset in (first, second))
-    decoder = InferenceAutoencoder(load_autoencoder(vae), bf16=False)
+    decoder = InferenceAutoencoder(load_vae(vae).family, bf16=False)
     squared = [
         ((decoder.decode(x[None]) - decoder.decode(y[None])) / 2).square().mean() for x, y in zip(a, b, strict=True)
     ]
@@ -145,7 +145,7 @@ def measure(directory: Path, options: argparse.Namespace) -> dict[str, dict[str,
         vae = str(directory / "vae")
         stable_diffusion_vae().save_pretrained(vae)
 
-    bare = InferenceAutoencoder(load_autoencoder(vae), bf16=True)
+    bare = InferenceAutoencoder(load_vae(vae).family, bf16=True)
     batches = torch.stack([read(path, resolution=options.resolution) for path in paths]).split(options.batch_size)
     batches = [images.to(bare.device, memory_format=torch.channels_last) for images in batches]
     runs: dict[str, Callable[[], float]] = {
@@ -156,7 +156,7 @@ def measure(directory: Path, options: argparse.Namespace) -> dict[str, dict[str,
         "bare bf16 encoder (the limit)": lambda: timed(lambda: [bare.encode(images) for images in batches]),
     }
     if not options.bf16_only:
-        plain = load_autoencoder(vae).to(local_device())
+        plain = load_vae(vae).model.to(local_device())
         runs |= {
             "diffusers loop, float32": lambda: timed(
                 lambda: diffusers_loop(plain, paths, directory / "out.pt", options)

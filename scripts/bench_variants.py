@@ -23,7 +23,7 @@ from torch.utils.flop_counter import flop_registry
 from ldm_vae.config.parsing import parse
 from ldm_vae.config.run import Config
 from ldm_vae.losses.perceptual import PerceptualDistance
-from ldm_vae.models.autoencoder import build_autoencoder
+from ldm_vae.models.build import build_autoencoder
 from ldm_vae.models.frozen.lpips import LpipsFeatures
 from ldm_vae.training.processes import start_accelerator
 from ldm_vae.training.state import build_meter, build_state
@@ -131,7 +131,7 @@ class Reference:
         self.device = torch.device(arguments.device)
         torch.backends.cudnn.benchmark = True
         self.step = ReferenceStep(
-            build_autoencoder(config.model),
+            build_autoencoder(config.model).model,
             config=config,
             perceptual=make_perceptual(arguments.perceptual),
             bf16="bf16" in options,

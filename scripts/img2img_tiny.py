@@ -22,7 +22,7 @@ from ldm_vae.images.collection import open_collection
 from ldm_vae.images.evaluation import EvaluationImages
 from ldm_vae.images.transforms import to_image, to_tensor
 from ldm_vae.metrics.reconstruction import psnr
-from ldm_vae.models.autoencoder import spatial_factor
+from ldm_vae.models.families import family_of
 from ldm_vae.system.pixels import to_pixels
 
 STEPS = 1000
@@ -109,8 +109,9 @@ def main() -> None:
     autoencoder = load_autoencoder(options.vae)
     if autoencoder.config.in_channels != 3:
         raise ValueError(f"--vae: {options.vae} is for {autoencoder.config.in_channels} channels; img2img is for RGB")
-    if options.resolution % spatial_factor(autoencoder):
-        raise ValueError(f"--resolution: the model's factor {spatial_factor(autoencoder)} must divide it")
+    factor = family_of(autoencoder).spatial_factor
+    if options.resolution % factor:
+        raise ValueError(f"--resolution: the model's factor {factor} must divide it")
     photographs = read_photographs(options.data, num_images=options.num_images, resolution=options.resolution)
     pipeline = build_pipeline(autoencoder)
 

@@ -36,7 +36,7 @@ from ldm_vae.config.run import Config
 from ldm_vae.evaluation.measure import measure_reconstructions
 from ldm_vae.images.collection import open_collection
 from ldm_vae.images.evaluation import EvaluationImages
-from ldm_vae.models.autoencoder import spatial_factor
+from ldm_vae.models.families.family import Family
 from ldm_vae.models.precision import use_bf16
 from ldm_vae.system.files import write_whole
 from ldm_vae.training.checkpoint import checkpoint_step, list_checkpoints, load_run_autoencoder
@@ -56,7 +56,7 @@ def train(run: Run, options: argparse.Namespace) -> None:
         print(f"training {run.name}", flush=True)
         subprocess.run([sys.executable, "-m", "ldm_vae", "train", *run_arguments(run, options)], check=True)
     if not (folder / "autoencoder").is_dir():
-        load_run_autoencoder(folder, checkpoint="latest", weights="ema").autoencoder.save_pretrained(
+        load_run_autoencoder(folder, checkpoint="latest", weights="ema").family.model.save_pretrained(
             folder / "autoencoder"
         )
 
@@ -72,30 +72,28 @@ def measure(run: Run, options: argparse.Namespace, *, perceptual: nn.Module) -> 
         if str(step) in quality["updates"] or (step % options.every and step != run.updates):
             continue
         loaded = load_run_autoencoder(folder, checkpoint=checkpoint.name, weights="ema")
-        quality["updates"][str(step)] = _quality(loaded.autoencoder, loaded.config, options.validation, perceptual)
+        quality["updates"][str(step)] = _quality(loaded.family, loaded.config, options.validation, perceptual)
         write_whole(path, json.dumps(quality, indent=1).encode())
     for size in options.sizes if options.large else []:
         if str(size) not in quality["sizes"]:
             loaded = load_run_autoencoder(folder, checkpoint="latest", weights="ema")
-            quality["sizes"][str(size)] = _quality(
-                loaded.autoencoder, loaded.config, options.large, perceptual, size=size
-            )
+            quality["sizes"][str(size)] = _quality(loaded.family, loaded.config, options.large, perceptual, size=size)
             write_whole(path, json.dumps(quality, indent=1).encode())
     return quality
 
 
 def _quality(
-    autoencoder: Any, config: Config, images: str, perceptual: nn.Module, *, size: int | None = None
+    family: Family, config: Config, images: str, perceptual: nn.Module, *, size: int | None = None
 ) -> dict[str, float]:
     device = Accelerator().device
     dataset = EvaluationImages(
         open_collection(images, default_splits=("validation", "val", "test", "train")),
         channels=config.model.in_channels,
         resolution=size or config.data.resolution,
-        multiple_of=spatial_factor(autoencoder),
+        multiple_of=family.spatial_factor,
     )
     measured = measure_reconstructions(
-        [autoencoder.to(device)],
+        [family.to(device)],
         dataset,
         indices=range(len(dataset)),
         batch_size=10 if size is None else 1,

@@ -18,7 +18,7 @@ from ldm_vae.encoding.encode import encode
 from ldm_vae.images.collection import open_collection
 from ldm_vae.images.evaluation import EvaluationImages
 from ldm_vae.images.transforms import to_image
-from ldm_vae.models.autoencoder import encode_moments
+from ldm_vae.models.families import family_of
 from tests.pictures import picture
 from tests.tiny import tiny_autoencoder
 
@@ -35,7 +35,7 @@ def test_every_kind_of_picture_gives_the_latents_of_the_file(photo: Path, resolu
     collection = open_collection(str(photo.parent))
     image = EvaluationImages(collection, channels=3, resolution=resolution, multiple_of=2)[0].image
     assert image is not None
-    expected = (encode_moments(autoencoder, image[None])[0] - 0.1) * 0.5
+    expected = (family_of(autoencoder).encode_moments(image[None])[0] - 0.1) * 0.5
     picture = Image.open(photo)
     pixels = np.asarray(picture)
     kinds = [picture, picture.convert("RGBA"), [picture], pixels, pixels[None],

@@ -8,12 +8,15 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
+from torch import Tensor
 
 from ldm_vae.config.data import DataConfig
 from ldm_vae.config.loss import LossConfig
 from ldm_vae.config.model import ModelConfig
 from ldm_vae.config.run import Config
 from ldm_vae.config.train import TrainConfig
+from ldm_vae.models.build import build_autoencoder
+from ldm_vae.models.families.family import Family
 
 MODEL = {"block_out_channels": [8, 8], "layers_per_block": 1, "norm_num_groups": 4}
 DATA = {"resolution": 32, "num_workers": 0}
@@ -70,3 +73,14 @@ def tiny_autoencoder(
             **fields,
         }
     ).eval()
+
+
+def tiny_family(**fields: Any) -> Family:
+    """Return a random f2 autoencoder of a `model` config's fields, in eval mode and float32."""
+    torch.manual_seed(0)
+    return build_autoencoder(ModelConfig(**MODEL | {"block_out_channels": [8, 16]} | fields)).eval()
+
+
+def random_images(channels: int = 3, side: int = 32) -> Tensor:
+    """Return two images of noise, [2, C, H, W] in [-1, 1], always the same."""
+    return torch.rand(2, channels, side, side, generator=torch.Generator().manual_seed(0)) * 2 - 1

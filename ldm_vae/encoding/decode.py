@@ -22,9 +22,9 @@ from ldm_vae.config.rules import require
 from ldm_vae.images.transforms import to_image
 from ldm_vae.latents.dataset import LatentDataset
 from ldm_vae.latents.sealed import dump_json
-from ldm_vae.models.autoencoder import load_autoencoder
 from ldm_vae.models.fingerprint import fingerprint
 from ldm_vae.models.inference import InferenceAutoencoder, local_device
+from ldm_vae.models.load import load_vae
 from ldm_vae.models.precision import use_bf16
 from ldm_vae.system.files import whole_or_absent
 from ldm_vae.system.outputs import DECODED, OutputFolder, is_marked
@@ -60,24 +60,23 @@ def decode(options: DecodeOptions) -> DecodeSummary:
     output = OutputFolder(options.output, kind=DECODED)
     output.check(overwrite=options.overwrite)
     dataset = LatentDataset(Path(options.latents).expanduser(), normalize="none")
-    autoencoder = load_autoencoder(options.vae, field="--vae")
+    family = load_vae(options.vae, field="--vae").family
     require(
-        options.other_vae or fingerprint(autoencoder).encoder == dataset.index["vae"]["encoder"],
+        options.other_vae or fingerprint(family).encoder == dataset.index["vae"]["encoder"],
         f"--vae {options.vae} is not the autoencoder that {options.latents} was encoded with; "
         f"--other_vae decodes all the same",
     )
-    channels = len(dataset.index["stats"]["mean"]) or autoencoder.config.latent_channels
+    channels = len(dataset.index["stats"]["mean"]) or family.latent_channels
     require(
-        autoencoder.config.latent_channels == channels,
-        f"--vae {options.vae} decodes {autoencoder.config.latent_channels} latent channels, "
-        f"but {options.latents} has {channels}",
+        family.latent_channels == channels,
+        f"--vae {options.vae} decodes {family.latent_channels} latent channels, but {options.latents} has {channels}",
     )
     count = len(dataset) if options.num_images is None else min(options.num_images, len(dataset))
     names = picture_names([row for row, _ in zip(dataset.rows(), range(count), strict=False)])
     folder = output.path
     output.begin(names, mark=_listing(dataset, names), listed=_listed(folder))
     bf16 = use_bf16(options.mixed_precision, device=local_device())
-    decoder = InferenceAutoencoder(autoencoder, bf16=bf16, tile=options.tile)
+    decoder = InferenceAutoencoder(family, bf16=bf16, tile=options.tile)
     with (
         ThreadPoolExecutor(_WRITING_THREADS) as threads,
         tqdm(total=count, unit="img", desc="decode", dynamic_ncols=True, disable=None) as bar,

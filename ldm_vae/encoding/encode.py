@@ -26,8 +26,8 @@ from ldm_vae.images.decoding import UnreadableImage
 from ldm_vae.images.streaming import ImageStream, open_stream
 from ldm_vae.latents.index import IndexTotals, read_index_totals, write_index
 from ldm_vae.latents.shards import Plan, ShardRecord
-from ldm_vae.models.autoencoder import load_autoencoder
 from ldm_vae.models.inference import InferenceAutoencoder, local_device
+from ldm_vae.models.load import load_vae
 from ldm_vae.models.precision import use_bf16
 from ldm_vae.system.files import Leases, remove_temporaries
 from ldm_vae.system.outputs import LATENTS, OutputFolder
@@ -79,13 +79,13 @@ def encode(options: EncodeOptions) -> EncodeSummary:
         ValueError: naming the option, for what a user can mend.
     """
     OutputFolder(options.output, kind=LATENTS).check_writable()
-    autoencoder = load_autoencoder(options.vae, field="--vae")
-    check_sizes(options, autoencoder=autoencoder)
+    family = load_vae(options.vae, field="--vae").family
+    check_sizes(options, family=family)
     open_images = open_stream if options.streaming else open_collection
     images = open_images(options.data, split=options.split, image_column=options.image_column, field="--data")
     bf16 = use_bf16(options.mixed_precision, device=local_device())
-    plan = make_plan(options, images=images, autoencoder=autoencoder, bf16=bf16)
-    encoder = InferenceAutoencoder(autoencoder, bf16=bf16, tile=options.tile)
+    plan = make_plan(options, images=images, family=family, bf16=bf16)
+    encoder = InferenceAutoencoder(family, bf16=bf16, tile=options.tile)
     if options.tile:
         warnings.warn(_TILE_WARNING, stacklevel=2)
     return _Encode(options, plan=plan, images=images, encoder=encoder).run()
@@ -142,7 +142,7 @@ class _Encode:
     def _work(self, leases: Leases) -> PendingShards:
         """Find what is left to do."""
         options = self.options
-        preprocessing = make_preprocessing(self.encoder.autoencoder, mode=options.mode, seed=options.seed)
+        preprocessing = make_preprocessing(self.encoder.family, mode=options.mode, seed=options.seed)
         square = (options.resolution, options.resolution)
         if isinstance(self.images, ImageStream):
             return StreamShardWork(
@@ -211,7 +211,7 @@ class _Encode:
             tensors = {name: values.contiguous().to("cpu", non_blocking=True) for name, values in tensors.items()}
             ready = torch.cuda.Event()
             ready.record()
-        shape = latent_shape(batch.size, autoencoder=self.encoder.autoencoder)
+        shape = latent_shape(batch.size, family=self.encoder.family)
         self.writer.add(
             EncodedBatch(stem=batch.stem, rows=batch.rows, tensors=tensors, shape=shape, last=batch.last, ready=ready)
         )

@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
-from diffusers import AutoencoderKL
-
 from ldm_vae.config.commands.encode import EncodeOptions
 from ldm_vae.config.rules import require
 from ldm_vae.encoding.buckets import Size
@@ -14,19 +12,17 @@ from ldm_vae.encoding.preprocessing import Preprocessing
 from ldm_vae.images.collection import ImageCollection
 from ldm_vae.images.streaming import ImageStream
 from ldm_vae.latents.shards import Plan
-from ldm_vae.models.autoencoder import spatial_factor
-from ldm_vae.models.fingerprint import fingerprint, scaling
+from ldm_vae.models.families.family import Family
+from ldm_vae.models.fingerprint import fingerprint
 
 _NAMES_AT_ONCE = 10_000
 
 
-def make_plan(
-    options: EncodeOptions, *, images: ImageCollection | ImageStream, autoencoder: AutoencoderKL, bf16: bool
-) -> Plan:
+def make_plan(options: EncodeOptions, *, images: ImageCollection | ImageStream, family: Family, bf16: bool) -> Plan:
     """State what an output with these options is."""
-    digests = fingerprint(autoencoder)
+    digests = fingerprint(family)
     preprocessing: dict[str, Any] = {
-        "channels": autoencoder.config.in_channels,
+        "channels": family.in_channels,
         "resolution": options.resolution,
         "crop": "short side to the resolution, centre square",
         "filter": "bicubic, antialiased",
@@ -46,8 +42,8 @@ def make_plan(
         vae={
             "fingerprint": digests.whole,
             "encoder": digests.encoder,
-            "spatial_factor": spatial_factor(autoencoder),
-            **scaling(autoencoder),
+            "spatial_factor": family.spatial_factor,
+            **family.scaling,
         },
         preprocessing=preprocessing,
         mode=options.mode,
@@ -59,25 +55,25 @@ def make_plan(
     )
 
 
-def make_preprocessing(autoencoder: AutoencoderKL, *, mode: str, seed: int) -> Preprocessing:
+def make_preprocessing(family: Family, *, mode: str, seed: int) -> Preprocessing:
     """State what the encoder takes."""
     return Preprocessing(
-        channels=autoencoder.config.in_channels,
-        spatial_factor=spatial_factor(autoencoder),
-        noise_channels=autoencoder.config.latent_channels if mode == "sample" else None,
+        channels=family.in_channels,
+        spatial_factor=family.spatial_factor,
+        noise_channels=family.latent_channels if mode == "sample" else None,
         seed=seed,
     )
 
 
-def latent_shape(size: Size, *, autoencoder: AutoencoderKL) -> tuple[int, int, int]:
+def latent_shape(size: Size, *, family: Family) -> tuple[int, int, int]:
     """Shape [c, h, w] of the latents of images of (width, height) pixels."""
-    factor = spatial_factor(autoencoder)
-    return autoencoder.config.latent_channels, size[1] // factor, size[0] // factor
+    factor = family.spatial_factor
+    return family.latent_channels, size[1] // factor, size[0] // factor
 
 
-def check_sizes(options: EncodeOptions, *, autoencoder: AutoencoderKL) -> None:
+def check_sizes(options: EncodeOptions, *, family: Family) -> None:
     """Raise `ValueError` unless the VAE's factor divides what images are resized to."""
-    factor = spatial_factor(autoencoder)
+    factor = family.spatial_factor
     require(
         options.resolution % factor == 0,
         f"--resolution is {options.resolution}, which the VAE's factor {factor} does not divide",

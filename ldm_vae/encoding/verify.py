@@ -19,9 +19,9 @@ from ldm_vae.encoding.preprocessing import EncodingImage, EncodingImages
 from ldm_vae.images.collection import open_collection
 from ldm_vae.latents.check import Problem, check_folder
 from ldm_vae.latents.dataset import LatentDataset
-from ldm_vae.models.autoencoder import load_autoencoder, spatial_factor
 from ldm_vae.models.fingerprint import fingerprint
 from ldm_vae.models.inference import InferenceAutoencoder
+from ldm_vae.models.load import load_vae
 
 DEEP_IMAGES = 16
 TOLERANCE = {"float32": 1e-3, "bf16": 3e-2}
@@ -93,9 +93,9 @@ def _encode_again(dataset: LatentDataset, options: LatentsVerifyOptions, problem
     assert options.data is not None
     index = dataset.index
     require("names" in index["data"], "deep needs random access to the images, which a streamed source hasn't")
-    autoencoder = load_autoencoder(options.vae, field="--vae")
+    family = load_vae(options.vae, field="--vae").family
     require(
-        fingerprint(autoencoder).whole == index["vae"]["fingerprint"],
+        fingerprint(family).whole == index["vae"]["fingerprint"],
         f"--vae {options.vae} is not the autoencoder that {options.latents} was encoded with",
     )
     collection = open_collection(options.data, split=options.split, image_column=options.image_column, field="--data")
@@ -106,10 +106,10 @@ def _encode_again(dataset: LatentDataset, options: LatentsVerifyOptions, problem
     )
     precision = index["preprocessing"]["precision"]
     tolerance = TOLERANCE[precision] + STORED[index["dtype"]]
-    encoder = InferenceAutoencoder(autoencoder, bf16=precision == "bf16", tile=index["preprocessing"]["tile"])
-    preprocessing = make_preprocessing(autoencoder, mode=index["mode"], seed=index["seed"] or 0)
+    encoder = InferenceAutoencoder(family, bf16=precision == "bf16", tile=index["preprocessing"]["tile"])
+    preprocessing = make_preprocessing(family, mode=index["mode"], seed=index["seed"] or 0)
     images = EncodingImages(collection, preprocessing=preprocessing, detect_changes="off")
-    factor = spatial_factor(autoencoder)
+    factor = family.spatial_factor
     count = min(DEEP_IMAGES, len(dataset))
     errors = []
     for row in sorted(np.random.default_rng().choice(len(dataset), size=count, replace=False).tolist()):

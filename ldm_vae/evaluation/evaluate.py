@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL
 from PIL import Image
 
 from ldm_vae.config.commands.evaluate import EvaluateOptions
@@ -25,8 +24,9 @@ from ldm_vae.evaluation.results import Evaluation, Protocol, describe_scores, fo
 from ldm_vae.images.collection import open_collection
 from ldm_vae.images.evaluation import EvaluationImages
 from ldm_vae.images.training import SkippedImage
-from ldm_vae.models.autoencoder import load_autoencoder, spatial_factor
+from ldm_vae.models.families.family import Family
 from ldm_vae.models.fingerprint import fingerprint
+from ldm_vae.models.load import load_vae
 from ldm_vae.models.precision import exact_float32, use_bf16
 from ldm_vae.system.files import write_whole
 from ldm_vae.system.strict_json import dump_json
@@ -82,9 +82,9 @@ def evaluate(options: EvaluateOptions) -> EvaluateSummary:
     processes = join_processes()
     device = processes.device
     exact_float32()
-    autoencoders = [load_autoencoder(source).to(device, memory_format=torch.channels_last) for source in options.vae]
-    channels = _common_channels(options.vae, autoencoders)
-    factor = max(spatial_factor(autoencoder) for autoencoder in autoencoders)
+    families = [load_vae(source).family.to(device, memory_format=torch.channels_last) for source in options.vae]
+    channels = _common_channels(options.vae, families)
+    factor = max(family.spatial_factor for family in families)
     resolutions: list[int | None] = [None] if options.resolution is None else [*options.resolution]
     for resolution in resolutions:
         _check_resolution(resolution, factor=factor)
@@ -104,7 +104,7 @@ def evaluate(options: EvaluateOptions) -> EvaluateSummary:
     comparisons: list[Comparison] = []
     for resolution in resolutions:
         comparison = measure_reconstructions(
-            autoencoders,
+            families,
             EvaluationImages(collection, channels=channels, resolution=resolution, multiple_of=factor),
             indices=spread_indices(len(collection), num_images=options.num_images),
             batch_size=options.batch_size,
@@ -119,7 +119,7 @@ def evaluate(options: EvaluateOptions) -> EvaluateSummary:
             resolution=resolution, factor=factor, bf16=bf16, perceptual=perceptual_name, set_features=set_features
         )
         comparisons.append(comparison)
-        evaluations += _evaluations(options.vae, autoencoders, comparison, protocol=protocol)
+        evaluations += _evaluations(options.vae, families, comparison, protocol=protocol)
 
     summary = EvaluateSummary(
         evaluations=evaluations,
@@ -153,18 +153,18 @@ def _check_output(output: Path, *, overwrite: bool) -> list[str]:
     return held
 
 
-def _common_channels(sources: list[str], autoencoders: list[AutoencoderKL]) -> int:
+def _common_channels(sources: list[str], families: list[Family]) -> int:
     """The image channels of all autoencoders, as which the data is read."""
-    channels = autoencoders[0].config.in_channels
-    for source, autoencoder in zip(sources, autoencoders, strict=True):
-        own = autoencoder.config.in_channels
+    channels = families[0].in_channels
+    for source, family in zip(sources, families, strict=True):
+        own = family.in_channels
         require(
             own == channels,
             f"vae: {sources[0]} takes {channels} image channels and {source} takes {own}; evaluate them apart",
         )
         require(
-            autoencoder.config.out_channels == own and own in (1, 3, 4),
-            f"vae: {source} makes {autoencoder.config.out_channels} channels of {own}; images have 1, 3 or 4",
+            family.out_channels == own and own in (1, 3, 4),
+            f"vae: {source} makes {family.out_channels} channels of {own}; images have 1, 3 or 4",
         )
     return channels
 
@@ -177,15 +177,13 @@ def _check_resolution(resolution: int | None, *, factor: int) -> None:
 
 
 def _evaluations(
-    sources: list[str], autoencoders: list[AutoencoderKL], comparison: Comparison, *, protocol: Protocol
+    sources: list[str], families: list[Family], comparison: Comparison, *, protocol: Protocol
 ) -> list[Evaluation]:
     names = [short_name(source) for source in sources]
     if len(set(names)) < len(names):
         names = sources
     evaluations = []
-    for source, name, autoencoder, measurement in zip(
-        sources, names, autoencoders, comparison.measurements, strict=True
-    ):
+    for source, name, family, measurement in zip(sources, names, families, comparison.measurements, strict=True):
         summary = measurement.summary
         channels = {
             "kl": summary.latents.channel_kl,
@@ -196,7 +194,7 @@ def _evaluations(
             Evaluation(
                 vae=source,
                 name=name,
-                vae_fingerprint=fingerprint(autoencoder).whole,
+                vae_fingerprint=fingerprint(family).whole,
                 resolution=protocol.resolution,
                 num_images=summary.num_images,
                 num_skipped=len(comparison.images.skipped),

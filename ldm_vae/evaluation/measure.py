@@ -13,7 +13,6 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
-from diffusers import AutoencoderKL
 from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -26,7 +25,7 @@ from ldm_vae.images.transforms import to_image
 from ldm_vae.metrics.latents import LatentMetrics, LatentSummary
 from ldm_vae.metrics.reconstruction import ReconstructionMetrics, ReconstructionSummary
 from ldm_vae.metrics.sets import SetDistances, set_distances
-from ldm_vae.models.autoencoder import encode_moments
+from ldm_vae.models.families.family import Family, Reconstruction
 from ldm_vae.models.frozen.lpips import lpips_trunk_file
 from ldm_vae.models.precision import autocast
 from ldm_vae.system.pixels import to_pixels
@@ -76,7 +75,7 @@ def spread_indices(num_available: int, *, num_images: int | None) -> list[int]:
 
 
 def measure_latents(
-    autoencoder: AutoencoderKL,
+    family: Family,
     dataset: EvaluationImages,
     *,
     indices: Sequence[int],
@@ -84,24 +83,24 @@ def measure_latents(
     num_workers: int,
     strict: bool,
 ) -> tuple[LatentSummary, MeasuredImages]:
-    """Statistics of the latents of the images `indices`, in float32 on the autoencoder's device.
+    """Statistics of the latents of the images `indices`, in float32 on the model's device.
 
     Raises:
         ValueError: none of the images can be read, or, where `strict`, one of them can't.
     """
-    metrics = LatentMetrics(latent_channels=autoencoder.config.latent_channels)
+    metrics = LatentMetrics(latent_channels=family.latent_channels)
     reader = _Reader(strict=strict)
     for batch in _batches(dataset, indices, batch_size, num_workers, title="latent statistics"):
         images = reader.read(batch)
         if images is not None:
-            metrics.update(*encode_moments(autoencoder, images.to(autoencoder.device)))
+            metrics.update(*family.encode_moments(images.to(family.device)))
     reader, states = _merge(reader, [metrics.state()])
     metrics.load_state(states[0])
     return metrics.compute(), reader.summary()
 
 
 def measure_reconstructions(
-    autoencoders: Sequence[AutoencoderKL],
+    families: Sequence[Family],
     dataset: EvaluationImages,
     *,
     indices: Sequence[int],
@@ -121,10 +120,9 @@ def measure_reconstructions(
     Raises:
         ValueError: none of the images can be read, or, where `strict`, one of them can't.
     """
-    device = autoencoders[0].device
+    device = families[0].device
     metrics = [
-        ReconstructionMetrics(perceptual=perceptual, latent_channels=autoencoder.config.latent_channels)
-        for autoencoder in autoencoders
+        ReconstructionMetrics(perceptual=perceptual, latent_channels=family.latent_channels) for family in families
     ]
     reader = _Reader(strict=strict)
     pictures: list[list[Image.Image]] = []
@@ -135,8 +133,8 @@ def measure_reconstructions(
             continue
         images = images.to(device)
         columns = [images]
-        for autoencoder, metric in zip(autoencoders, metrics, strict=True):
-            mean, std, reconstruction = reconstruct(autoencoder, images, bf16=bf16)
+        for family, metric in zip(families, metrics, strict=True):
+            mean, std, reconstruction = reconstruct(family, images, bf16=bf16)
             metric.update(images, reconstruction, mean, std)
             columns.append(reconstruction)
         if set_features is not None:
@@ -158,13 +156,11 @@ def measure_reconstructions(
     )
 
 
-@torch.no_grad()
-def reconstruct(autoencoder: AutoencoderKL, images: Tensor, *, bf16: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+def reconstruct(family: Family, images: Tensor, *, bf16: bool = False) -> Reconstruction:
     """Posterior mean and standard deviation [B, c, h, w], and what the decoder makes of the mean, [B, C, H, W], all
     float32, of images [B, C, H, W] in [-1, 1]."""
     with autocast(images.device, enabled=bf16):
-        mean, std = encode_moments(autoencoder, images)
-        return mean, std, autoencoder.decode(mean).sample.float()
+        return family.reconstruct(images)
 
 
 def choose_perceptual(

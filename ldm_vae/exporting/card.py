@@ -78,12 +78,13 @@ def usage_snippet(content: CardContent) -> str:
         load += f', variant="{content.variant}", torch_dtype=torch.float16'
         dtype = ".to(vae.dtype)"
     normalise, denormalise = scaling_formula(content.config)
+    kind = content.config["_class_name"]
     return f"""import torch
-from diffusers import AutoencoderKL
+from diffusers import {kind}
 from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 
-vae = AutoencoderKL.from_pretrained({load}).eval()
+vae = {kind}.from_pretrained({load}).eval()
 processor = VaeImageProcessor(vae_scale_factor={factor})
 images = processor.preprocess(Image.open("photo.png").convert("{mode}")){dtype}
 
@@ -98,7 +99,7 @@ processor.postprocess(reconstruction)[0].save("reconstruction.png")
 
 
 def scaling_formula(config: Mapping[str, Any]) -> tuple[str, str]:
-    """Python from `z` to `latents` and back, with the numbers of an AutoencoderKL's config."""
+    """Python from `z` to `latents` and back, with the numbers of its config.json."""
     factor, shift = config["scaling_factor"], config["shift_factor"]
     if config["latents_mean"] is not None:
         mean, std = (f"torch.tensor(vae.config.{name}).view(1, -1, 1, 1)" for name in ("latents_mean", "latents_std"))
@@ -114,7 +115,7 @@ def _introduction(content: CardContent) -> str:
     return (
         f"A KL-regularised image autoencoder for latent diffusion: {config['in_channels']}-channel images, a spatial "
         f"factor of {factor}, {config['latent_channels']} latent channels. Trained and exported with ldm-vae; "
-        f"`diffusers.AutoencoderKL` loads it."
+        f"`diffusers.{config['_class_name']}` loads it."
     )
 
 

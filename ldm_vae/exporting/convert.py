@@ -1,7 +1,7 @@
 """`convert`: between a diffusers folder and a single LDM file, bit by bit, config included.
 
 Our LDM files are read by ComfyUI and A1111 as far as their fixed architecture goes, and by diffusers, offline, as
-`AutoencoderKL.from_single_file(path, config=folder)`, where folder holds the config.json. Without `config` diffusers
+`from_single_file(path, config=folder)`, where folder holds the config.json. Without `config` diffusers
 takes that of the Stable Diffusion version it guesses, from the hub. It maps no attention inside levels: such a file
 needs `convert`, or `load_autoencoder`.
 """
@@ -115,10 +115,10 @@ def convert(options: ConvertOptions) -> ConvertSummary:
 
 
 def read_diffusers_folder(folder: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read (state dict, config.json) of an AutoencoderKL in the stored types, from its folder or a pipeline's.
+    """Read (state dict, config.json) of a KL autoencoder in the stored types, from its folder or a pipeline's.
 
     The unnamed weights come before a variant (`.fp16`), and safetensors before a pickle. Raises `ValueError` where
-    there is no config or no weights, or they don't belong to each other or to an AutoencoderKL.
+    there is no config or no weights, or they don't belong to each other or to a KL autoencoder.
     """
     folder = Path(folder)
     if not (folder / CONFIG_NAME).is_file() and (folder / "vae" / CONFIG_NAME).is_file():
@@ -143,7 +143,7 @@ def read_diffusers_folder(folder: str | Path) -> tuple[dict[str, Tensor], dict[s
 def write_ldm_file(
     path: str | Path, state: Mapping[str, Tensor], *, config: Mapping[str, Any], overwrite: bool = False
 ) -> None:
-    """Write an AutoencoderKL as a single LDM file, whole or not at all.
+    """Write a KL autoencoder as a single LDM file, whole or not at all.
 
     Args:
         path: A name that ends in .safetensors.
@@ -152,7 +152,7 @@ def write_ldm_file(
         overwrite: Replace a file that is there.
 
     Raises:
-        ValueError: `path` is taken or misnamed, or `state` and `config` aren't an AutoencoderKL that the layout holds.
+        ValueError: `path` is taken or misnamed, or `state` and `config` aren't a KL autoencoder that the layout holds.
     """
     path = Path(path)
     if path.suffix != ".safetensors":
@@ -168,7 +168,7 @@ def write_ldm_file(
 def write_diffusers_folder(
     folder: str | Path, state: Mapping[str, Tensor], *, config: Mapping[str, Any], overwrite: bool = False
 ) -> None:
-    """Write config.json and the weights of an AutoencoderKL into a folder that appears whole or not at all.
+    """Write config.json and the weights of a KL autoencoder into a folder that appears whole or not at all.
 
     Args:
         folder: A folder that isn't there, or is empty, or, with `overwrite`, holds an export and nothing else.

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL
 from torch import Tensor
 
 from ldm_vae.config.commands.export import ExportOptions
@@ -32,7 +31,7 @@ from ldm_vae.images.collection import ImageCollection, open_collection
 from ldm_vae.images.evaluation import EvaluationImages, evaluation_batches
 from ldm_vae.images.training import SkippedImage
 from ldm_vae.metrics.latents import LatentSummary
-from ldm_vae.models.autoencoder import spatial_factor
+from ldm_vae.models.families.family import Family
 from ldm_vae.models.precision import exact_float32
 from ldm_vae.training.checkpoint import RunAutoencoder, load_run_autoencoder
 
@@ -94,26 +93,26 @@ def export(options: ExportOptions) -> ExportSummary:
     processes = join_processes()
     exact_float32()
     run = load_run_autoencoder(Path(options.run).expanduser(), checkpoint=options.checkpoint, weights=options.weights)
-    _check_target(options, latent_channels=run.autoencoder.config.latent_channels)
+    _check_target(options, latent_channels=run.family.latent_channels)
     with export_place(options, is_main=processes.is_main_process) as place:
-        autoencoder = run.autoencoder.to(processes.device, memory_format=torch.channels_last)
+        family = run.family.to(processes.device, memory_format=torch.channels_last)
         scaling_data, reconstruction_data = _open_data(run, options)
-        autoencoder, precision, statement = fit_float16(
-            autoencoder, list(_precision_batches(reconstruction_data, options)), repair=options.repair
+        family, precision, statement = fit_float16(
+            family, list(_precision_batches(reconstruction_data, options)), repair=options.repair
         )
         latents, latents_read = measure_latents(
-            autoencoder,
+            family,
             scaling_data.images,
             indices=scaling_data.indices,
             batch_size=options.batch_size,
             num_workers=options.num_workers,
             strict=options.strict,
         )
-        measured, metrics = _measure_reconstructions(autoencoder, reconstruction_data, options)
+        measured, metrics = _measure_reconstructions(family, reconstruction_data, options)
         fields = scaling_fields(options, latents=latents)
         fields |= {"force_upcast": not precision.float16_is_safe, "sample_size": run.config.data.resolution}
-        exported = with_fields(autoencoder, fields, dtype=options.dtype)
-        config = json.loads(exported.to_json_string())
+        exported = with_fields(family, fields, dtype=options.dtype)
+        config = json.loads(exported.model.to_json_string())
         if place is not None:
             write_weights(exported, place, options=options)
             card = CardContent(
@@ -182,9 +181,9 @@ def _open_data(run: RunAutoencoder, options: ExportOptions) -> tuple[_Data, _Dat
     def data(collection: ImageCollection, *, source: str, kind: str, num_images: int) -> _Data:
         images = EvaluationImages(
             collection,
-            channels=run.autoencoder.config.in_channels,
+            channels=run.family.in_channels,
             resolution=config.resolution,
-            multiple_of=spatial_factor(run.autoencoder),
+            multiple_of=run.family.spatial_factor,
         )
         indices = spread_indices(len(collection), num_images=num_images)
         return _Data(images=images, indices=indices, name=f"`{short_name(source)}`{kind}")
@@ -227,11 +226,11 @@ def _precision_batches(data: _Data, options: ExportOptions) -> Iterator[Tensor]:
 
 
 def _measure_reconstructions(
-    autoencoder: AutoencoderKL, data: _Data, options: ExportOptions
+    family: Family, data: _Data, options: ExportOptions
 ) -> tuple[Comparison, dict[str, Score]]:
-    perceptual_name, perceptual = choose_perceptual("auto", weights=None, device=autoencoder.device)
+    perceptual_name, perceptual = choose_perceptual("auto", weights=None, device=family.device)
     measured = measure_reconstructions(
-        [autoencoder],
+        [family],
         data.images,
         indices=data.indices,
         batch_size=options.batch_size,
@@ -244,7 +243,7 @@ def _measure_reconstructions(
     )
     protocol = Protocol(
         resolution=data.images.resolution,
-        factor=spatial_factor(autoencoder),
+        factor=family.spatial_factor,
         bf16=False,
         perceptual=perceptual_name,
         set_features=None,

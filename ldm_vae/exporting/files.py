@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from ldm_vae.config.commands.export import ExportOptions
 from ldm_vae.config.names import DType
@@ -20,7 +19,7 @@ from ldm_vae.config.rules import require
 from ldm_vae.evaluation.grid import save_grid
 from ldm_vae.exporting.card import PICTURE, CardContent, model_card
 from ldm_vae.exporting.convert import whole_folder, write_ldm_file
-from ldm_vae.models.autoencoder import spatial_factor
+from ldm_vae.models.families.family import Family
 from ldm_vae.models.layouts.ldm import read_ldm_file
 from ldm_vae.models.precision import DTYPES
 from ldm_vae.system.files import sync_folder
@@ -54,12 +53,9 @@ def export_place(options: ExportOptions, *, is_main: bool) -> Iterator[Path | No
         yield output
 
 
-def with_fields(autoencoder: AutoencoderKL, fields: Mapping[str, Any], *, dtype: DType) -> AutoencoderKL:
+def with_fields(family: Family, fields: Mapping[str, Any], *, dtype: DType) -> Family:
     """A copy on the CPU, in `dtype`, whose config has these fields."""
-    config = {name: value for name, value in autoencoder.config.items() if not name.startswith("_")}
-    copy = AutoencoderKL.from_config({**config, **fields})
-    copy.load_state_dict(autoencoder.state_dict())
-    return nn.Module.to(copy, DTYPES[dtype]).eval()
+    return family.with_fields(fields).to(DTYPES[dtype]).eval()
 
 
 def variant(options: ExportOptions) -> str | None:
@@ -67,7 +63,7 @@ def variant(options: ExportOptions) -> str | None:
     return "fp16" if options.dtype == "float16" else None
 
 
-def write_weights(exported: AutoencoderKL, place: Path, *, options: ExportOptions) -> None:
+def write_weights(exported: Family, place: Path, *, options: ExportOptions) -> None:
     """Write weights and config, read them back and compare names, types, bits, config and a reconstruction.
 
     Raises:
@@ -75,34 +71,34 @@ def write_weights(exported: AutoencoderKL, place: Path, *, options: ExportOption
     """
     dtype = DTYPES[options.dtype]
     if options.format == "diffusers":
-        exported.save_pretrained(place, variant=variant(options))
-        read = AutoencoderKL.from_pretrained(
+        exported.model.save_pretrained(place, variant=variant(options))
+        read = exported.from_pretrained(
             place, variant=variant(options), torch_dtype=dtype, local_files_only=True, low_cpu_mem_usage=False
         )
         check_equal(exported, read)
         return
-    config = json.loads(exported.to_json_string())
-    write_ldm_file(place, exported.state_dict(), config=config, overwrite=options.overwrite)
+    config = json.loads(exported.model.to_json_string())
+    write_ldm_file(place, exported.model.state_dict(), config=config, overwrite=options.overwrite)
     try:
-        check_equal(exported, nn.Module.to(read_ldm_file(place), dtype))
+        check_equal(exported, read_ldm_file(place).to(dtype))
     except RuntimeError:
         place.unlink()
         raise
 
 
-def check_equal(exported: AutoencoderKL, read: AutoencoderKL) -> None:
+def check_equal(exported: Family, read: Family) -> None:
     """Raise `RuntimeError`, naming what differs, unless both are the same autoencoder to the bit."""
-    expected, found = exported.state_dict(), read.state_dict()
+    expected, found = exported.model.state_dict(), read.model.state_dict()
     for name in sorted(expected.keys() | found.keys()):
         if name not in expected or name not in found or not _bits_equal(expected[name], found[name]):
             raise RuntimeError(f"the export doesn't read back as it was written: {name} differs")
-    for name, value in exported.config.items():
-        if name not in _NOT_COMPARED and json.dumps(read.config[name]) != json.dumps(value):
-            raise RuntimeError(f"the export doesn't read back as it was written: {name} is {read.config[name]}")
-    side = 2 * spatial_factor(exported)
-    images = torch.rand(1, exported.config.in_channels, side, side, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    for name, value in exported.model.config.items():
+        if name not in _NOT_COMPARED and json.dumps(read.model.config[name]) != json.dumps(value):
+            raise RuntimeError(f"the export doesn't read back as it was written: {name} is {read.model.config[name]}")
+    side = 2 * exported.spatial_factor
+    images = torch.rand(1, exported.in_channels, side, side, generator=torch.Generator().manual_seed(0)) * 2 - 1
     with torch.no_grad():
-        before, after = (nn.Module.float(model.eval())(images).sample for model in (exported, read))
+        before, after = (family.to(torch.float32).eval().model(images).sample for family in (exported, read))
     if not torch.equal(before, after):
         raise RuntimeError("the export doesn't reconstruct as what was exported")
 

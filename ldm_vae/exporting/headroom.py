@@ -4,26 +4,18 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
-from diffusers import AutoencoderKL
-from diffusers.models.attention_processor import Attention
-from diffusers.models.downsampling import Downsample2D
-from diffusers.models.resnet import ResnetBlock2D
-from diffusers.models.upsampling import Upsample2D
-from torch import Tensor, nn
+from torch import Tensor
 
 from ldm_vae.metrics.reconstruction import psnr
-from ldm_vae.models.autoencoder import encode_moments
+from ldm_vae.models.families.family import Family
 from ldm_vae.models.precision import DTYPES
+from ldm_vae.models.rescaling import FLOAT16_LIMIT, MARGIN, recorded_magnitudes, rescale_activations
 from ldm_vae.system.pixels import LEVELS_PER_UNIT, to_pixels
 
-FLOAT16_LIMIT = torch.finfo(torch.float16).max
-MARGIN = 4.0
-"""Other pictures reach further than the measured ones: float16 needs so many times their largest magnitude."""
 ONE_LEVEL_PSNR = 20 * math.log10(255)
 """PSNR of a root mean square error of one 8-bit level, 48.1 dB."""
 _HALF_TYPES = ("float16", "bfloat16")
@@ -82,18 +74,18 @@ class PrecisionReport:
         return f"its reconstructions are at {error.psnr:.1f} dB from float32's"
 
 
-def measure_precision(autoencoder: AutoencoderKL, batches: Iterable[Tensor]) -> PrecisionReport:
+def measure_precision(family: Family, batches: Iterable[Tensor]) -> PrecisionReport:
     """Encode and decode batches [B, C, H, W], [-1, 1], in float32 and both 16-bit types, on the model's device.
 
     Raises:
         ValueError: there is no image.
     """
-    halves = {name: nn.Module.to(copy.deepcopy(autoencoder), DTYPES[name]) for name in _HALF_TYPES}
+    halves = {name: copy.deepcopy(family).to(DTYPES[name]) for name in _HALF_TYPES}
     magnitudes: dict[str, Tensor] = {}
     compared: dict[str, list[_Comparison]] = {name: [] for name in halves}
     for images in batches:
-        with _recorded(autoencoder, magnitudes):
-            mean, reconstruction = _reconstruct(autoencoder, images)
+        with recorded_magnitudes(family, magnitudes):
+            mean, reconstruction = _reconstruct(family, images)
         for name, half in halves.items():
             half_mean, half_reconstruction = _reconstruct(half, images)
             compared[name].append(_Comparison.of(mean, reconstruction, half_mean, half_reconstruction))
@@ -101,36 +93,15 @@ def measure_precision(autoencoder: AutoencoderKL, batches: Iterable[Tensor]) -> 
         raise ValueError("no images to measure activations on: every one was unreadable, or there were none")
     return PrecisionReport(
         num_images=sum(len(comparison.psnr) for comparison in compared["float16"]),
-        device=autoencoder.device.type,
+        device=family.device.type,
         magnitudes={name: magnitude.item() for name, magnitude in magnitudes.items()},
         errors={name: _summarise(comparisons) for name, comparisons in compared.items()},
     )
 
 
-@torch.no_grad()
-def _reconstruct(autoencoder: AutoencoderKL, images: Tensor) -> tuple[Tensor, Tensor]:
-    mean, _ = encode_moments(autoencoder, images.to(autoencoder.device, autoencoder.dtype))
-    return mean, autoencoder.decode(mean.to(autoencoder.dtype)).sample.float()
-
-
-@contextmanager
-def _recorded(autoencoder: AutoencoderKL, magnitudes: dict[str, Tensor]) -> Iterator[None]:
-    """Raise `magnitudes` to the largest that each layer puts out within the context, kept on the device."""
-
-    def record(name: str, output: Tensor) -> None:
-        largest = output.detach().abs().amax().float()
-        magnitudes[name] = torch.maximum(magnitudes[name], largest) if name in magnitudes else largest
-
-    handles = [
-        module.register_forward_hook(lambda _module, _inputs, output, name=name: record(name, output))
-        for name, module in autoencoder.named_modules()
-        if not list(module.children()) or isinstance(module, (ResnetBlock2D, Attention))
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+def _reconstruct(family: Family, images: Tensor) -> tuple[Tensor, Tensor]:
+    reconstruction = family.reconstruct(images.to(family.device, family.dtype))
+    return reconstruction.mean, reconstruction.images
 
 
 @dataclass(frozen=True)
@@ -171,91 +142,34 @@ def _nan_is_infinite(value: float) -> float:
     return math.inf if math.isnan(value) else value
 
 
-def fit_float16(
-    autoencoder: AutoencoderKL, batches: Sequence[Tensor], *, repair: bool
-) -> tuple[AutoencoderKL, PrecisionReport, str]:
-    """Measure `autoencoder` and, where float16 isn't safe, whether rescaling its weights makes it so.
+def fit_float16(family: Family, batches: Sequence[Tensor], *, repair: bool) -> tuple[Family, PrecisionReport, str]:
+    """Measure an autoencoder and, where float16 isn't safe, whether rescaling its weights makes it so.
 
     Args:
         repair: return the rescaled autoencoder, where that helps and leaves the reconstruction as it is.
     Returns:
         The autoencoder to use, its report, and a sentence on float16.
     """
-    report = measure_precision(autoencoder, batches)
+    report = measure_precision(family, batches)
     if report.float16_is_safe:
-        return autoencoder, report, "float16 is safe on the measured images."
+        return family, report, "float16 is safe on the measured images."
     unsafe = f"float16 is not safe: {report.why_float16_is_unsafe()}."
-    rescaled = rescale_activations(autoencoder, report.magnitudes)
+    rescaled = rescale_activations(family, report.magnitudes)
     if rescaled is None:
-        return autoencoder, report, f"{unsafe} No exact rescaling of weights helps: no norm follows what is too large."
+        return family, report, f"{unsafe} No exact rescaling of weights helps: no norm follows what is too large."
     rescaled_report = measure_precision(rescaled, batches)
     difference = max(
-        (_reconstruct(autoencoder, images)[1] - _reconstruct(rescaled, images)[1]).abs().max().item() * LEVELS_PER_UNIT
+        (_reconstruct(family, images)[1] - _reconstruct(rescaled, images)[1]).abs().max().item() * LEVELS_PER_UNIT
         for images in batches
     )
     if not rescaled_report.float16_is_safe or not difference < 0.5:
-        return autoencoder, report, f"{unsafe} Rescaling its weights would not make it safe without changing pictures."
+        return family, report, f"{unsafe} Rescaling its weights would not make it safe without changing pictures."
     change = f"(largest change of a pixel: {difference:.2g} of 255)"
     if not repair:
         return (
-            autoencoder,
+            family,
             report,
             f"{unsafe} Rescaling its weights would make it safe {change}: export with --repair.",
         )
     safe = f"float16 is safe on the measured images, weights having been rescaled by powers of two {change}."
     return rescaled, rescaled_report, safe
-
-
-def rescale_activations(autoencoder: AutoencoderKL, magnitudes: dict[str, float]) -> AutoencoderKL | None:
-    """Return a copy whose activations are scaled down to fit into float16, or None where nothing needs to be.
-
-    A residual network with group norms computes the same whatever the scale of its residual stream, and of what is
-    between a block's first convolution and its second norm: every reader of either normalises it. So all writes into a
-    stream are divided by one power of two, which is exact in binary floating point. Not exact is the epsilon that a
-    norm adds to a variance that is now smaller; the caller measures what this does. What no norm follows (the last
-    convolutions, the attention's projections) stays as it is.
-    """
-    rescaled = copy.deepcopy(autoencoder)
-    changed = False
-    for network_name in ("encoder", "decoder"):
-        network = getattr(rescaled, network_name)
-        largest = 0.0
-        for name, module in network.named_modules():
-            if isinstance(module, ResnetBlock2D):
-                branch = _divisor(magnitudes[f"{network_name}.{name}.conv1"])
-                changed |= branch > 1
-                _divide(module.conv1, branch)
-            if isinstance(module, (ResnetBlock2D, Attention)):
-                written = "conv2" if isinstance(module, ResnetBlock2D) else "to_out.0"
-                parts = (magnitudes[f"{network_name}.{name}"], magnitudes[f"{network_name}.{name}.{written}"])
-                largest = max(largest, *parts)
-        largest = max(largest, magnitudes[f"{network_name}.conv_in"])
-        changed |= _divisor(largest) > 1
-        _divide_stream(network, _divisor(largest))
-    return rescaled if changed else None
-
-
-def _divisor(magnitude: float) -> float:
-    """The smallest power of two, at least 1, that leaves `MARGIN` to float16's limit."""
-    return 2.0 ** max(0, math.ceil(math.log2(max(magnitude, 1) * MARGIN / FLOAT16_LIMIT)))
-
-
-@torch.no_grad()
-def _divide(layer: nn.Module, divisor: float) -> None:
-    for parameter in layer.parameters():
-        parameter.div_(divisor)
-
-
-@torch.no_grad()
-def _divide_stream(network: nn.Module, divisor: float) -> None:
-    """Divide all that is written into the residual stream of an encoder or decoder."""
-    _divide(network.get_submodule("conv_in"), divisor)
-    for module in network.modules():
-        if isinstance(module, ResnetBlock2D):
-            _divide(module.conv2, divisor)
-            if module.conv_shortcut is not None:
-                module.conv_shortcut.bias.div_(divisor)  # its input is divided already
-        elif isinstance(module, Attention):
-            _divide(module.get_submodule("to_out"), divisor)  # linear, dropout
-        elif isinstance(module, (Downsample2D, Upsample2D)):
-            module.conv.bias.div_(divisor)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from ldm_vae.models.families import family_from_config
 from ldm_vae.models.layouts.ldm import check_fields, full_config
 
 
@@ -76,7 +77,7 @@ class PipelineCheck:
 
 
 def pipeline_check(vae: str | Path, pipeline: str | Path) -> PipelineCheck:
-    """Check an AutoencoderKL's folder against a pipeline's folder, by their configs.
+    """Check a VAE's folder against a pipeline's folder, by their configs.
 
     Raises:
         ValueError: Either folder is not of that kind, or the pipeline is of a class that isn't known here.
@@ -169,7 +170,7 @@ def _notes(config: dict[str, Any], *, kind: _Pipeline, name: str, own: dict[str,
 
 
 def _spatial_factor(config: dict[str, Any]) -> int:
-    return 2 ** (len(config["block_out_channels"]) - 1)
+    return family_from_config(config, device="meta").spatial_factor
 
 
 def _read(path: Path, *, field: str) -> dict[str, Any]:

@@ -1,1 +1,1 @@
-"""The networks: diffusers' AutoencoderKL made trainable, and the discriminator."""
+"""The networks: autoencoders behind one interface, and discriminators."""

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import os
-from typing import Any
 
 import torch
-from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
-from ldm_vae.models.autoencoder import encode_moments
 from ldm_vae.models.blocks import speed_up_blocks
+from ldm_vae.models.families.family import Family, Half
 from ldm_vae.models.precision import exact_float32
 from ldm_vae.system.memory import keep_freed_memory
 from ldm_vae.system.pixels import from_pixels
@@ -31,17 +29,16 @@ class InferenceAutoencoder:
     would round the result itself; sums of norms and convolutions are float32 in any case.
 
     Args:
-        autoencoder: moved to the device and changed in place; it can't be trained any more.
+        family: the model, moved to the device and changed in place; it can't be trained any more.
         bf16: compute in bf16; else in exact float32.
         device: by default `local_device()`. A GPU becomes the process's current one, whose streams and events are
             meant where none is named.
         tile: encode and decode in overlapping tiles, which are blended: bounded memory, but not the same result.
     """
 
-    def __init__(
-        self, autoencoder: AutoencoderKL, *, bf16: bool, device: torch.device | None = None, tile: bool = False
-    ) -> None:
-        self.autoencoder = autoencoder.eval().requires_grad_(False)
+    def __init__(self, family: Family, *, bf16: bool, device: torch.device | None = None, tile: bool = False) -> None:
+        self.family = family.eval()
+        family.model.requires_grad_(False)
         self.device = device or local_device()
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
@@ -51,20 +48,19 @@ class InferenceAutoencoder:
             exact_float32()
         self.tile = tile
         if tile:
-            autoencoder.enable_tiling()
-        for half in (autoencoder.encoder, autoencoder.decoder):
+            family.enable_tiling()
+        for half in family.halves:
             if bf16:
                 _round_weights(half)
-            speed_up_blocks(half)
-        autoencoder.to(self.device, memory_format=torch.channels_last)
+            speed_up_blocks(half.network)
+        family.to(self.device, memory_format=torch.channels_last)
 
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Posterior mean and standard deviation, float32 [B, c, h, w], of images [B, C, H, W] in [-1, 1]."""
         images = images.to(self.device, non_blocking=True).contiguous(memory_format=torch.channels_last)
         if self.tile:
-            posterior = self.autoencoder.encode(images).latent_dist
-            return posterior.mean.float(), posterior.std.float()
-        return encode_moments(self.autoencoder, images)
+            return self.family.encode_in_tiles(images)
+        return self.family.encode_moments(images)
 
     def encode_pixels(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """The same for pixels [B, H, W, C], uint8, which take a quarter of the way to the device."""
@@ -77,15 +73,14 @@ class InferenceAutoencoder:
     def decode(self, latents: Tensor) -> Tensor:
         """Images, float32 [B, C, H, W], about in [-1, 1], of the VAE's own (unscaled) latents [B, c, h, w]."""
         latents = latents.to(self.device, torch.float32, non_blocking=True)
-        with torch.no_grad():
-            return self.autoencoder.decode(latents.contiguous(memory_format=torch.channels_last)).sample.float()
+        return self.family.decode(latents.contiguous(memory_format=torch.channels_last))
 
 
-def _round_weights(half: Any) -> None:
+def _round_weights(half: Half) -> None:
     """Make an encoder or decoder bf16, all but its last convolution, taking and giving float32."""
-    half.to(torch.bfloat16)
-    half.conv_out.to(torch.float32)
-    for convolution in (half.conv_in, half.conv_out):
+    half.network.to(torch.bfloat16)
+    half.last.to(torch.float32)
+    for convolution in (half.first, half.last):
         convolution.register_forward_pre_hook(_take_own_type)
 
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import torch
-from diffusers import AutoencoderKL
 from diffusers.models.attention_processor import Attention
 from diffusers.models.resnet import ResnetBlock2D
 from torch import nn
+
+from ldm_vae.models.families.family import Family
 
 QUIET_LOGVAR = -6.0  # a posterior standard deviation of 0.05, beside means of about 1
 
 
 @torch.no_grad()
-def quiet_(autoencoder: AutoencoderKL) -> AutoencoderKL:
+def quiet_(family: Family) -> Family:
     """Give a fresh autoencoder weights that let signal and gradient through, in place.
 
     - Convolutions and linear layers are normal with variance 1 / fan-in and zero bias, so that a layer keeps its
@@ -24,21 +25,21 @@ def quiet_(autoencoder: AutoencoderKL) -> AutoencoderKL:
       standard deviation of about 1, and the decoder has to learn from a latent that is mostly noise.
 
     Args:
-        autoencoder: any AutoencoderKL, attention or quant convolutions or none.
+        family: A model of residual blocks and a Gaussian posterior, with or without attention.
     """
-    for module in autoencoder.modules():
+    for module in family.model.modules():
         if isinstance(module, (nn.Conv2d, nn.Linear)):
             fan_in = module.weight[0].numel()
             nn.init.normal_(module.weight, std=fan_in**-0.5)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
-    for module in autoencoder.modules():
+    for module in family.model.modules():
         if isinstance(module, ResnetBlock2D):
             nn.init.zeros_(module.conv2.weight)
         elif isinstance(module, Attention):
             nn.init.zeros_(module.to_out[0].weight)
-    moments = autoencoder.encoder.conv_out if autoencoder.quant_conv is None else autoencoder.quant_conv
-    latent_channels = autoencoder.config.latent_channels
+    moments, latent_channels = family.hidden_layer, family.latent_channels
+    assert moments.bias is not None
     nn.init.zeros_(moments.weight[latent_channels:])
     nn.init.constant_(moments.bias[latent_channels:], QUIET_LOGVAR)
-    return autoencoder
+    return family

@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from ldm_vae.config.names import CheckpointingLevel
 from ldm_vae.config.rules import require
 from ldm_vae.config.run import Config
-from ldm_vae.models.autoencoder import checkpoint_activations
+from ldm_vae.models.checkpointing import checkpoint_activations
 from ldm_vae.system.memory import release_freed_memory
 from ldm_vae.training.step import TrainingStep
 
@@ -88,7 +88,7 @@ def fit_to_memory(step: TrainingStep, config: Config, *, accelerator: Accelerato
     assert train.memory_budget_gib is not None
     estimates = []
     for level in LEVELS[LEVELS.index(train.gradient_checkpointing) :]:
-        checkpoint_activations(state.autoencoder, level)
+        checkpoint_activations(state.family, level)
         needed = _estimate(step, resolution=config.data.resolution, accelerator=accelerator) / GIB
         estimates.append(f"{level} {needed:.2f} GiB")
         if needed <= train.memory_budget_gib:

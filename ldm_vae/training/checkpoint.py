@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from diffusers import AutoencoderKL
 from safetensors.torch import load_file
 from torch import Tensor
 
 from ldm_vae.config.parsing import load_config
 from ldm_vae.config.rules import require
 from ldm_vae.config.run import Config
+from ldm_vae.models.families import family_from_config
+from ldm_vae.models.families.family import Family
 from ldm_vae.system.files import sha256_file, sync_folder
 from ldm_vae.system.tensors import write_tensors
 from ldm_vae.training.state import BestValidation, TrainedNetwork, TrainingState, named_trained_parameters
@@ -288,7 +289,7 @@ def _set_schedule(network: TrainedNetwork[Any], steps: int) -> None:
 class RunAutoencoder:
     """A run's autoencoder, for the products."""
 
-    autoencoder: AutoencoderKL  # float32, eval
+    family: Family  # float32, eval
     config: Config
     step: int
     checkpoint: Path
@@ -306,10 +307,10 @@ def load_run_autoencoder(run: Path, *, checkpoint: str, weights: Literal["ema", 
     config = load_config(run / "config.yaml")
     state = json.loads((folder / "state.json").read_text())
     name = "autoencoder.safetensors" if weights == "raw" or config.train.ema_decay == 0 else "ema.safetensors"
-    autoencoder = AutoencoderKL.from_config(json.loads((folder / "autoencoder_config.json").read_text()))
-    autoencoder.load_state_dict(load_file(folder / name))
+    family = family_from_config(json.loads((folder / "autoencoder_config.json").read_text()))
+    family.model.load_state_dict(load_file(folder / name))
     return RunAutoencoder(
-        autoencoder=autoencoder.eval(),
+        family=family.eval(),
         config=config,
         step=state["step"],
         checkpoint=folder,

@@ -14,7 +14,6 @@ from ldm_vae.images.collection import open_collection
 from ldm_vae.images.evaluation import EvaluationImages
 from ldm_vae.images.streaming import StreamingImages, open_stream
 from ldm_vae.images.training import TrainingBatch, TrainingImages
-from ldm_vae.models.autoencoder import spatial_factor
 from ldm_vae.training.processes import timeout
 from ldm_vae.training.state import TrainingState
 from ldm_vae.training.tracking import Tracking
@@ -29,12 +28,12 @@ def open_training_images(config: Config, state: TrainingState) -> TrainingImages
     data = config.data
     require(data.train is not None, "data.train is missing: name a folder of images, a hub id or files to train on")
     assert data.train is not None
-    latent_side = data.resolution // spatial_factor(state.autoencoder)
+    latent_side = data.resolution // state.family.spatial_factor
     arguments: dict[str, Any] = {
         "seed": config.seed,
         "channels": config.model.in_channels,
         "resolution": data.resolution,
-        "latent_shape": (state.autoencoder.config.latent_channels, latent_side, latent_side),
+        "latent_shape": (state.family.latent_channels, latent_side, latent_side),
         "early": [(step * config.train.batch_size, resolution) for step, resolution in config.early_stages],
         "crop": data.crop,
         "min_area": data.crop_min_area,
@@ -68,7 +67,7 @@ def open_validation_images(config: Config, state: TrainingState) -> EvaluationIm
         collection,
         channels=config.model.in_channels,
         resolution=data.resolution,
-        multiple_of=spatial_factor(state.autoencoder),
+        multiple_of=state.family.spatial_factor,
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any, Generic, TypeVar
 
 import torch
 from accelerate import Accelerator
-from diffusers import AutoencoderKL, EMAModel
+from diffusers import EMAModel
 from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
@@ -17,14 +17,12 @@ from ldm_vae.config.data import check_resolution
 from ldm_vae.config.run import Config
 from ldm_vae.config.train import TrainConfig
 from ldm_vae.losses.objective import Objective
-from ldm_vae.models.autoencoder import (
-    TrainableAutoencoder,
-    build_autoencoder,
-    checkpoint_activations,
-    spatial_factor,
-)
+from ldm_vae.models.build import build_autoencoder
+from ldm_vae.models.checkpointing import checkpoint_activations
 from ldm_vae.models.discriminators.patch import PatchDiscriminator
+from ldm_vae.models.families.family import DiffusersModel, Family
 from ldm_vae.models.precision import use_bf16
+from ldm_vae.models.trainable import TrainableAutoencoder
 from ldm_vae.training.meter import ADVERSARIAL_FIGURES, Meter
 from ldm_vae.training.optimizers import build_optimizer, build_schedule
 from ldm_vae.training.terms import build_objective
@@ -91,9 +89,14 @@ class TrainingState:
         return self.generator.module
 
     @property
-    def autoencoder(self) -> AutoencoderKL:
+    def family(self) -> Family:
+        """The autoencoder, with the last weights."""
+        return self.trainable.family
+
+    @property
+    def autoencoder(self) -> DiffusersModel:
         """diffusers' model, with the last weights."""
-        return self.trainable.autoencoder
+        return self.family.model
 
     @property
     def ema_parameters(self) -> list[nn.Parameter]:
@@ -119,17 +122,17 @@ class TrainingState:
 
 def build_state(config: Config, *, accelerator: Accelerator) -> TrainingState:
     """Build networks, optimizers and schedules, on the accelerator's device, wrapped for its processes."""
-    autoencoder = build_autoencoder(config.model)
-    check_resolution(config.data, spatial_factor=spatial_factor(autoencoder))
+    family = build_autoencoder(config.model)
+    check_resolution(config.data, spatial_factor=family.spatial_factor)
     objective = build_objective(config, device=accelerator.device)
     trainable = TrainableAutoencoder(
-        autoencoder,
+        family,
         decoder_only=config.model.decoder_only,
         learn_logvar=config.loss.learn_logvar,
         logvar_init=config.loss.logvar_init,
         term_networks=objective.trained_networks,
     )
-    checkpoint_activations(autoencoder, config.train.gradient_checkpointing)
+    checkpoint_activations(family, config.train.gradient_checkpointing)
     train = config.train
     generator = _trained(
         trainable,

@@ -19,7 +19,6 @@ from ldm_vae.config.loss import LossConfig
 from ldm_vae.config.train import TrainConfig
 from ldm_vae.images.training import TrainingBatch
 from ldm_vae.losses.adversarial import ADAPTIVE_WEIGHT_MAX, discriminator_loss, generator_loss
-from ldm_vae.models.autoencoder import spatial_factor
 from ldm_vae.models.precision import autocast, use_bf16
 from ldm_vae.training.meter import ADVERSARIAL_FIGURES
 from ldm_vae.training.state import TrainedNetwork, TrainingState
@@ -81,10 +80,10 @@ class TrainingStep:
 
     def grey_batch(self, size: int, *, resolution: int) -> TrainingBatch:
         """Return so many grey images, without noise."""
-        model = self.state.autoencoder
-        images = torch.zeros(size, model.config.in_channels, resolution, resolution)
-        side = resolution // spatial_factor(model)
-        noise = torch.zeros(size, model.config.latent_channels, side, side)
+        family = self.state.family
+        images = torch.zeros(size, family.in_channels, resolution, resolution)
+        side = resolution // family.spatial_factor
+        noise = torch.zeros(size, family.latent_channels, side, side)
         return TrainingBatch(images=images, noise=noise, skipped=[])
 
     def forget_gradients(self) -> None:

@@ -19,9 +19,9 @@ from ldm_vae.losses.objective import Objective
 from ldm_vae.losses.perceptual import PerceptualDistance
 from ldm_vae.losses.pixel import pixel_distance
 from ldm_vae.losses.term import Schedule, Term
-from ldm_vae.models.autoencoder import TrainableOutput
 from ldm_vae.models.frozen.efficientnet import EfficientNetFeatures, load_efficientnet
 from ldm_vae.models.frozen.lpips import LpipsFeatures, load_lpips
+from ldm_vae.models.trainable import TrainableOutput
 
 
 def build_objective(config: Config, *, device: torch.device) -> Objective:
@@ -80,7 +80,9 @@ def perceptual_term(distance: nn.Module, *, weight: float | Schedule) -> Term:
 
 def _kl(output: TrainableOutput, images: Tensor) -> Tensor:
     """Mean KL divergence of an image, divided by its number of elements."""
-    return kl_divergence(output.mean, output.posterior_logvar).mean() / images[0].numel()
+    latent = output.latent
+    assert latent.posterior_logvar is not None, "a Gaussian bottleneck has a log-variance"
+    return kl_divergence(latent.mean, latent.posterior_logvar).mean() / images[0].numel()
 
 
 def _weight(weight: Weight, *, max_train_steps: int) -> float | Schedule:

@@ -19,7 +19,7 @@ from ldm_vae.images.streaming import StreamingImages
 from ldm_vae.images.training import TrainingImages
 from ldm_vae.images.transforms import to_image
 from ldm_vae.metrics.reconstruction import ReconstructionMetrics, ReconstructionSummary
-from ldm_vae.models.autoencoder import encode_moments
+from ldm_vae.models.families.family import Reconstruction
 from ldm_vae.models.precision import autocast, use_bf16
 from ldm_vae.training.processes import host_group, waiting_for_others
 from ldm_vae.training.state import BestValidation, TrainingState
@@ -49,7 +49,7 @@ def validate(
     train, device = config.train, accelerator.device
     metrics = ReconstructionMetrics(
         perceptual=state.objective.frozen_networks.get("perceptual"),
-        latent_channels=state.autoencoder.config.latent_channels,
+        latent_channels=state.family.latent_channels,
         device=device,
     )
     num_images = min(len(dataset), config.data.validation_images)
@@ -83,12 +83,10 @@ def validate(
     return metrics.compute()
 
 
-@torch.no_grad()
-def reconstruct(state: TrainingState, images: Tensor, *, train: TrainConfig) -> tuple[Tensor, Tensor, Tensor]:
-    """Posterior mean and standard deviation [B, c, h, w], and the mean's reconstruction [B, C, H, W], all float32."""
+def reconstruct(state: TrainingState, images: Tensor, *, train: TrainConfig) -> Reconstruction:
+    """Encode images [B, C, H, W] and decode the posterior's mean, in the precision that the run trains in."""
     with autocast(images.device, enabled=use_bf16(train.mixed_precision, device=images.device)):
-        mean, std = encode_moments(state.autoencoder, images)
-        return mean, std, state.autoencoder.decode(mean).sample.float()
+        return state.family.reconstruct(images)
 
 
 @torch.compiler.set_stance("force_eager")

@@ -24,7 +24,7 @@ from ldm_vae.config.model import ModelConfig
 from ldm_vae.config.parsing import dump_config, find_recipe, load_config, parse, recipes_folder
 from ldm_vae.config.run import Config
 from ldm_vae.config.train import TrainConfig
-from ldm_vae.models.autoencoder import build_autoencoder
+from ldm_vae.models.build import build_autoencoder
 from ldm_vae.training.state import build_state
 
 RECIPES = sorted(path.stem for path in recipes_folder().glob("*.yaml"))
@@ -54,7 +54,7 @@ def test_recipe_builds_its_model_and_objective(name: str, tmp_path: Path, monkey
         config.model, block_out_channels=[8] * len(config.model.block_out_channels), norm_num_groups=4
     )
     if model.pretrained is not None:
-        build_autoencoder(dataclasses.replace(model, pretrained=None)).save_pretrained(tmp_path)
+        build_autoencoder(dataclasses.replace(model, pretrained=None)).model.save_pretrained(tmp_path)
         model = dataclasses.replace(model, pretrained=str(tmp_path))
     loss = config.loss
     if loss.perceptual == "lpips_vgg":
@@ -77,7 +77,7 @@ def test_published_architectures(name: str) -> None:
     model = load_config(find_recipe(name)).model
     assert (model.latent_channels, model.spatial_factor, model.attention_levels) == PUBLISHED[name]
     with torch.device("meta"):
-        autoencoder = build_autoencoder(model)
+        autoencoder = build_autoencoder(model).model
     if name in ("kl_f8", "sdxl"):
         assert sum(p.numel() for p in autoencoder.parameters()) == 83_653_863  # Stable Diffusion's
 

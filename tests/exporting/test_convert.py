@@ -118,7 +118,7 @@ def test_round_trips_are_exact(
     assert_same(load_file(path / "two.safetensors"), load_file(path / "one.safetensors"))
     assert metadata_of(path / "two.safetensors") == metadata_of(path / "one.safetensors")
 
-    loaded = read_ldm_file(path / "one.safetensors")
+    loaded = read_ldm_file(path / "one.safetensors").model
     assert config_of(loaded) == config_of(autoencoder)
     assert_same(loaded.state_dict(), autoencoder.float().state_dict())
 
@@ -251,7 +251,7 @@ def test_old_folder_names_are_read(tmp_path: Path) -> None:
     state = {re.sub(r"to_(q|k|v|out\.0)", lambda m: old[m[0]], k): v for k, v in autoencoder.state_dict().items()}
     torch.save(state, tmp_path / "old/diffusion_pytorch_model.bin")
     run(tmp_path / "old", tmp_path / "vae.safetensors")
-    assert_same(read_ldm_file(tmp_path / "vae.safetensors").state_dict(), autoencoder.state_dict())
+    assert_same(read_ldm_file(tmp_path / "vae.safetensors").model.state_dict(), autoencoder.state_dict())
 
 
 def test_a_variant_in_a_pipelines_folder_is_read(tmp_path: Path) -> None:
@@ -329,7 +329,7 @@ def test_a_class_that_a_pickle_only_names_is_not_needed(tmp_path: Path, monkeypa
         for parent in ("pytorch_lightning", "pytorch_lightning.callbacks"):
             patch.setitem(sys.modules, parent, types.ModuleType(parent))
         torch.save({"state_dict": ldm_of(autoencoder), "callbacks": {callback: {"epoch": 1}}}, tmp_path / "sd.ckpt")
-    assert_same(read_ldm_file(tmp_path / "sd.ckpt").state_dict(), autoencoder.state_dict())
+    assert_same(read_ldm_file(tmp_path / "sd.ckpt").model.state_dict(), autoencoder.state_dict())
 
 
 class RunsCode:

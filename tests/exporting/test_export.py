@@ -25,9 +25,11 @@ from ldm_vae.config.run import Config
 from ldm_vae.config.train import TrainConfig
 from ldm_vae.exporting.export import ExportSummary, export
 from ldm_vae.exporting.files import check_equal
-from ldm_vae.exporting.headroom import _divide_stream as divide_stream
 from ldm_vae.images.transforms import to_tensor
-from ldm_vae.models.autoencoder import load_autoencoder
+from ldm_vae.models.families import family_of
+from ldm_vae.models.families.family import Family
+from ldm_vae.models.load import load_autoencoder
+from ldm_vae.models.rescaling import _divide_stream as divide_stream
 from ldm_vae.training.loop import train
 from tests.exporting.hub_standin import REPO, TOKEN, Hub
 from tests.pictures import save_pictures
@@ -265,16 +267,16 @@ def test_output_is_refused_before_any_work_and_never_lost(
 def test_what_does_not_read_back_is_an_error(run: Path, tmp_path: Path) -> None:
     export_run(run, tmp_path / "vae")
 
-    def load() -> AutoencoderKL:
-        return AutoencoderKL.from_pretrained(tmp_path / "vae")
+    def load() -> Family:
+        return family_of(AutoencoderKL.from_pretrained(tmp_path / "vae"))
 
     check_equal(load(), load())
     changed = load()
-    changed.decoder.conv_out.bias.data[0] += 1e-7
+    changed.model.decoder.conv_out.bias.data[0] += 1e-7
     with pytest.raises(RuntimeError, match=r"decoder\.conv_out\.bias"):
         check_equal(load(), changed)
     rescaled = load()
-    rescaled.register_to_config(scaling_factor=0.18215)
+    rescaled.model.register_to_config(scaling_factor=0.18215)
     with pytest.raises(RuntimeError, match="scaling_factor"):
         check_equal(load(), rescaled)
 

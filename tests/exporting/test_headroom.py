@@ -7,8 +7,10 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from ldm_vae.exporting.headroom import FLOAT16_LIMIT, MARGIN, measure_precision, rescale_activations
-from ldm_vae.exporting.headroom import _divide_stream as divide_stream
+from ldm_vae.exporting.headroom import measure_precision
+from ldm_vae.models.families import family_of
+from ldm_vae.models.rescaling import FLOAT16_LIMIT, MARGIN, rescale_activations
+from ldm_vae.models.rescaling import _divide_stream as divide_stream
 from tests.tiny import tiny_autoencoder
 
 
@@ -24,7 +26,7 @@ def batches() -> list[Tensor]:
 
 
 def test_magnitudes_and_errors_are_those_of_the_layers(autoencoder: AutoencoderKL, batches: list[Tensor]) -> None:
-    report = measure_precision(autoencoder, batches)
+    report = measure_precision(family_of(autoencoder), batches)
     with torch.no_grad():
         images = torch.cat(batches)
         first = autoencoder.encoder.conv_in(images)
@@ -51,29 +53,31 @@ def test_overflow_is_seen_and_repaired(autoencoder: AutoencoderKL, batches: list
     for resnet in (overflowing.decoder.up_blocks[0].resnets[0], overflowing.encoder.down_blocks[0].resnets[0]):
         resnet.conv1.weight.data *= 2.0**18
         resnet.conv1.bias.data *= 2.0**18
-    report = measure_precision(overflowing, batches)
+    report = measure_precision(family_of(overflowing), batches)
     assert report.largest("decoder")[1] > FLOAT16_LIMIT
     assert not report.errors["float16"].finite
     assert report.errors["bfloat16"].finite
     assert not report.float16_is_safe
 
-    repaired = rescale_activations(overflowing, report.magnitudes)
+    repaired = rescale_activations(family_of(overflowing), report.magnitudes)
     assert repaired is not None
     after = measure_precision(repaired, batches)
     assert max(after.magnitudes.values()) * MARGIN <= FLOAT16_LIMIT
     assert after.float16_is_safe
     with torch.no_grad():
-        torch.testing.assert_close(repaired(batches[0]).sample, overflowing(batches[0]).sample, rtol=0, atol=1e-5)
+        torch.testing.assert_close(
+            repaired.model(batches[0]).sample, overflowing(batches[0]).sample, rtol=0, atol=1e-5
+        )
 
 
 def test_a_network_that_fits_is_left_alone(autoencoder: AutoencoderKL, batches: list[Tensor]) -> None:
-    report = measure_precision(autoencoder, batches)
-    assert rescale_activations(autoencoder, report.magnitudes) is None
+    report = measure_precision(family_of(autoencoder), batches)
+    assert rescale_activations(family_of(autoencoder), report.magnitudes) is None
 
 
 def test_what_no_norm_follows_cannot_be_repaired(autoencoder: AutoencoderKL, batches: list[Tensor]) -> None:
     autoencoder.decoder.conv_out.weight.data *= 1e6
-    report = measure_precision(autoencoder, batches)
+    report = measure_precision(family_of(autoencoder), batches)
     assert report.largest("decoder")[0] == "decoder.conv_out"
     assert not report.float16_is_safe
-    assert rescale_activations(autoencoder, report.magnitudes) is None
+    assert rescale_activations(family_of(autoencoder), report.magnitudes) is None

@@ -8,14 +8,14 @@ from diffusers.models.attention_processor import Attention
 from diffusers.models.resnet import ResnetBlock2D
 
 from ldm_vae.config.model import ModelConfig
-from ldm_vae.models.autoencoder import build_autoencoder
+from ldm_vae.models.build import build_autoencoder
 
 DEEP = {"block_out_channels": [16, 16, 32, 32], "layers_per_block": 2, "norm_num_groups": 8}
 
 
 def build(**fields: object):
     torch.manual_seed(0)
-    return build_autoencoder(ModelConfig(**DEEP | {"init": "quiet"} | fields)).eval()
+    return build_autoencoder(ModelConfig(**DEEP | {"init": "quiet"} | fields)).eval().model
 
 
 def test_residual_branches_start_at_zero():
@@ -59,11 +59,11 @@ def test_gradient_reaches_every_weight_after_one_update():
 
 def test_torch_is_the_default_and_a_pretrained_model_keeps_its_weights(tmp_path):
     torch.manual_seed(0)
-    plain = build_autoencoder(ModelConfig(**DEEP))
+    plain = build_autoencoder(ModelConfig(**DEEP)).model
     assert not torch.equal(
         plain.encoder.mid_block.resnets[0].conv2.weight, build().encoder.mid_block.resnets[0].conv2.weight
     )
     plain.save_pretrained(tmp_path)
-    loaded = build_autoencoder(ModelConfig(pretrained=str(tmp_path), init="quiet"))
+    loaded = build_autoencoder(ModelConfig(pretrained=str(tmp_path), init="quiet")).model
     for name, weight in plain.state_dict().items():
         assert torch.equal(weight, loaded.state_dict()[name])

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ldm_vae.config.run import Config
-from ldm_vae.models.autoencoder import checkpoint_activations
+from ldm_vae.models.checkpointing import checkpoint_activations
 from ldm_vae.training.batch_size import next_micro_batch, try_micro_batches
 from ldm_vae.training.capacity import GIB, PeakMemory, fit_to_memory
 from ldm_vae.training.loop import train
@@ -59,7 +59,7 @@ def test_gradients_are_bit_equal_whatever_is_recomputed(decoder_only: bool) -> N
         getattr(block, name).register_forward_hook(lambda *_, name=name: calls.update({name: calls[name] + 1}))
     found, counted = {}, {}
     for level in ("none", "blocks", "full", "none"):
-        checkpoint_activations(state.autoencoder, level)  # type: ignore[arg-type]
+        checkpoint_activations(state.family, level)  # type: ignore[arg-type]
         calls.update(conv1=0, conv2=0)
         step.micro_batch(batch, adversarial=True)
         gradients = [p.grad.clone() for p in state.generator.parameters if p.grad is not None]
@@ -85,7 +85,7 @@ def test_memory_budget_raises_the_level_and_holds() -> None:
     estimates = {level: float(gib) for level, gib in re.findall(r"(none|blocks) (\d+\.\d+) GiB", str(told.value))}
     assert estimates["none"] > estimates["blocks"] + 0.1
 
-    checkpoint_activations(step.state.autoencoder, "none")
+    checkpoint_activations(step.state.family, "none")
     memory = PeakMemory(accelerator.device)
     batch = step.grey_batch(MICRO_BATCH_SIZE, resolution=128)
     step(iter([batch]))

@@ -207,8 +207,8 @@ def test_run_gives_its_averaged_or_raw_weights(run: Path, state: TrainingState) 
     for ours, average, loaded, averaged in zip(
         state.autoencoder.parameters(),
         state.ema.shadow_params,
-        raw.autoencoder.parameters(),
-        ema.autoencoder.parameters(),
+        raw.family.model.parameters(),
+        ema.family.model.parameters(),
         strict=True,
     ):
         assert torch.equal(ours, loaded)

@@ -36,7 +36,7 @@ def config_of(output_dir: Path, pictures: Path, **fields: object) -> Config:
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
-    return load_run_autoencoder(run, checkpoint="latest", weights="raw").autoencoder.state_dict()
+    return load_run_autoencoder(run, checkpoint="latest", weights="raw").family.model.state_dict()
 
 
 def test_compiled_run_is_the_eager_one_and_compiles_at_its_start_only(

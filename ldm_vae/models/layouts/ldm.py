@@ -17,10 +17,10 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers import AutoencoderKL
 from torch import Tensor
 
 from ldm_vae.config.names import did_you_mean
+from ldm_vae.models.families.kl import KL
 from ldm_vae.models.layouts.ldm_names import (
     MID_ATTENTION,
     canonical_names,
@@ -65,7 +65,7 @@ class LdmWeights:
     """Names in the file that belong to its training and not to the autoencoder."""
 
 
-def read_ldm_file(path: str | Path, *, config: dict[str, Any] | None = None) -> AutoencoderKL:
+def read_ldm_file(path: str | Path, *, config: dict[str, Any] | None = None) -> KL:
     """Load an autoencoder from a single LDM file (bare, or inside a full checkpoint) in float32 and eval mode.
 
     Args:
@@ -76,11 +76,10 @@ def read_ldm_file(path: str | Path, *, config: dict[str, Any] | None = None) -> 
         ValueError: The file is no KL autoencoder, or not a whole one, or contradicts `config`.
     """
     weights = read_ldm_weights(path, config=config)
-    with torch.device("meta"):
-        autoencoder = AutoencoderKL.from_config(weights.config)
+    family = KL.from_config(weights.config, device="meta")
     state = {name: tensor.to(torch.float32, copy=True) for name, tensor in weights.state.items()}
-    autoencoder.load_state_dict(state, assign=True)
-    return autoencoder.eval()
+    family.model.load_state_dict(state, assign=True)
+    return family.eval()
 
 
 def read_ldm_weights(path: str | Path, *, config: dict[str, Any] | None = None) -> LdmWeights:
@@ -106,7 +105,7 @@ def read_ldm_weights(path: str | Path, *, config: dict[str, Any] | None = None) 
 
 
 def ldm_state_dict(state: Mapping[str, Tensor], *, config: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Rename an `AutoencoderKL` state dict into the LDM layout; types and bits stay.
+    """Rename a KL autoencoder's state dict into the LDM layout; types and bits stay.
 
     Attention projections become 1x1 convolutions [c, c, 1, 1]. Readers of the layout expect attention in the middle
     block: a model without it gets one whose projections are all zero, which adds nothing to the residual.
@@ -131,7 +130,7 @@ def ldm_state_dict(state: Mapping[str, Tensor], *, config: Mapping[str, Any]) ->
 def diffusers_state_dict(
     ldm_state: Mapping[str, Tensor], *, config: Mapping[str, Any] | None = None
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Rename an LDM state dict (no prefix) into `AutoencoderKL`'s names; types and bits stay.
+    """Rename an LDM state dict (no prefix) into diffusers' names; types and bits stay.
 
     Args:
         ldm_state: Attention may be 1x1 convolutions or linear, under LDM's names or diffusers' old or new ones.
@@ -146,7 +145,7 @@ def diffusers_state_dict(
     named = canonical_names(ldm_state)
     structure = infer_config(named)
     complete = dict(config) if config is not None else structure | _PUBLISHED
-    model = _meta_model(complete)
+    model = _meta_family(complete).model
     _check_structure(structure, config=model.config)
     if not model.config.mid_block_add_attention:
         named = {name: tensor for name, tensor in named.items() if not name.startswith(MID_ATTENTION)}
@@ -160,11 +159,11 @@ def diffusers_state_dict(
 
 
 def checked_state_dict(state: Mapping[str, Tensor], *, config: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Check an `AutoencoderKL` state dict against its config, and give attention its new names (`to_q`, not `query`).
+    """Check a KL autoencoder's state dict against its config, and give attention its new names (`to_q`, not `query`).
 
     Raises `ValueError` that lists what is missing, extra or of the wrong shape.
     """
-    shapes = {name: tensor.shape for name, tensor in _meta_model(config).state_dict().items()}
+    shapes = {name: tensor.shape for name, tensor in _meta_family(config).model.state_dict().items()}
     return fit_shapes({modern_name(name): tensor for name, tensor in state.items()}, shapes=shapes)
 
 
@@ -188,7 +187,7 @@ def infer_config(ldm_state: Mapping[str, Tensor]) -> dict[str, Any]:
         return any(name.startswith(start) for name in ldm_state)
 
     return {
-        "_class_name": "AutoencoderKL",
+        "_class_name": KL.class_name(),
         "_diffusers_version": diffusers.__version__,
         "in_channels": ldm_state["encoder.conv_in.weight"].shape[1],
         "out_channels": ldm_state["decoder.conv_out.weight"].shape[0],
@@ -205,15 +204,15 @@ def infer_config(ldm_state: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def full_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Add AutoencoderKL's defaults to a config that leaves fields out."""
-    return dict(_meta_model(config).config)
+    """Add the class's defaults to a config that leaves fields out."""
+    return dict(_meta_family(config).model.config)
 
 
 def check_fields(config: Mapping[str, Any]) -> None:
-    """Raise `ValueError` for a field that `AutoencoderKL` doesn't know, or for the config of another class."""
-    if config.get("_class_name", "AutoencoderKL") != "AutoencoderKL":
-        raise ValueError(f"config is that of a {config['_class_name']}, not of an AutoencoderKL")
-    known = list(inspect.signature(AutoencoderKL.__init__).parameters)
+    """Raise `ValueError` for a field that the class doesn't know, or for the config of another class."""
+    if config.get("_class_name", KL.class_name()) != KL.class_name():
+        raise ValueError(f"config is that of a {config['_class_name']}, not of an {KL.class_name()}")
+    known = list(inspect.signature(KL.diffusers_class.__init__).parameters)
     for name in config:
         if not name.startswith("_") and name not in known:
             raise ValueError(f"config has no field '{name}'{did_you_mean(name, known)}")
@@ -234,15 +233,14 @@ def _published(names: list[str]) -> dict[str, Any]:
     return dict(_PUBLISHED)
 
 
-def _meta_model(config: Mapping[str, Any]) -> AutoencoderKL:
+def _meta_family(config: Mapping[str, Any]) -> KL:
     """Build the model without memory for its weights, to read its names and shapes."""
-    check_fields({"_class_name": config.get("_class_name", "AutoencoderKL")})
+    check_fields({"_class_name": config.get("_class_name", KL.class_name())})
     groups, widths = config.get("norm_num_groups", 32), config.get("block_out_channels", [64])
     if any(width % groups for width in widths):
         raise ValueError(f"norm_num_groups is {groups}, which does not divide the widths {list(widths)}; "
                          f"give the right number in a config")  # fmt: skip
-    with torch.device("meta"):
-        return AutoencoderKL.from_config(dict(config))
+    return KL.from_config(config, device="meta")
 
 
 def _check_structure(structure: dict[str, Any], *, config: Mapping[str, Any]) -> None:

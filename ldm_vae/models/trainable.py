@@ -1,0 +1,99 @@
+"""An autoencoder made trainable in one forward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from ldm_vae.models.blocks import speed_up_blocks
+from ldm_vae.models.bottlenecks.bottleneck import Latent
+from ldm_vae.models.families.family import Family
+
+Draws: TypeAlias = Mapping[str, Tensor]
+"""What was drawn at random for a micro-batch beside its posterior noise, by name."""
+
+Intervention: TypeAlias = Callable[[Tensor, Tensor, Draws], tuple[Tensor, Tensor]]
+"""Changes the latents that are decoded and, alike, the images that the reconstruction is compared with: called with
+(z, images, draws) for (z', images'). It is a function of its arguments alone: whatever is random is in `draws`, which
+come with the batch, as functions of (seed, k), or of (seed, step) where they decide on a shape."""
+
+
+class TrainableOutput(NamedTuple):
+    """What the step needs of one forward."""
+
+    reconstruction: Tensor  # [B, C, H, W], float32
+    images: Tensor  # [B, C, H, W], those that it is compared with: encoded ones, or what interventions made of them
+    latent: Latent
+    likelihood_logvar: Tensor  # [], the learnt s, part of the graph
+    features: Tensor  # [B, width, H, W], input of the last convolution, detached
+
+
+class TrainableAutoencoder(nn.Module):
+    """The one module that DDP wraps: whatever is trained by the generator's loss is a parameter of it.
+
+    Args:
+        family: The autoencoder.
+        decoder_only: Whether encoder and quant_conv stay as they are.
+        learn_logvar: Whether the log-variance s of the likelihood is trained.
+        logvar_init: Its first value.
+        term_networks: Networks that terms of the objective train, by the terms' names.
+        interventions: Run one after the other in the forward of every batch that comes with draws.
+    """
+
+    def __init__(
+        self,
+        family: Family,
+        *,
+        decoder_only: bool,
+        learn_logvar: bool,
+        logvar_init: float,
+        term_networks: Mapping[str, nn.Module] | None = None,
+        interventions: Sequence[Intervention] = (),
+    ):
+        super().__init__()
+        self.family = family
+        self.autoencoder: nn.Module = family.model
+        self.decoder_only = decoder_only
+        self.likelihood_logvar = nn.Parameter(torch.tensor(logvar_init), requires_grad=learn_logvar)
+        self.term_networks = nn.ModuleDict(dict(term_networks or {}))
+        self.interventions = interventions
+        if decoder_only:
+            for module in family.encoder_side:
+                module.requires_grad_(False)
+        speed_up_blocks(family.model)
+        self.decode_features: Callable[[Tensor], Tensor] = family.decode_features
+
+    @property
+    def last_layer(self) -> nn.Conv2d:
+        """The decoder's last convolution, whose weight W the adaptive weight is measured at."""
+        return self.family.last_layer
+
+    def forward(self, images: Tensor, noise: Tensor, draws: Draws | None = None) -> TrainableOutput:
+        """Encode, sample the posterior with `noise`, intervene where there are `draws`, and decode.
+
+        Args:
+            images: [B, C, H, W] in [-1, 1].
+            noise: [B, c, h, w], standard normal.
+            draws: What the interventions take.
+        """
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.decoder_only):
+            latent = self.family.bottleneck(self.family.encode(images), noise)
+        z = latent.z
+        for intervention in self.interventions if draws else ():
+            z, images = intervention(z, images, draws or {})
+        features = self.decode_features(z)
+        return TrainableOutput(
+            reconstruction=self.family.head(features),
+            images=images,
+            latent=latent,
+            likelihood_logvar=self.likelihood_logvar.clone(),
+            features=features.detach(),
+        )
+
+    def compile_networks(self) -> None:
+        """Compile encoder and decoder, in place; names and weights stay as they are."""
+        self.family.compile_encoder()
+        self.decode_features = torch.compile(self.decode_features)
