@@ -39,8 +39,9 @@ from ldm_vae.images.evaluation import EvaluationImages
 from ldm_vae.models.families.family import Family
 from ldm_vae.models.precision import use_bf16
 from ldm_vae.system.files import write_whole
-from ldm_vae.training.checkpoint import checkpoint_step, list_checkpoints, load_run_autoencoder
 from ldm_vae.training.processes import start_accelerator
+from ldm_vae.training.run_autoencoder import load_run_autoencoder
+from ldm_vae.training.run_folder import RunFolder, checkpoint_step
 from ldm_vae.training.state import build_state
 from ldm_vae.training.step import TrainingStep
 from ldm_vae.training.terms import load_perceptual
@@ -51,7 +52,7 @@ MEASURES = {"psnr": "PSNR, dB", "ssim": "SSIM", "perceptual": "perceptual distan
 def train(run: Run, options: argparse.Namespace) -> None:
     """Train a run to its end, unless it is there."""
     folder = options.output / "runs" / run.name
-    checkpoints = list_checkpoints(folder)
+    checkpoints = RunFolder(folder).checkpoints()
     if not checkpoints or checkpoint_step(checkpoints[-1]) < run.updates:
         print(f"training {run.name}", flush=True)
         subprocess.run([sys.executable, "-m", "ldm_vae", "train", *run_arguments(run, options)], check=True)
@@ -67,7 +68,7 @@ def measure(run: Run, options: argparse.Namespace, *, perceptual: nn.Module) -> 
     folder = options.output / "runs" / run.name
     path = folder / "quality.json"
     quality: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {"updates": {}, "sizes": {}}
-    for checkpoint in list_checkpoints(folder):
+    for checkpoint in RunFolder(folder).checkpoints():
         step = checkpoint_step(checkpoint)
         if str(step) in quality["updates"] or (step % options.every and step != run.updates):
             continue

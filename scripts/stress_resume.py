@@ -5,9 +5,9 @@
 Each run is one of a tiny autoencoder with GAN, learnt log-variance, averaged weights and validation, which saves at
 every second step. Its processes get SIGKILL at a random moment: all of them, or one, whose end the others must see by
 themselves. It is then started again with `resume_from_checkpoint: latest`, and in one case of three killed again.
-"Bit-equal" means that every file of every checkpoint and every line of metrics.jsonl (but for images_per_second) is
-the untouched run's. The processes are real ones; they are forked from this one, which has imported everything, since
-importing takes longer than such a run.
+"Bit-equal" means that every file of every checkpoint (but for its config) and every line of metrics.jsonl (but for
+images_per_second) is the untouched run's. The processes are real ones; they are forked from this one, which has
+imported everything, since importing takes longer than such a run.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ from ldm_vae.config.loss import LossConfig
 from ldm_vae.config.model import ModelConfig
 from ldm_vae.config.run import Config
 from ldm_vae.config.train import TrainConfig
-from ldm_vae.training.checkpoint import list_checkpoints
 from ldm_vae.training.loop import train
+from ldm_vae.training.run_folder import RunFolder
 
 STEPS = 20
 HANG_SECONDS = 240  # more than five times the timeout, which gloo gives a process that is still to connect
@@ -156,7 +156,7 @@ def kill_once(config: Config, *, num_processes: int, rng: random.Random, tally: 
     tally.kills += 1
     tally.one_rank += len(victims) < len(children)
     tally.in_a_write += any(run.glob(".checkpoint*"))
-    tally.before_any_checkpoint += not list_checkpoints(run)
+    tally.before_any_checkpoint += not RunFolder(run).checkpoints()
     return True
 
 
@@ -183,8 +183,10 @@ def differences(run: Path, expected: Path) -> list[str]:
     names, others = (sorted(path.name for path in folder.iterdir()) for folder in (run, expected))
     if names != others:
         found.append(f"files {sorted(set(names) ^ set(others))}")
-    for checkpoint in list_checkpoints(expected):
+    for checkpoint in RunFolder(expected).checkpoints():
         for path in sorted(checkpoint.iterdir()):
+            if path.name in ("config.yaml", "manifest.json"):  # which name the run's folder
+                continue
             other = run / checkpoint.name / path.name
             if not other.is_file() or other.read_bytes() != path.read_bytes():
                 found.append(f"{checkpoint.name}/{path.name}")

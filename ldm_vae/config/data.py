@@ -44,6 +44,9 @@ class DataConfig:
     """Images a stream is shuffled within, undecoded; 0 keeps its order. A resumed run reads up to its place again."""
     validation_images: int = 256
     """At most so many validation images are used, the first ones."""
+    changed: Literal["refuse", "accept"] = "refuse"
+    """What a resumed run does where its training images are no longer those of the checkpoint: `refuse` says what
+    changed and stops, `accept` says it and goes on, in another order."""
     strict: bool = False
     """Stop at the first unreadable image instead of skipping, counting and listing it."""
 

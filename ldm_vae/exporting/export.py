@@ -33,7 +33,7 @@ from ldm_vae.images.training import SkippedImage
 from ldm_vae.metrics.latents import LatentSummary
 from ldm_vae.models.families.family import Family
 from ldm_vae.models.precision import exact_float32
-from ldm_vae.training.checkpoint import RunAutoencoder, load_run_autoencoder
+from ldm_vae.training.run_autoencoder import RunAutoencoder, load_run_autoencoder
 
 PRECISION_IMAGES = 32
 """Images whose activations are measured, and whose reconstructions in 16-bit types are compared."""

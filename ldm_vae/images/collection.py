@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from ldm_vae.images.folders import printable
 from ldm_vae.images.sources import Source, SourceRequest, open_source
 from ldm_vae.images.transforms import Box
 
+_NAMES_AT_ONCE = 10_000
 LABEL_COLUMNS = ("label", "labels", "cls")
 
 
@@ -66,6 +67,7 @@ class ImageCollection:
         assert isinstance(source.dataset, Dataset)
         column = source.image_column
         self._root = source.root
+        self._files = source.files
         self._cells = source.dataset.select_columns([column])
         self._rows = source.dataset.remove_columns([column])
         self._image_column = column
@@ -95,6 +97,19 @@ class ImageCollection:
         else:
             cells = [{"path": path} for path in pc.struct_field(column, "path").to_pylist()]
         return [cell_name(cell, row=i) for i, cell in enumerate(cells, start)]
+
+    def data_names(self) -> Iterator[str]:
+        """Yield what tells this collection from another, in its order.
+
+        For images that are files: their names. For rows of files here: names and sizes of these, and the number of
+        rows. Else: the names of the images in the data set, or their rows.
+        """
+        if self._files:
+            yield from self._files
+            yield f"{len(self)} rows"
+            return
+        for start in range(0, len(self), _NAMES_AT_ONCE):
+            yield from self.names(start, min(start + _NAMES_AT_ONCE, len(self)))
 
     def row(self, i: int) -> dict[str, Any]:
         """The other columns of image i, as plain Python values."""

@@ -6,7 +6,7 @@ import contextlib
 import glob
 import os
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import datasets
@@ -31,6 +31,8 @@ class Source:
     dataset: Dataset | IterableDataset
     image_column: str
     root: str | None
+    files: list[str] = field(default_factory=list)
+    """Names and sizes of the files that hold the rows, where these are here and the images are not files."""
 
 
 @dataclass(kw_only=True)
@@ -138,7 +140,9 @@ def _open_files(files: list[str], request: SourceRequest) -> Source:
         )
     except Exception as error:
         raise request.error(f"{request.source} can't be loaded: {_one_line(error)}") from error
-    return _with_undecoded_images(dataset, request)
+    opened = _with_undecoded_images(dataset, request)
+    opened.files = [f"{path}, {os.path.getsize(relative[path])} bytes" for path in splits[name]]
+    return opened
 
 
 def _load_saved(path: str, request: SourceRequest) -> Dataset:

@@ -6,7 +6,7 @@ import dataclasses
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
@@ -18,7 +18,7 @@ from PIL import Image
 from torch.utils.data import IterableDataset
 
 from ldm_vae.config.names import Crop
-from ldm_vae.images.collection import cell_content, cell_name
+from ldm_vae.images.collection import ImageCollection, cell_content, cell_name
 from ldm_vae.images.decoding import UnreadableImage, read_crop
 from ldm_vae.images.sources import SourceRequest, open_source
 from ldm_vae.images.training import Augmentation, SkippedImage, TrainingSample
@@ -42,6 +42,10 @@ class ImageStream:
     image_column: str
     root: str | None
     """Folder that the column's paths are relative to, where the images are files here."""
+    files: list[str] = field(default_factory=list)
+    """Names and sizes of the files that hold the rows, where these are here and the images are not files."""
+    collection: ImageCollection | None = None
+    """The same images by number, where they have one."""
 
 
 def open_stream(
@@ -66,10 +70,18 @@ def open_stream(
         streaming=True,
     )
     found = open_source(request)
-    dataset = found.dataset
+    dataset, collection = found.dataset, None
     if isinstance(dataset, Dataset):
+        collection = ImageCollection(found)
         dataset = dataset.to_iterable_dataset(num_shards=max(1, min(len(dataset), _SHARDS_OF_A_FOLDER)))
-    return ImageStream(source=source, dataset=dataset, image_column=found.image_column, root=found.root)
+    return ImageStream(
+        source=source,
+        dataset=dataset,
+        image_column=found.image_column,
+        root=found.root,
+        files=found.files,
+        collection=collection,
+    )
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -124,6 +136,12 @@ class StreamingImages:
             flip=flip,
             latent_shape=latent_shape,
         )
+
+    def data_names(self) -> Iterator[str]:
+        """Yield what tells this stream from another: see `ImageCollection.data_names`; of the hub only its name."""
+        if self._stream.collection is not None:
+            return self._stream.collection.data_names()
+        return iter(self._stream.files or [self._stream.source])
 
     def samples(
         self, *, start: int, process_index: int = 0, num_processes: int = 1, num_threads: int = 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -141,6 +141,10 @@ class TrainingImages(Dataset):
             flip=flip,
             latent_shape=latent_shape,
         )
+
+    def data_names(self) -> Iterator[str]:
+        """Yield what tells this collection from another: see `ImageCollection.data_names`."""
+        return self._collection.data_names()
 
     @property
     def first_of_full_size(self) -> int:

@@ -50,7 +50,7 @@ RUN = OutputKind(
     what="a run",
     mark="config.yaml",
     says=b"output_dir:",
-    parts=("metrics.jsonl", "skipped.jsonl", "samples", "logs", "checkpoint-*", ".checkpoint-*"),
+    parts=("metrics.jsonl", "skipped.jsonl", "data_names.txt.gz", "samples", "logs", "checkpoint-*", ".checkpoint-*"),
     alone=False,
 )
 EXPORT = OutputKind(

@@ -2,76 +2,63 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import os
-import re
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
-from ldm_vae.config.parsing import load_config
-from ldm_vae.config.rules import require
+from ldm_vae.config.parsing import dump_config
 from ldm_vae.config.run import Config
-from ldm_vae.models.families import family_from_config
-from ldm_vae.models.families.family import Family
-from ldm_vae.system.files import sha256_file, sync_folder
+from ldm_vae.system.files import sync_folder
 from ldm_vae.system.tensors import write_tensors
-from ldm_vae.training.state import BestValidation, TrainedNetwork, TrainingState, named_trained_parameters
-
-CHECKPOINT = "checkpoint-"
-MANIFEST = "manifest.json"
-_NAME = re.compile(CHECKPOINT + r"(\d{6,})")
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that is not whole, named with the file that is damaged."""
-
-
-def checkpoint_name(step: int) -> str:
-    """`checkpoint-000500`."""
-    return f"{CHECKPOINT}{step:06d}"
+from ldm_vae.training import checkpoint_files as files
+from ldm_vae.training.checkpoint_files import (
+    CheckpointError,
+    CheckpointRecord,
+    read_record,
+    read_tensors,
+    write_manifest,
+)
+from ldm_vae.training.data_names import DataNames
+from ldm_vae.training.run_folder import RunFolder
+from ldm_vae.training.state import TrainedNetwork, TrainingState, named_trained_parameters
 
 
-def list_checkpoints(run: Path) -> list[Path]:
-    """Checkpoint folders of a run, oldest first; unfinished ones have another name."""
-    found = [path for path in run.glob(f"{CHECKPOINT}*") if _NAME.fullmatch(path.name)]
-    return sorted(found, key=checkpoint_step)
+@dataclass(frozen=True, kw_only=True)
+class RunPlan:
+    """What a run is besides its state: settings, and what followed from them when it began."""
 
-
-def checkpoint_step(checkpoint: Path) -> int:
-    """The step in a checkpoint's name."""
-    match = _NAME.fullmatch(checkpoint.name)
-    assert match is not None
-    return int(match[1])
+    config: Config
+    early_stages: list[tuple[int, int]]
+    """(update, resolution): the side of the images before that update. Raising train.max_train_steps later does not
+    move them."""
+    data: DataNames
 
 
 # Writing
 
 
-def save_checkpoint(state: TrainingState, run: Path) -> Path:
+def save_checkpoint(state: TrainingState, run: RunFolder, plan: RunPlan) -> Path:
     """Write all of `state` into RUN/checkpoint-STEP; called by the main process alone.
 
     Raises:
-        OSError: where it can't be written; what was saved before is untouched.
+        OSError: It can't be written; what was saved before is untouched.
     """
-    checkpoint = run / checkpoint_name(state.step)
-    unfinished = run / f".{checkpoint.name}.unfinished"
+    checkpoint = run.checkpoint(state.step)
+    unfinished = run.unfinished_checkpoint(state.step)
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
     try:
-        for name, tensors in _tensors(state).items():
+        for name, tensors in checkpoint_tensors(state).items():
             write_tensors(unfinished / name, {key: tensor.contiguous() for key, tensor in tensors.items()})
-        (unfinished / "state.json").write_text(json.dumps(_scalars(state), indent=1))
-        (unfinished / "autoencoder_config.json").write_text(state.autoencoder.to_json_string())
-        manifest = {path.name: _digest(path) for path in sorted(unfinished.iterdir())}
-        (unfinished / MANIFEST).write_text(json.dumps(manifest, indent=1))
+        (unfinished / files.RECORD).write_text(_record(state, plan).to_json())
+        (unfinished / files.CONFIG).write_text(dump_config(plan.config))
+        (unfinished / files.ARCHITECTURE).write_text(state.autoencoder.to_json_string())
+        write_manifest(unfinished)
         for path in unfinished.iterdir():
             with path.open("rb") as file:
                 os.fsync(file.fileno())
@@ -81,49 +68,30 @@ def save_checkpoint(state: TrainingState, run: Path) -> Path:
         raise
     shutil.rmtree(checkpoint, ignore_errors=True)  # a damaged one of the same step, from before a resume
     unfinished.rename(checkpoint)
-    sync_folder(run)
+    sync_folder(run.path)
     return checkpoint
 
 
-def remove_old_checkpoints(run: Path, *, step: int, limit: int | None, best: BestValidation | None) -> None:
-    """Keep the newest `limit` checkpoints and the best one; called after that of `step` was written.
-
-    The one just written is whole and stays, whatever else there is: any of a later step doesn't count.
-    """
-    keep = checkpoint_name(best.step) if best is not None else None
-    checkpoints = [checkpoint for checkpoint in list_checkpoints(run) if checkpoint_step(checkpoint) <= step]
-    for checkpoint in checkpoints[: -limit if limit else 0]:
-        if checkpoint.name != keep:
-            remove_checkpoint(checkpoint)
-
-
-def remove_checkpoint(checkpoint: Path) -> None:
-    """Remove it under another name: a removal that is interrupted leaves no half of a checkpoint under its own."""
-    removed = checkpoint.with_name(f".{checkpoint.name}.removed")
-    shutil.rmtree(removed, ignore_errors=True)
-    shutil.rmtree(checkpoint.rename(removed))
-
-
-def _tensors(state: TrainingState) -> dict[str, dict[str, Tensor]]:
-    """File name to named tensors."""
+def checkpoint_tensors(state: TrainingState) -> dict[str, dict[str, Tensor]]:
+    """Return the named tensors of each file of a checkpoint."""
     autoencoder = state.autoencoder.state_dict()
-    files = {
-        "autoencoder.safetensors": autoencoder,
-        "optimizer.safetensors": _optimizer_tensors(state.generator),
-        "state.safetensors": {
+    tensors = {
+        files.AUTOENCODER: autoencoder,
+        files.OPTIMIZER: _optimizer_tensors(state.generator),
+        files.SCALARS: {
             "lam": state.lam,
             "likelihood_logvar": state.trainable.likelihood_logvar.detach(),
             **state.meter.state(),
         },
     }
     if state.trainable.term_networks:
-        files["terms.safetensors"] = state.trainable.term_networks.state_dict()
+        tensors[files.TERMS] = state.trainable.term_networks.state_dict()
     if state.ema is not None:
-        files["ema.safetensors"] = {**autoencoder, **_ema_tensors(state)}
+        tensors[files.EMA] = {**autoencoder, **_ema_tensors(state)}
     if state.discriminator is not None:
-        files["discriminator.safetensors"] = state.discriminator.module.state_dict()
-        files["discriminator_optimizer.safetensors"] = _optimizer_tensors(state.discriminator)
-    return files
+        tensors[files.DISCRIMINATOR] = state.discriminator.module.state_dict()
+        tensors[files.DISCRIMINATOR_OPTIMIZER] = _optimizer_tensors(state.discriminator)
+    return tensors
 
 
 def _ema_tensors(state: TrainingState) -> dict[str, Tensor]:
@@ -141,73 +109,20 @@ def _optimizer_tensors(network: TrainedNetwork[Any]) -> dict[str, Tensor]:
     }
 
 
-def _scalars(state: TrainingState) -> dict[str, Any]:
+def _record(state: TrainingState, plan: RunPlan) -> CheckpointRecord:
     networks = {"generator": state.generator, "discriminator": state.discriminator}
-    return {
-        "step": state.step,
-        "ema_step": state.ema.optimization_step if state.ema is not None else None,
-        "best": dataclasses.asdict(state.best) if state.best is not None else None,
-        "lr_scheduler_steps": {name: net.lr_scheduler.last_epoch for name, net in networks.items() if net is not None},
-    }
+    return CheckpointRecord(
+        step=state.step,
+        ema_step=state.ema.optimization_step if state.ema is not None else None,
+        best=state.best,
+        lr_scheduler_steps={name: net.lr_scheduler.last_epoch for name, net in networks.items() if net is not None},
+        learning_rates=state.learning_rates,
+        early_stages=plan.early_stages,
+        data=plan.data,
+    )
 
 
 # Reading
-
-
-def check_whole(checkpoint: Path) -> None:
-    """Raise `CheckpointError`, naming the file, unless every file has the size and digest that were written."""
-    try:
-        manifest = json.loads((checkpoint / MANIFEST).read_text())
-    except (OSError, ValueError):
-        raise CheckpointError(f"{checkpoint} is damaged: {MANIFEST} can't be read") from None
-    for name, expected in manifest.items():
-        path = checkpoint / name
-        if not path.is_file():
-            raise CheckpointError(f"{checkpoint} is damaged: {name} is missing")
-        if path.stat().st_size != expected["size"] or _digest(path) != expected:
-            raise CheckpointError(f"{checkpoint} is damaged: {name} is not what was written")
-
-
-def latest_checkpoint(run: Path, *, report: Callable[[str], None] = lambda line: None) -> Path | None:
-    """The newest whole checkpoint; a line is reported for each newer one that is damaged.
-
-    Raises:
-        CheckpointError: where there are some, all of them damaged.
-    """
-    checkpoints = list_checkpoints(run)
-    for checkpoint in reversed(checkpoints):
-        try:
-            check_whole(checkpoint)
-        except CheckpointError as error:
-            report(str(error))
-        else:
-            return checkpoint
-    if checkpoints:
-        raise CheckpointError(f"{run}: none of its {len(checkpoints)} checkpoints is whole")
-    return None
-
-
-def find_checkpoint(run: Path, name: str) -> Path:
-    """The checkpoint called `latest` (the newest whole one), `best` (by validation) or by its name.
-
-    Raises:
-        CheckpointError: where it is missing or damaged.
-    """
-    if name in ("latest", "best"):
-        latest = latest_checkpoint(run)
-        if latest is None:
-            raise CheckpointError(f"{run} holds no checkpoint")
-        if name == "latest":
-            return latest
-        best = json.loads((latest / "state.json").read_text())["best"]
-        if best is None:
-            raise CheckpointError(f"{run} was not validated, so it has no best checkpoint; take 'latest'")
-        name = checkpoint_name(best["step"])
-    if not (_NAME.fullmatch(name) and (run / name).is_dir()):
-        known = ", ".join(path.name for path in list_checkpoints(run)) or "none"
-        raise CheckpointError(f"{run} holds no checkpoint '{name}'; it holds {known}")
-    check_whole(run / name)
-    return run / name
 
 
 def load_checkpoint(state: TrainingState, checkpoint: Path) -> list[str]:
@@ -217,39 +132,39 @@ def load_checkpoint(state: TrainingState, checkpoint: Path) -> list[str]:
         A line for each thing that the checkpoint has otherwise than the state, and that doesn't matter.
 
     Raises:
-        CheckpointError: where the checkpoint is of another architecture, or of a run that trained other weights.
+        CheckpointError: The checkpoint is of another architecture, or of a run that trained other weights.
     """
-    scalars = json.loads((checkpoint / "state.json").read_text())
-    extra = load_file(checkpoint / "state.safetensors")
+    record = read_record(checkpoint)
+    scalars = read_tensors(checkpoint, files.SCALARS)
     try:
-        state.autoencoder.load_state_dict(load_file(checkpoint / "autoencoder.safetensors"))
-        if (checkpoint / "terms.safetensors").is_file():
-            state.trainable.term_networks.load_state_dict(load_file(checkpoint / "terms.safetensors"))
-        if state.discriminator is not None and (checkpoint / "discriminator.safetensors").is_file():
-            state.discriminator.module.load_state_dict(load_file(checkpoint / "discriminator.safetensors"))
-            _load_optimizer(state.discriminator, load_file(checkpoint / "discriminator_optimizer.safetensors"))
-        _load_optimizer(state.generator, load_file(checkpoint / "optimizer.safetensors"))
+        state.autoencoder.load_state_dict(read_tensors(checkpoint, files.AUTOENCODER))
+        if (checkpoint / files.TERMS).is_file():
+            state.trainable.term_networks.load_state_dict(read_tensors(checkpoint, files.TERMS))
+        if state.discriminator is not None and (checkpoint / files.DISCRIMINATOR).is_file():
+            state.discriminator.module.load_state_dict(read_tensors(checkpoint, files.DISCRIMINATOR))
+            _load_optimizer(state.discriminator, read_tensors(checkpoint, files.DISCRIMINATOR_OPTIMIZER))
+        _load_optimizer(state.generator, read_tensors(checkpoint, files.OPTIMIZER))
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
         raise CheckpointError(f"{checkpoint} is of another model than this config's: {reason}") from None
-    state.trainable.likelihood_logvar.data.copy_(extra["likelihood_logvar"])
+    state.trainable.likelihood_logvar.data.copy_(scalars["likelihood_logvar"])
     if state.ema is not None:
-        _load_ema(state, checkpoint, ema_step=scalars["ema_step"])
-    state.lam.copy_(extra["lam"])
-    notes = [note for note in [state.meter.load(extra)] if note]
-    for name, steps in scalars["lr_scheduler_steps"].items():
+        _load_ema(state, checkpoint, ema_step=record.ema_step)
+    state.lam.copy_(scalars["lam"])
+    notes = [note for note in [state.meter.load(scalars)] if note]
+    for name, steps in record.lr_scheduler_steps.items():
         network = getattr(state, name)
         if network is not None:
             _set_schedule(network, steps)
-    state.step = scalars["step"]
-    state.best = BestValidation(**scalars["best"]) if scalars["best"] is not None else None
+    state.step = record.step
+    state.best = record.best
     return notes
 
 
 def _load_ema(state: TrainingState, checkpoint: Path, *, ema_step: int | None) -> None:
+    """Take up the average; a run that had none starts it at the weights."""
     assert state.ema is not None
-    source = checkpoint / ("ema.safetensors" if ema_step is not None else "autoencoder.safetensors")
-    weights = load_file(source)
+    weights = read_tensors(checkpoint, files.EMA if ema_step is not None else files.AUTOENCODER)
     for name, shadow in _ema_tensors(state).items():
         shadow.copy_(weights[name])
     state.ema.optimization_step = ema_step or 0
@@ -271,8 +186,9 @@ def _load_optimizer(network: TrainedNetwork[Any], tensors: dict[str, Tensor]) ->
     for key, value in tensors.items():
         name, _, kind = key.rpartition(":")
         parameter = parameters[name]
-        held = torch.empty_like(parameter) if value.shape == parameter.shape else value.to(parameter.device)
-        network.optimizer.state[parameter][kind] = held.copy_(value)
+        like_weight = value.shape == parameter.shape
+        moment = torch.empty_like(parameter) if like_weight else value.to(parameter.device)
+        network.optimizer.state[parameter][kind] = moment.copy_(value)
 
 
 def _set_schedule(network: TrainedNetwork[Any], steps: int) -> None:
@@ -282,41 +198,4 @@ def _set_schedule(network: TrainedNetwork[Any], steps: int) -> None:
     rates = [base * rule(steps) for base, rule in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)]
     for group, rate in zip(network.optimizer.param_groups, rates, strict=True):
         group["lr"] = rate
-    scheduler._last_lr = rates
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunAutoencoder:
-    """A run's autoencoder, for the products."""
-
-    family: Family  # float32, eval
-    config: Config
-    step: int
-    checkpoint: Path
-    best: BestValidation | None
-
-
-def load_run_autoencoder(run: Path, *, checkpoint: str, weights: Literal["ema", "raw"]) -> RunAutoencoder:
-    """Load the autoencoder of a run's checkpoint (`latest`, `best` or a name).
-
-    Raises:
-        ValueError: where there is no run, no whole checkpoint, or no EMA in it.
-    """
-    require((run / "config.yaml").is_file(), f"--run: {run} is no run: it has no config.yaml")
-    folder = find_checkpoint(run, checkpoint)
-    config = load_config(run / "config.yaml")
-    state = json.loads((folder / "state.json").read_text())
-    name = "autoencoder.safetensors" if weights == "raw" or config.train.ema_decay == 0 else "ema.safetensors"
-    family = family_from_config(json.loads((folder / "autoencoder_config.json").read_text()))
-    family.model.load_state_dict(load_file(folder / name))
-    return RunAutoencoder(
-        family=family.eval(),
-        config=config,
-        step=state["step"],
-        checkpoint=folder,
-        best=BestValidation(**state["best"]) if state["best"] else None,
-    )
-
-
-def _digest(path: Path) -> dict[str, Any]:
-    return {"size": path.stat().st_size, "sha256": sha256_file(path)}
+    scheduler._last_lr = rates  # what get_last_lr() gives; LambdaLR can't be put to a step otherwise without a warning

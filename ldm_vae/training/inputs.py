@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from accelerate import Accelerator
@@ -19,11 +19,18 @@ from ldm_vae.training.state import TrainingState
 from ldm_vae.training.tracking import Tracking
 
 
-def open_training_images(config: Config, state: TrainingState) -> TrainingImages | StreamingImages:
-    """The images to train on, as a collection or as a stream.
+def open_training_images(
+    config: Config, state: TrainingState, *, early_stages: Sequence[tuple[int, int]]
+) -> TrainingImages | StreamingImages:
+    """Open the images to train on, as a collection or as a stream.
+
+    Args:
+        config: The run's settings.
+        state: The model, whose latents have the shape of the noise.
+        early_stages: (update, resolution): the side of the images before that update.
 
     Raises:
-        ValueError: where there are none, naming the field.
+        ValueError: There are none; the message names the field.
     """
     data = config.data
     require(data.train is not None, "data.train is missing: name a folder of images, a hub id or files to train on")
@@ -34,7 +41,7 @@ def open_training_images(config: Config, state: TrainingState) -> TrainingImages
         "channels": config.model.in_channels,
         "resolution": data.resolution,
         "latent_shape": (state.family.latent_channels, latent_side, latent_side),
-        "early": [(step * config.train.batch_size, resolution) for step, resolution in config.early_stages],
+        "early": [(step * config.train.batch_size, resolution) for step, resolution in early_stages],
         "crop": data.crop,
         "min_area": data.crop_min_area,
         "flip": data.flip,
@@ -48,10 +55,10 @@ def open_training_images(config: Config, state: TrainingState) -> TrainingImages
 
 
 def open_validation_images(config: Config, state: TrainingState) -> EvaluationImages | None:
-    """The images to validate on, if any.
+    """Open the images to validate on; None where the config names none.
 
     Raises:
-        ValueError: where there are none in what the config names, naming the field.
+        ValueError: What it names holds none; the message names the field.
     """
     data = config.data
     if data.validation is None:
@@ -79,7 +86,7 @@ def open_batches(
     accelerator: Accelerator,
     tracking: Tracking,
 ) -> Iterator[TrainingBatch]:
-    """This process's micro-batches from the state's step on, unreadable images listed."""
+    """Yield this process's micro-batches from the state's step on, and list the images that can't be read."""
     micro_batch_size, _ = config.train.accumulation(num_processes=accelerator.num_processes)
     batches = training_batches(
         images,

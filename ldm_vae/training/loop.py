@@ -10,8 +10,9 @@ from accelerate import Accelerator
 
 from ldm_vae.config.run import Config
 from ldm_vae.training.capacity import explained_memory, fit_to_memory
-from ldm_vae.training.checkpoint import checkpoint_name, load_checkpoint, remove_old_checkpoints, save_checkpoint
-from ldm_vae.training.health import Health
+from ldm_vae.training.checkpoint import RunPlan, load_checkpoint, save_checkpoint
+from ldm_vae.training.checkpoint_files import remove_old_checkpoints
+from ldm_vae.training.health import Health, NonFiniteError
 from ldm_vae.training.inputs import open_batches, open_training_images, open_validation_images
 from ldm_vae.training.processes import (
     check_ranks_agree,
@@ -21,12 +22,14 @@ from ldm_vae.training.processes import (
     told_once,
     waiting_for_others,
 )
-from ldm_vae.training.resume import begin_run, choose_checkpoint
+from ldm_vae.training.resume import begin_run, begun_stages, choose_checkpoint, compare_data
+from ldm_vae.training.run_folder import RunFolder
 from ldm_vae.training.signals import StopSignal
+from ldm_vae.training.soundness import why_unsound
 from ldm_vae.training.state import TrainingState, build_state
 from ldm_vae.training.step import TrainingStep
-from ldm_vae.training.tracking import SAMPLES, Tracking
-from ldm_vae.training.validation import better, draw_samples, figures, validate
+from ldm_vae.training.tracking import Tracking
+from ldm_vae.training.validation import best_validation, draw_samples, validate, validation_figures
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,13 +37,17 @@ class TrainSummary:
     """How a run ended."""
 
     step: int
-    checkpoint: Path
+    checkpoint: Path | None  # the last one; None where none could be saved
+    unsaved: str | None  # why it isn't of the last step, where it isn't
     stopped_by: str | None  # the signal's name, where one ended the run early
 
     def __str__(self) -> str:
         if self.stopped_by:
+            saved = f"saved in {self.checkpoint}"
+            if self.unsaved:
+                saved = f"which are not saved, since {self.unsaved}; {kept_words(self.checkpoint)}"
             return (
-                f"Stopped by {self.stopped_by} after {self.step} steps, saved in {self.checkpoint}; go on with "
+                f"Stopped by {self.stopped_by} after {self.step} steps, {saved}; go on with "
                 f"--train.resume_from_checkpoint latest"
             )
         return f"Trained for {self.step} steps; the last checkpoint is {self.checkpoint}"
@@ -51,24 +58,34 @@ def train(config: Config) -> TrainSummary:
 
     Raises:
         ValueError: in one line, for what the config or the data got wrong.
-        NonFiniteError: where a row of updates was not finite; the last checkpoint is kept.
+        NonFiniteError: where a row of updates was not finite, or the run ended in one; the last checkpoint of before
+            is kept.
         LostProcessError, RanksDifferError: where another process is gone, or computes something else.
     """
     # Set up processes, networks and data.
-    run = Path(config.output_dir)
+    run = RunFolder(Path(config.output_dir))
     accelerator = start_accelerator(config)
     checkpoint = on_main_process(accelerator, lambda: choose_checkpoint(run, config), purpose="to find the checkpoint")
     with waiting_for_others("to set up the networks"):
         state = build_state(config, accelerator=accelerator)
-    training_images = open_training_images(config, state)
+    early_stages = begun_stages(config, checkpoint=checkpoint)
+    training_images = open_training_images(config, state, early_stages=early_stages)
     validation_images = open_validation_images(config, state)
     step = TrainingStep(state, loss=config.loss, train=config.train, accelerator=accelerator)
 
     # Resume.
+    data = on_main_process(
+        accelerator,
+        lambda: compare_data(run, config, training_images, checkpoint=checkpoint),
+        purpose="to list the training data",
+    )
+    plan = RunPlan(config=config, early_stages=early_stages, data=data)
     notes = load_checkpoint(state, checkpoint) if checkpoint is not None else []
     check_ranks_agree(state, accelerator=accelerator)
     on_main_process(
-        accelerator, lambda: begin_run(run, config, checkpoint=checkpoint), purpose="to prepare the run's folder"
+        accelerator,
+        lambda: begin_run(run, plan, training_images, checkpoint=checkpoint, learning_rates=state.learning_rates),
+        purpose="to prepare the run's folder",
     )
     tracking = Tracking(run, config, accelerator=accelerator, step=state.step)
     if checkpoint is not None:
@@ -84,7 +101,7 @@ def train(config: Config) -> TrainSummary:
         prepare(step, config, accelerator=accelerator, tracking=tracking)
     stop = StopSignal(group=host_group())
 
-    stopped_by = None
+    stopped_by = unsaved = None
     with stop, contextlib.closing(tracking):
         while state.step < config.train.max_train_steps and not stopped_by:
             # Update generator and discriminator.
@@ -103,25 +120,34 @@ def train(config: Config) -> TrainSummary:
                         tracking.say(line)
 
             # Validate.
-            samples = run / SAMPLES / f"step-{state.step:06d}.png"
+            samples, best_before = run.sample(state.step), state.best
             if validation_images is not None and due(state, config, config.train.validation_steps):
                 summary = validate(state, validation_images, config=config, accelerator=accelerator, samples=samples)
-                tracking.validated(figures(summary), step=state.step)
-                state.best = better(summary, state.best, config=config, step=state.step)
+                tracking.validated(validation_figures(summary), step=state.step)
+                state.best = best_validation(summary, state.best, config=config, step=state.step)
             elif due(state, config, config.train.validation_steps):
                 draw_samples(state, training_images, samples, config=config, accelerator=accelerator)
 
             # Save.
-            is_best = state.best is not None and state.best.step == state.step
-            if stopped_by or is_best or due(state, config, config.train.checkpointing_steps):
+            if stopped_by or state.best is not best_before or due(state, config, config.train.checkpointing_steps):
                 check_ranks_agree(state, accelerator=accelerator)
-                on_main_process(
-                    accelerator, lambda: save(state, run, config, tracking=tracking), purpose="to write the checkpoint"
+                unsaved = on_main_process(
+                    accelerator, lambda: save(state, run, plan, tracking=tracking), purpose="to write the checkpoint"
                 )
+                if unsaved:
+                    state.best = best_before
     accelerator.state.destroy_process_group()  # not after an error: that could wait for processes that are gone
+    kept = run.checkpoint(state.step) if not unsaved else last_checkpoint(run)
+    if unsaved and not stopped_by:
+        with told_once():
+            raise NonFiniteError(
+                f"the run ended after {state.step} steps, which are not saved, since {unsaved}; {kept_words(kept)}. A "
+                f"lower train.learning_rate or train.mixed_precision no may help"
+            )
     return TrainSummary(
         step=state.step,
-        checkpoint=run / checkpoint_name(state.step),
+        checkpoint=kept,
+        unsaved=unsaved,
         stopped_by=stopped_by.name if stopped_by else None,
     )
 
@@ -148,9 +174,28 @@ def due(state: TrainingState, config: Config, every: int) -> bool:
     return state.step % every == 0 or state.step == config.train.max_train_steps
 
 
-def save(state: TrainingState, run: Path, config: Config, *, tracking: Tracking) -> None:
-    """Write a checkpoint, then remove those over the limit."""
+def save(state: TrainingState, run: RunFolder, plan: RunPlan, *, tracking: Tracking) -> str | None:
+    """Write a checkpoint of a sound state, then remove those over the limit.
+
+    Returns:
+        Why nothing was written or removed, where the state isn't sound.
+    """
+    unsound = why_unsound(state, plan.config)
+    if unsound:
+        tracking.say(f"step {state.step}: no checkpoint is saved, since {unsound}; {kept_words(last_checkpoint(run))}")
+        return unsound
     tracking.sync()
-    save_checkpoint(state, run)
-    limit = config.train.checkpoints_total_limit
+    save_checkpoint(state, run, plan)
+    limit = plan.config.train.checkpoints_total_limit
     remove_old_checkpoints(run, step=state.step, limit=limit, best=state.best)
+    return None
+
+
+def last_checkpoint(run: RunFolder) -> Path | None:
+    """Return the newest checkpoint; None where none was saved."""
+    return next(reversed(run.checkpoints()), None)
+
+
+def kept_words(checkpoint: Path | None) -> str:
+    """Say which checkpoint there is."""
+    return f"{checkpoint.name} is kept" if checkpoint is not None else "no checkpoint was saved before"

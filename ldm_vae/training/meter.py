@@ -81,6 +81,11 @@ class Meter:
             row=int(steps[2]),
         )
 
+    @property
+    def row(self) -> int:
+        """Skipped steps in a row, up to now; reading it waits for the device."""
+        return int(self._steps[2])
+
     def state(self) -> dict[str, Tensor]:
         """Return tensors for the checkpoint, by the figures' names."""
         return {

@@ -23,8 +23,8 @@ from torch import nn
 from ldm_vae.config.rules import require
 from ldm_vae.config.run import Config
 from ldm_vae.system.memory import keep_freed_memory
+from ldm_vae.training.run_folder import RunFolder
 from ldm_vae.training.state import TrainingState
-from ldm_vae.training.tracking import LOGS
 
 Result = TypeVar("Result")
 
@@ -71,7 +71,9 @@ def start_accelerator(config: Config) -> Accelerator:
         accelerator = Accelerator(
             mixed_precision="no",  # autocast is the step's own, around each network
             log_with=None if config.report_to == "none" else config.report_to,
-            project_config=ProjectConfiguration(config.output_dir, logging_dir=str(Path(config.output_dir) / LOGS)),
+            project_config=ProjectConfiguration(
+                config.output_dir, logging_dir=str(RunFolder(Path(config.output_dir)).logs)
+            ),
             kwargs_handlers=[
                 DistributedDataParallelKwargs(gradient_as_bucket_view=True),
                 InitProcessGroupKwargs(timeout=timeout(config)),

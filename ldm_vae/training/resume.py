@@ -2,105 +2,166 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import asdict
 from pathlib import Path
 
 from ldm_vae.config.parsing import dump_config, load_config
 from ldm_vae.config.run import Config
+from ldm_vae.images.streaming import StreamingImages
+from ldm_vae.images.training import TrainingImages
 from ldm_vae.system.files import remove_temporaries, write_whole
-from ldm_vae.training.checkpoint import (
-    CHECKPOINT,
-    checkpoint_step,
-    find_checkpoint,
-    latest_checkpoint,
-    list_checkpoints,
-    remove_checkpoint,
-)
-from ldm_vae.training.tracking import LOGS, METRICS, SAMPLES, SKIPPED, flatten, rewind
+from ldm_vae.training.checkpoint import RunPlan
+from ldm_vae.training.checkpoint_files import CONFIG, find_checkpoint, latest_checkpoint, read_record
+from ldm_vae.training.data_names import LONGEST_LIST, DataNames, describe_change, digest_names, read_names, write_names
+from ldm_vae.training.run_folder import RunFolder, checkpoint_step, remove_checkpoint, set_aside
+from ldm_vae.training.tracking import flatten, rewind
 
-CONFIG = "config.yaml"
+_NEVER_FALL = ("constant", "constant_with_warmup")  # learning-rate schedules that max_train_steps has no part in
+# Settings that say how a run is started, not what it is.
+_OF_THE_START = ("output_dir", "overwrite", "data.changed", "train.resume_from_checkpoint")
 
 
-def choose_checkpoint(run: Path, config: Config) -> Path | None:
-    """The checkpoint that the run goes on from, or none; nothing is changed. Called by the main process.
+def choose_checkpoint(run: RunFolder, config: Config) -> Path | None:
+    """Return the checkpoint that the run goes on from, or None; nothing is changed. Called by the main process.
 
     Raises:
-        ValueError: where the folder holds a run that the config neither resumes nor overwrites, or the checkpoint that
-            it names is missing or damaged.
+        ValueError: The folder holds a run that the config neither resumes nor overwrites, or the checkpoint that it
+            names is missing or damaged.
     """
     name = config.train.resume_from_checkpoint
     if name is None:
-        if _holds_run(run) and not config.overwrite:
+        if run.holds_run() and not config.overwrite:
             raise ValueError(
-                f"output_dir: {run} holds a run; go on with --train.resume_from_checkpoint latest, or start anew with "
-                f"--overwrite true"
+                f"output_dir: {run.path} holds a run; go on with --train.resume_from_checkpoint latest, or start anew "
+                f"with --overwrite true"
             )
         return None
     if name == "latest":
         checkpoint = latest_checkpoint(run, report=lambda line: print(f"{line}; the one before is taken"))
         if checkpoint is None:
-            print(f"{run} holds no checkpoint yet: starting afresh")
+            print(f"{run.path} holds no checkpoint yet: starting afresh")
         return checkpoint
     checkpoint = find_checkpoint(run, name)
-    newer = _later(run, checkpoint)
+    newer = run.checkpoints(after=checkpoint_step(checkpoint))
     if newer and not config.overwrite:
         raise ValueError(
-            f"train.resume_from_checkpoint: {run} holds checkpoints after {checkpoint.name}, up to {newer[-1].name}; "
-            f"give --overwrite true to have them removed"
+            f"train.resume_from_checkpoint: {run.path} holds checkpoints after {checkpoint.name}, up to "
+            f"{newer[-1].name}; give --overwrite true to have them removed"
         )
     return checkpoint
 
 
-def begin_run(run: Path, config: Config, *, checkpoint: Path | None) -> None:
-    """Make the run's folder what it was at `checkpoint` (none: empty) and write its config. Called by the main process
-    once the checkpoint is loaded, so that one that can't be leaves everything as it is."""
-    run.mkdir(parents=True, exist_ok=True)
-    for path in run.glob(f".{CHECKPOINT}*"):  # writes and removals that were interrupted
-        shutil.rmtree(path)
-    remove_temporaries(run, older_than=3600)
+def begun_stages(config: Config, *, checkpoint: Path | None) -> list[tuple[int, int]]:
+    """Return the early stages of a run: those that it began with, unless their own settings were changed.
+
+    Their ends are parts of train.max_train_steps. Were they taken anew where that is raised, a run that has left an
+    early resolution behind would go back to it.
+    """
     if checkpoint is None:
-        _remove_run(run)
+        return config.early_stages
+    before = _config_before(checkpoint)
+    stages = read_record(checkpoint).early_stages
+    if before is None:
+        unchanged = [side for _, side in stages] == config.data.early_resolutions
     else:
-        for other in _later(run, checkpoint):
-            if config.train.resume_from_checkpoint == "latest":  # damaged, or it would be the latest
-                aside = other.with_name(f"{other.name}.damaged")
-                shutil.rmtree(aside, ignore_errors=True)
-                other.rename(aside)
+        unchanged = (before.data.early_resolutions, before.data.early_fractions) == (
+            config.data.early_resolutions,
+            config.data.early_fractions,
+        )
+    return stages if unchanged else config.early_stages
+
+
+def compare_data(
+    run: RunFolder, config: Config, images: TrainingImages | StreamingImages, *, checkpoint: Path | None
+) -> DataNames:
+    """Return the number and digest of the training data's names, once they are known to be those of the checkpoint.
+
+    Called by the main process.
+
+    Raises:
+        ValueError: They differ, and data.changed is not `accept`.
+    """
+    now = digest_names(images.data_names())
+    if checkpoint is None:
+        return now
+    before = read_record(checkpoint).data
+    if before == now:
+        return now
+    change = describe_change(
+        read_names(run.data_names, expected=before), list(images.data_names()), number_before=before.number
+    )
+    if config.data.changed == "refuse":
+        raise ValueError(
+            f"data.train: {config.data.train} is not what {checkpoint.name} was trained on: {change}. The order of "
+            f"all images would change; give --data.changed accept to go on with it, or bring the former data back"
+        )
+    print(f"data.train is not what it was at {checkpoint.name}: {change}")
+    return now
+
+
+def begin_run(
+    run: RunFolder,
+    plan: RunPlan,
+    images: TrainingImages | StreamingImages,
+    *,
+    checkpoint: Path | None,
+    learning_rates: dict[str, float],
+) -> None:
+    """Make the run's folder what it was at `checkpoint` (None: empty), and write the run's config.
+
+    Called by the main process once the checkpoint is loaded, so that one that can't be leaves everything as it is.
+
+    Args:
+        run: The run.
+        plan: What it is made of.
+        images: What it trains on.
+        checkpoint: What it goes on from.
+        learning_rates: Of the update before, by name, as the schedule of now has them.
+    """
+    run.path.mkdir(parents=True, exist_ok=True)
+    run.remove_interrupted()
+    remove_temporaries(run.path, older_than=3600)
+    if checkpoint is None:
+        run.remove_run()
+    else:
+        for later in run.checkpoints(after=checkpoint_step(checkpoint)):
+            if plan.config.train.resume_from_checkpoint == "latest":  # damaged, or it would be the latest
+                set_aside(later)
             else:
-                remove_checkpoint(other)
+                remove_checkpoint(later)
         rewind(run, step=checkpoint_step(checkpoint))
-        for line in _changes(run, config):
+        for line in _changes(plan, checkpoint=checkpoint, learning_rates=learning_rates):
             print(line)
-    write_whole(run / CONFIG, dump_config(config).encode())
+    if plan.data.number <= LONGEST_LIST and read_names(run.data_names, expected=plan.data) is None:
+        write_names(run.data_names, images.data_names())
+    write_whole(run.config, dump_config(plan.config).encode())
 
 
-def _changes(run: Path, config: Config) -> list[str]:
-    """A line for each setting that is not the one the run had so far."""
+def _config_before(checkpoint: Path) -> Config | None:
     try:
-        before = flatten(asdict(load_config(run / CONFIG)))
+        return load_config(checkpoint / CONFIG)
     except ValueError:  # written by another version
-        return []
-    now = flatten(asdict(config))
-    apart = ("output_dir", "overwrite", "train.resume_from_checkpoint")
-    return [
-        f"{name} is {now[name]} now, after {before[name]}"
-        for name in now
-        if before[name] != now[name] and name not in apart
-    ]
+        return None
 
 
-def _later(run: Path, checkpoint: Path) -> list[Path]:
-    return [other for other in list_checkpoints(run) if checkpoint_step(other) > checkpoint_step(checkpoint)]
-
-
-def _holds_run(run: Path) -> bool:
-    return (run / CONFIG).exists() or (run / METRICS).exists() or bool(list_checkpoints(run))
-
-
-def _remove_run(run: Path) -> None:
-    """Remove what a run writes, and nothing else."""
-    for path in [*list_checkpoints(run), *run.glob(f"{CHECKPOINT}*.damaged"), run / SAMPLES, run / LOGS]:
-        shutil.rmtree(path, ignore_errors=True)
-    for name in (METRICS, SKIPPED, CONFIG):
-        (run / name).unlink(missing_ok=True)
+def _changes(plan: RunPlan, *, checkpoint: Path, learning_rates: dict[str, float]) -> list[str]:
+    """Return a line for each setting that is not the checkpoint's, and for what follows from it unseen."""
+    record, config, lines = read_record(checkpoint), plan.config, []
+    before = _config_before(checkpoint)
+    if before is not None:
+        old, new = flatten(asdict(before)), flatten(asdict(config))
+        changed = [name for name in new if old[name] != new[name] and name not in _OF_THE_START]
+        lines += [f"{name} is {new[name]} now, after {old[name]}" for name in changed]
+        if "train.max_train_steps" in changed and config.train.lr_scheduler not in _NEVER_FALL:
+            lines.append(
+                f"train.lr_scheduler {config.train.lr_scheduler} falls over all of train.max_train_steps, so it falls "
+                f"otherwise from now on"
+            )
+    for name, rate in learning_rates.items():
+        rate_before = record.learning_rates.get(name, rate)
+        if rate != rate_before:
+            lines.append(f"{name} is {rate:.6g} after update {record.step} now, where it was {rate_before:.6g}")
+    if plan.early_stages != config.early_stages:
+        ends = ", ".join(f"{side} pixels before update {update}" for update, side in plan.early_stages)
+        lines.append(f"the early stages stay as the run began them: {ends}")
+    return lines

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from dataclasses import asdict
@@ -17,21 +18,17 @@ from ldm_vae.config.run import Config
 from ldm_vae.images.training import SkippedImage
 from ldm_vae.system.files import write_whole
 from ldm_vae.training.meter import MeterReading
-
-METRICS = "metrics.jsonl"
-SKIPPED = "skipped.jsonl"
-SAMPLES = "samples"
-LOGS = "logs"
+from ldm_vae.training.run_folder import RunFolder
 
 
 class Tracking:
     """Lines for people and machines; all but `skipped` are the main process's."""
 
-    def __init__(self, run: Path, config: Config, *, accelerator: Accelerator, step: int):
+    def __init__(self, run: RunFolder, config: Config, *, accelerator: Accelerator, step: int):
         require(
-            run.is_dir(),
-            f"output_dir: {run}, made by the main process, is not there for process {accelerator.process_index}; it "
-            f"must be on storage that all nodes share",
+            run.path.is_dir(),
+            f"output_dir: {run.path}, made by the main process, is not there for process {accelerator.process_index}; "
+            f"it must be on storage that all nodes share",
         )
         self.run = run
         self.accelerator = accelerator
@@ -41,7 +38,7 @@ class Tracking:
             total=config.train.max_train_steps, initial=step, unit="step", disable=not self.is_main, dynamic_ncols=True
         )
         self._since = (time.perf_counter(), step)
-        self._seen = {(line["index"], line["name"]) for line in _lines(run / SKIPPED)}
+        self._seen = {(line["index"], line["name"]) for line in _lines(run.skipped)}
         self.num_skipped_images = 0
         if config.report_to != "none":
             accelerator.init_trackers(
@@ -72,7 +69,8 @@ class Tracking:
         """Write one line of validation figures."""
         self._write(figures, step=step)
         shown = ", ".join(f"{name.split('/')[1]} {value:.4g}" for name, value in figures.items() if _is_number(value))
-        self.say(f"step {step}: validation {shown}")
+        odd = "; it is never the best, since not all of it is finite" if "not_finite" in _finite(figures) else ""
+        self.say(f"step {step}: validation {shown}{odd}")
 
     def say(self, line: str) -> None:
         """Print a line above the progress bar."""
@@ -87,14 +85,14 @@ class Tracking:
         self._seen.update((image.index, image.name) for image in new)
         self.num_skipped_images += len(new)
         lines = "".join(json.dumps(asdict(image), ensure_ascii=False) + "\n" for image in new)
-        with (self.run / SKIPPED).open("a") as file:
+        with self.run.skipped.open("a") as file:
             file.write(lines)
         for image in new:
             self.say(f"skipped {image.name}: {image.reason}")
 
     def sync(self) -> None:
         """Have the lines written so far outlast a power failure, like the checkpoint that comes after them."""
-        with (self.run / METRICS).open("ab") as file:
+        with self.run.metrics.open("ab") as file:
             os.fsync(file.fileno())
 
     def close(self) -> None:
@@ -105,17 +103,17 @@ class Tracking:
 
     def _write(self, figures: dict[str, Any], *, step: int) -> None:
         if self.is_main:
-            with (self.run / METRICS).open("a") as file:
-                file.write(json.dumps({"step": step, **figures}) + "\n")
+            with self.run.metrics.open("a") as file:
+                file.write(json.dumps({"step": step, **_finite(figures)}, allow_nan=False) + "\n")
         self.accelerator.log({name: value for name, value in figures.items() if _is_number(value)}, step=step)
 
 
-def rewind(run: Path, *, step: int) -> None:
-    """Drop what a run told after `step`, and a line that was torn: a resumed run tells it again."""
-    for name, keep in ((METRICS, lambda line: line["step"] <= step), (SKIPPED, lambda line: True)):
-        if (run / name).is_file():
-            kept = [json.dumps(line, ensure_ascii=False) + "\n" for line in _lines(run / name) if keep(line)]
-            write_whole(run / name, "".join(kept).encode())
+def rewind(run: RunFolder, *, step: int) -> None:
+    """Drop the figures after `step`, which a resumed run writes again, and what is torn at the end of either file."""
+    for path, keep in ((run.metrics, lambda line: line["step"] <= step), (run.skipped, lambda line: True)):
+        if path.is_file():
+            kept = [json.dumps(line, ensure_ascii=False) + "\n" for line in _lines(path) if keep(line)]
+            write_whole(path, "".join(kept).encode())
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
@@ -127,6 +125,22 @@ def _lines(path: Path) -> list[dict[str, Any]]:
         except ValueError:
             break
     return lines
+
+
+def _finite(figures: dict[str, Any]) -> dict[str, Any]:
+    """Replace values that JSON has no word for by null, and say in `not_finite` what they were."""
+    replaced: dict[str, str] = {}
+
+    def value_of(value: Any, name: str) -> Any:
+        if isinstance(value, list):
+            return [value_of(element, f"{name}[{i}]") for i, element in enumerate(value)]
+        if isinstance(value, float) and not math.isfinite(value):
+            replaced[name] = str(value)
+            return None
+        return value
+
+    values = {name: value_of(value, name) for name, value in figures.items()}
+    return {**values, "not_finite": replaced} if replaced else values
 
 
 def _readable(figures: dict[str, float]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -38,13 +39,20 @@ def validate(
     accelerator: Accelerator,
     samples: Path | None = None,
 ) -> ReconstructionSummary:
-    """Reconstruct the validation images from their posterior's mean, with the EMA's weights.
+    """Reconstruct the validation images from their posterior's mean, with the EMA's weights, and measure the result.
 
-    Image i is process i mod P's. Sums are exact in float64, so the tail that the processes don't divide counts like
-    the rest.
+    Process r of P takes the images r, r + P, r + 2P, … Sums are exact in float64, so the images that are left over
+    where P doesn't divide their number count like the others.
 
     Args:
-        samples: where the main process puts a picture of originals above their reconstructions.
+        state: The weights. They are the same afterwards.
+        dataset: The images, of which the first data.validation_images are used.
+        config: The run's settings.
+        accelerator: The processes.
+        samples: Path of a picture of originals above their reconstructions, which the main process draws.
+
+    Returns:
+        The figures over all processes' images.
     """
     train, device = config.train, accelerator.device
     metrics = ReconstructionMetrics(
@@ -98,8 +106,10 @@ def draw_samples(
     config: Config,
     accelerator: Accelerator,
 ) -> None:
-    """Without validation images, the main process draws the run's first crops of full size above their
-    reconstructions; a stream, which can't go back to them, gets no picture."""
+    """Draw the run's first crops of full size above their reconstructions, where there are no validation images.
+
+    The main process draws. A stream can't go back to its first crops, so it gets no picture.
+    """
     if not accelerator.is_main_process or isinstance(dataset, StreamingImages):
         return
     images = torch.stack([dataset[dataset.first_of_full_size + i].image for i in range(NUM_SAMPLES)])
@@ -111,7 +121,7 @@ def draw_samples(
 
 @contextlib.contextmanager
 def averaged_weights(state: TrainingState) -> Iterator[None]:
-    """Put the EMA's weights into the autoencoder for a while."""
+    """Put the EMA's weights, where there are any, into the autoencoder for the time of the block."""
     if state.ema is None:
         yield
         return
@@ -124,22 +134,28 @@ def averaged_weights(state: TrainingState) -> Iterator[None]:
 
 
 def save_samples(pictures: list[Image.Image], path: Path) -> None:
-    """Write pairs of pictures as columns: original above, reconstruction below."""
+    """Write a grid of pictures, given as original, reconstruction, original, … : each pair is a column."""
     path.parent.mkdir(exist_ok=True)
     ordered = [picture.convert("RGB") for picture in pictures[0::2] + pictures[1::2]]
     make_image_grid(ordered, rows=2, cols=len(pictures) // 2).save(path)
 
 
-def better(
+def best_validation(
     summary: ReconstructionSummary, best: BestValidation | None, *, config: Config, step: int
-) -> BestValidation:
-    """The better one of the best so far and this validation."""
+) -> BestValidation | None:
+    """Return the better one of the best validation so far and this one, of `step`.
+
+    A value that isn't finite is never the best. Where train.best_metric changed, the values can't be compared, and
+    this validation is the first of its kind.
+    """
     metric = config.train.best_metric
     if metric == "auto":
         metric = "psnr" if summary.perceptual is None else "perceptual"
     value = getattr(summary, metric)
     if value is None:
         raise ValueError("train.best_metric is perceptual, but loss.perceptual is none")
+    if not math.isfinite(value):
+        return best
     now = BestValidation(step=step, metric=metric, value=value)
     if best is None or best.metric != metric:
         return now
@@ -147,8 +163,8 @@ def better(
     return now if improved else best
 
 
-def figures(summary: ReconstructionSummary) -> dict[str, float | list[float] | None]:
-    """A validation's line in metrics.jsonl."""
+def validation_figures(summary: ReconstructionSummary) -> dict[str, float | list[float] | None]:
+    """Return a validation's figures by their names in metrics.jsonl."""
     return {
         "validation/psnr": summary.psnr,
         "validation/ssim": summary.ssim,

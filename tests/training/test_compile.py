@@ -9,8 +9,8 @@ import torch
 from torch._dynamo.utils import counters
 
 from ldm_vae.config.run import Config
-from ldm_vae.training.checkpoint import load_run_autoencoder
 from ldm_vae.training.loop import train
+from ldm_vae.training.run_autoencoder import load_run_autoencoder
 from ldm_vae.training.step import TrainingStep
 from tests.tiny import tiny_config
 

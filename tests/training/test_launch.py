@@ -13,9 +13,9 @@ import pytest
 
 from ldm_vae.config.parsing import dump_config
 from ldm_vae.config.run import Config
-from ldm_vae.training.checkpoint import checkpoint_step
 from ldm_vae.training.loop import train
 from ldm_vae.training.processes import start_accelerator
+from ldm_vae.training.run_folder import checkpoint_step
 from tests.tiny import tiny_config
 from tests.training.launching import ENVIRONMENT, ROOT, largest_difference, last_checkpoint, start
 

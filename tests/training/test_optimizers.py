@@ -12,11 +12,12 @@ from torch import nn
 
 from ldm_vae.config.train import TrainConfig
 from ldm_vae.images.training import TrainingBatch
-from ldm_vae.training.checkpoint import load_checkpoint, save_checkpoint
+from ldm_vae.training.checkpoint import load_checkpoint
 from ldm_vae.training.optimizers import NEWTON_SCHULZ, MuonAdamW, build_schedule
 from ldm_vae.training.state import TrainingState, build_state
 from ldm_vae.training.step import TrainingStep
 from tests.tiny import tiny_config
+from tests.training.checkpoints import save_at
 
 MUON = {"optimizer": "muon", "adam_epsilon": 1e-4}
 
@@ -148,7 +149,7 @@ def test_resumed_run_is_bit_equal(tmp_path: Path):
     step.rehearse(resolution=32)
     for index in range(3):
         step(make_batches(index))
-    checkpoint = save_checkpoint(straight, tmp_path)
+    checkpoint = save_at(straight, tmp_path, straight.step)
     resumed, resumed_step = make(**schedule)
     load_checkpoint(resumed, checkpoint)
     resumed_step.rehearse(resolution=32)

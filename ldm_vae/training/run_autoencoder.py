@@ -1,0 +1,59 @@
+"""A run's autoencoder, for the products."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from ldm_vae.config.parsing import load_config
+from ldm_vae.config.rules import require
+from ldm_vae.config.run import Config
+from ldm_vae.models.families import family_from_config
+from ldm_vae.models.families.family import Family
+from ldm_vae.training import checkpoint_files as files
+from ldm_vae.training.checkpoint_files import CheckpointError, find_checkpoint, read_record, read_tensors
+from ldm_vae.training.run_folder import RunFolder
+from ldm_vae.training.state import BestValidation
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunAutoencoder:
+    """The autoencoder of a checkpoint, with what it came from."""
+
+    family: Family  # float32, eval
+    config: Config  # that the run had when the checkpoint was saved
+    step: int
+    checkpoint: Path
+    best: BestValidation | None
+
+
+def load_run_autoencoder(run: Path, *, checkpoint: str, weights: Literal["ema", "raw"]) -> RunAutoencoder:
+    """Load the autoencoder of a run's checkpoint.
+
+    Args:
+        run: Folder of the run.
+        checkpoint: `latest`, `best` or a name.
+        weights: `ema` for the averaged weights, where the run keeps them; `raw` for the last ones.
+
+    Raises:
+        ValueError: There is no run, or no whole checkpoint of that name.
+    """
+    require(RunFolder(run).config.is_file(), f"--run: {run} is no run: it has no config.yaml")
+    folder = find_checkpoint(RunFolder(run), checkpoint)
+    record = read_record(folder)
+    family = family_from_config(json.loads((folder / files.ARCHITECTURE).read_text()))
+    tensors = read_tensors(folder, files.AUTOENCODER if weights == "raw" or record.ema_step is None else files.EMA)
+    try:
+        family.model.load_state_dict(tensors)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise CheckpointError(f"{folder} is damaged: weights and architecture don't fit: {reason}") from None
+    return RunAutoencoder(
+        family=family.eval(),
+        config=load_config(folder / files.CONFIG),
+        step=record.step,
+        checkpoint=folder,
+        best=record.best,
+    )
