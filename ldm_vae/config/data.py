@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Optional
 
-from ldm_vae.config.names import Crop
+from ldm_vae.config.names import Crop, WhenChanged
 from ldm_vae.config.rules import require
 
 
@@ -44,7 +44,7 @@ class DataConfig:
     """Images a stream is shuffled within, undecoded; 0 keeps its order. A resumed run reads up to its place again."""
     validation_images: int = 256
     """At most so many validation images are used, the first ones."""
-    changed: Literal["refuse", "accept"] = "refuse"
+    changed: WhenChanged = "refuse"
     """What a resumed run does where its training images are no longer those of the checkpoint: `refuse` says what
     changed and stops, `accept` says it and goes on, in another order."""
     strict: bool = False

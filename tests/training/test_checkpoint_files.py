@@ -124,8 +124,8 @@ def rewritten(folder: Path, change: Callable[[dict[str, object]], object]) -> No
         (lambda manifest: manifest | {"state.json": {"size": 3}}, "is no list of files"),
         (lambda manifest: manifest.pop("config.yaml") and None, "says nothing of config.yaml"),
         (lambda manifest: manifest.pop("discriminator.safetensors") and None, "nothing of discriminator.safetensors"),
-        (lambda manifest: manifest | {"../config.yaml": manifest["config.yaml"]}, "manifest.json: '../config.yaml' leads out"),
-        (lambda manifest: manifest | {"/etc/hostname": manifest["config.yaml"]}, "'/etc/hostname' is an absolute path"),
+        (lambda manifest: manifest | {"../config.yaml": manifest["config.yaml"]}, "'../config.yaml' leads out"),
+        (lambda manifest: manifest | {"/etc/hostname": manifest["config.yaml"]}, "'/etc/hostname' is an"),
         (lambda manifest: manifest | {"..": manifest["config.yaml"]}, "'..' leads out of its folder"),
         (lambda manifest: manifest | {"gone.safetensors": manifest["config.yaml"]}, "gone.safetensors is missing"),
     ],
@@ -143,7 +143,7 @@ def test_link_out_of_the_folder_is_damage(run: Path, tmp_path: Path) -> None:
     outside = tmp_path / "outside.safetensors"
     (folder / "ema.safetensors").rename(outside)
     (folder / "ema.safetensors").symlink_to(outside)
-    with pytest.raises(CheckpointError, match=r"ema\.safetensors .* leads out of its folder through a link"):
+    with pytest.raises(CheckpointError, match=r"ema\.safetensors' leads out of its folder through a link"):
         check_whole(folder)
 
 
