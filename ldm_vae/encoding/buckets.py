@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
+import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 from torch.utils.data import Dataset
 
 from ldm_vae.images.collection import ImageCollection
@@ -89,15 +90,27 @@ def bucket_sizes(resolution: int, *, step: int, max_aspect: float) -> list[Size]
     return sorted(sizes)
 
 
+def nearest_bucket(picture: Size, *, sizes: Sequence[Size]) -> Size:
+    """Return the first of the sizes whose aspect ratio is nearest to a picture's, by their quotient."""
+    aspect = math.log(picture[0] / picture[1])
+    return min(sizes, key=lambda size: abs(math.log(size[0] / size[1]) - aspect))
+
+
 def bucket_groups(
-    headers: Sequence[Size | None], *, sizes: Sequence[Size], default: Size
+    headers: Sequence[Size | None], *, choose: Callable[[Size], Size], default: Size
 ) -> list[tuple[Size, Sequence[int]]]:
-    """Put each image in the bucket of the nearest aspect ratio, in logarithms; unreadable headers in the default's."""
-    aspects = np.log([default[0] / default[1] if size is None else size[0] / size[1] for size in headers])
-    buckets = np.log([width / height for width, height in sizes])
-    nearest = np.abs(aspects[:, None] - buckets[None, :]).argmin(axis=1)
-    groups = [(size, np.flatnonzero(nearest == bucket).tolist()) for bucket, size in enumerate(sizes)]
-    return [(size, images) for size, images in groups if images]
+    """Put each image in its bucket, those with unreadable headers in the default; buckets are sorted by size.
+
+    Args:
+        headers: Size of each image, None where it can't be read.
+        choose: Returns the bucket of an image's size.
+        default: The bucket of images without a size.
+    """
+    choose = functools.cache(choose)
+    groups: dict[Size, list[int]] = {}
+    for image, size in enumerate(headers):
+        groups.setdefault(default if size is None else choose(size), []).append(image)
+    return [(size, groups[size]) for size in sorted(groups)]
 
 
 def covering_box(picture: Size, *, size: Size) -> Box:

@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from ldm_vae.config.commands.decode import DecodeOptions
 from ldm_vae.config.rules import require
@@ -29,6 +28,7 @@ from ldm_vae.models.precision import use_bf16
 from ldm_vae.system.files import whole_or_absent
 from ldm_vae.system.outputs import DECODED, OutputFolder, is_marked
 from ldm_vae.system.paths import LONGEST_NAME
+from ldm_vae.system.progress import progress
 
 PICTURES = DECODED.mark
 _WRITING_THREADS = 4
@@ -79,7 +79,7 @@ def decode(options: DecodeOptions) -> DecodeSummary:
     decoder = InferenceAutoencoder(family, bf16=bf16, tile=options.tile)
     with (
         ThreadPoolExecutor(_WRITING_THREADS) as threads,
-        tqdm(total=count, unit="img", desc="decode", dynamic_ncols=True, disable=None) as bar,
+        progress(count, what="decode", unit="img") as bar,
     ):
         unwritten: list[Future[None]] = []
         for rows in _batches(dataset, count=count, batch_size=options.batch_size):

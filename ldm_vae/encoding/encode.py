@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from ldm_vae.config.commands.encode import EncodeOptions
-from ldm_vae.encoding.buckets import Numbering, Size, bucket_groups, bucket_sizes, read_headers
+from ldm_vae.encoding.buckets import Numbering, Size, bucket_groups, bucket_sizes, nearest_bucket, read_headers
 from ldm_vae.encoding.output import open_output, take_back_damaged
 from ldm_vae.encoding.plan import check_sizes, latent_shape, make_plan, make_preprocessing
 from ldm_vae.encoding.preprocessing import WORKER_TIMEOUT_SECONDS, EncodingImages, ImageBatch
@@ -25,12 +25,14 @@ from ldm_vae.images.collection import ImageCollection, open_collection
 from ldm_vae.images.decoding import UnreadableImage
 from ldm_vae.images.streaming import ImageStream, open_stream
 from ldm_vae.latents.index import IndexTotals, read_index_totals, write_index
+from ldm_vae.latents.layouts.kohya_buckets import kohya_bucket, kohya_bucket_sizes
 from ldm_vae.latents.shards import Plan, ShardRecord
 from ldm_vae.models.inference import InferenceAutoencoder, local_device
 from ldm_vae.models.load import load_vae
 from ldm_vae.models.precision import use_bf16
 from ldm_vae.system.files import Leases, remove_temporaries
 from ldm_vae.system.outputs import LATENTS, OutputFolder
+from ldm_vae.system.progress import progress
 
 _POLL_SECONDS = 0.5
 _TILE_WARNING = (
@@ -106,7 +108,7 @@ class _Encode:
         self.options, self.plan, self.images, self.encoder = options, plan, images, encoder
         self.folder = Path(options.output).expanduser()
         total = len(images) if isinstance(images, ImageCollection) else None
-        self.bar = tqdm(total=total, unit="img", desc="encode", dynamic_ncols=True, disable=None)
+        self.bar = progress(total, what="encode", unit="img")
         self.encoded_images = self.encoded_shards = self.written_bytes = self.skipped = 0
         self.checked_shards = self.damaged_shards = 0
 
@@ -163,8 +165,7 @@ class _Encode:
                 num_workers=options.num_workers,
                 timeout_seconds=WORKER_TIMEOUT_SECONDS,
             )
-            sizes = bucket_sizes(options.resolution, step=options.bucket_step, max_aspect=options.bucket_max_aspect)
-            groups = bucket_groups(headers, sizes=sizes, default=square)
+            groups = bucket_groups(headers, choose=_bucket_choice(options), default=square)
         return ShardWork(
             self.folder,
             plan=self.plan,
@@ -261,3 +262,15 @@ class _Encode:
         self.skipped += skipped
         self.bar.set_postfix_str(f"{self.written_bytes / 1e6:.1f} MB, {self.skipped} skipped", refresh=False)
         self.bar.update(images)
+
+
+def _bucket_choice(options: EncodeOptions) -> Callable[[Size], Size]:
+    """Return what puts a picture's size into one of the buckets."""
+    step = options.bucket_step
+    if options.bucket_set == "area":
+        sizes = bucket_sizes(options.resolution, step=step, max_aspect=options.bucket_max_aspect)
+        return functools.partial(nearest_bucket, sizes=sizes)
+    sizes = kohya_bucket_sizes(
+        options.resolution, step=step, smallest=options.min_bucket_reso, largest=options.max_bucket_reso
+    )
+    return functools.partial(kohya_bucket, sizes=sizes)

@@ -32,7 +32,11 @@ def make_plan(options: EncodeOptions, *, images: ImageCollection | ImageStream, 
     }
     if options.buckets:
         preprocessing["crop"] = "centre, in the bucket of the nearest aspect ratio"
-        preprocessing |= {"bucket_step": options.bucket_step, "bucket_max_aspect": options.bucket_max_aspect}
+        preprocessing |= {"bucket_set": options.bucket_set, "bucket_step": options.bucket_step}
+        if options.bucket_set == "area":
+            preprocessing["bucket_max_aspect"] = options.bucket_max_aspect
+        else:
+            preprocessing |= {"min_bucket_reso": options.min_bucket_reso, "max_bucket_reso": options.max_bucket_reso}
     if isinstance(images, ImageStream):
         data: dict[str, Any] = {"num_files": images.dataset.num_shards}
     else:

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from ldm_vae.config.commands.latents import LatentsVerifyOptions
 from ldm_vae.config.rules import require
@@ -22,6 +21,7 @@ from ldm_vae.latents.dataset import LatentDataset
 from ldm_vae.models.fingerprint import fingerprint
 from ldm_vae.models.inference import InferenceAutoencoder
 from ldm_vae.models.load import load_vae
+from ldm_vae.system.progress import progress
 
 DEEP_IMAGES = 16
 TOLERANCE = {"float32": 1e-3, "bf16": 3e-2}
@@ -62,7 +62,7 @@ def verify(options: LatentsVerifyOptions) -> VerifyReport:
         ValueError: the folder is no output of `ldm-vae encode`, or the VAE or data for `deep` don't belong to it.
     """
     folder = Path(options.latents).expanduser()
-    with tqdm(unit="shard", desc="verify", dynamic_ncols=True, disable=None) as bar:
+    with progress(None, what="verify", unit="shard") as bar:
         problems = check_folder(folder, on_shard=bar.update)
     _raise(folder, problems)
     dataset = LatentDataset(folder, normalize="none")

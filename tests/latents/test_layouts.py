@@ -13,7 +13,7 @@ from safetensors import safe_open
 from ldm_vae.config.commands.latents import LatentsExportOptions
 from ldm_vae.encoding.encode import encode
 from ldm_vae.latents.dataset import LatentDataset
-from ldm_vae.latents.layouts.export import export_latents, kohya_crop
+from ldm_vae.latents.layouts.export import export_latents
 from tests.encodings import options, save_vae
 from tests.pictures import picture
 
@@ -64,27 +64,6 @@ def test_lightningdit(latents: str, tmp_path: Path) -> None:
     assert stats["mean"].shape == stats["std"].shape == (1, 4, 1, 1)
     torch.testing.assert_close(stats["mean"].flatten(), means.mean.float())
     torch.testing.assert_close(stats["std"].flatten(), means.std.float())
-
-
-@pytest.mark.parametrize("model", ["sdxl", "flux"])
-def test_kohya(latents: str, data: str, tmp_path: Path, model: str) -> None:
-    export_latents(LatentsExportOptions(latents=latents, output=str(tmp_path), layout="kohya", kohya_model=model))
-    dataset = LatentDataset(latents, normalize="none")
-    by_source = {line["source"]: line["row"] for line in dataset.rows()}
-    for i, (width, height) in enumerate(SIZES):
-        image = f"{'cat' if i < 4 else 'dog'}/{i} é.png"
-        found = np.load(tmp_path / f"{image[:-4]}_{width:04d}x{height:04d}_{model}.npz")
-        suffix = "_8x8" if model == "flux" else ""
-        assert found["latents" + suffix].dtype == np.float32
-        assert np.array_equal(found["latents" + suffix], dataset.latents(by_source[image]).numpy())
-        flipped = dataset.latents(by_source[image], flipped=True).numpy()
-        assert np.array_equal(found["latents_flipped" + suffix], flipped)
-        assert found["original_size" + suffix].tolist() == [width, height]
-        assert found["crop_ltrb" + suffix].shape == (4,)
-    assert kohya_crop((64, 64), original=(200, 100)) == (0, 16, 64, 48)
-    assert kohya_crop((64, 32), original=(100, 100)) == (16, 0, 48, 32)
-    with pytest.raises(ValueError, match="is there already; --overwrite replaces it"):
-        export_latents(LatentsExportOptions(latents=latents, output=str(tmp_path), layout="kohya", kohya_model=model))
 
 
 def check_rows(loaded: datasets.Dataset, dataset: LatentDataset, *, suffix: str) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Optional
 
 from ldm_vae.config.commands.shared import ReadsImages, RunsAutoencoder
-from ldm_vae.config.names import DetectChanges, DType, LatentsMode
+from ldm_vae.config.names import BucketSet, DetectChanges, DType, LatentsMode
 from ldm_vae.config.rules import require
 
 
@@ -37,7 +37,15 @@ class EncodeOptions(ReadsImages, RunsAutoencoder):
     bucket_step: int = 64
     """Sides of the buckets are multiples of this, in pixels."""
     bucket_max_aspect: float = 2.0
-    """Longest side of a bucket over its shortest."""
+    """Longest side of a bucket over its shortest (bucket_set area)."""
+    bucket_set: BucketSet = "area"
+    """Which sizes there are, and which is nearest: `area` takes all sizes that use the area well, and compares aspect
+    ratios by their quotient; `sd_scripts` does both as kohya's sd-scripts, so that `latents export --layout kohya` can
+    write them."""
+    min_bucket_reso: int = 256
+    """Shortest side of a bucket, in pixels (bucket_set sd_scripts)."""
+    max_bucket_reso: int = 1024
+    """Longest side of a bucket, in pixels (bucket_set sd_scripts)."""
     mode: LatentsMode = "moments"
     """Store mean and std, the mean alone, or one sample of the posterior."""
     flip: bool = False
@@ -59,13 +67,18 @@ class EncodeOptions(ReadsImages, RunsAutoencoder):
     """Replace what the output holds."""
 
     def __post_init__(self) -> None:
-        for name in ("resolution", "bucket_step", "shard_size", "batch_size", "lease_seconds"):
+        for name in ("resolution", "bucket_step", "min_bucket_reso", "shard_size", "batch_size", "lease_seconds"):
             require(getattr(self, name) > 0, f"--{name} is {getattr(self, name)}; it must be positive")
         require(self.bucket_max_aspect >= 1, f"--bucket_max_aspect is {self.bucket_max_aspect}; it can't be below 1")
         require(not (self.buckets and self.streaming), "--buckets needs all headers first, so it can't be --streaming")
         require(
             not self.buckets or self.resolution % self.bucket_step == 0,
             f"--bucket_step is {self.bucket_step}, which does not divide --resolution {self.resolution}",
+        )
+        require(
+            self.bucket_set == "area" or self.min_bucket_reso <= self.resolution <= self.max_bucket_reso,
+            f"--resolution is {self.resolution}; it must lie between --min_bucket_reso {self.min_bucket_reso} and "
+            f"--max_bucket_reso {self.max_bucket_reso}",
         )
         for name in ("num_workers", "seed"):
             require(getattr(self, name) >= 0, f"--{name} is {getattr(self, name)}; it can't be negative")

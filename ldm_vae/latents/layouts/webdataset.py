@@ -1,0 +1,44 @@
+"""Latents in tar files for webdataset."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from ldm_vae.latents.dataset import LatentDataset
+from ldm_vae.latents.layouts.arrays import storable
+from ldm_vae.latents.sealed import dump_json
+from ldm_vae.system.files import whole_or_absent
+
+
+def file_names(dataset: LatentDataset) -> list[str]:
+    """Return a name a shard that isn't empty."""
+    return [f"latents-{file:05d}.tar" for file in range(sum(len(rows) > 0 for rows in dataset.shard_rows()))]
+
+
+def write_files(dataset: LatentDataset, folder: Path) -> Iterator[int]:
+    """Write tar files in which the members of a row share a key, the image's number: `.mean.npy` and `.std.npy` or
+    `.latents.npy`, `.cls`, and `.json` with the source and the other columns; yield the rows of each file."""
+    lines = dataset.rows()
+    for file, rows in zip(file_names(dataset), filter(len, dataset.shard_rows()), strict=True):
+        with whole_or_absent(folder / file) as temporary, tarfile.open(temporary, "w") as tar:
+            for row, line in zip(rows, lines, strict=False):
+                members = {f"{name}.npy": _npy(storable(dataset, row, name)) for name in dataset.moments(row)}
+                if "label" in line:
+                    members["cls"] = str(line["label"]).encode()
+                members["json"] = dump_json({"source": line["source"], **line.get("columns", {})})
+                for suffix, content in members.items():
+                    member = tarfile.TarInfo(f"{line['sample']:012d}.{suffix}")
+                    member.size = len(content)
+                    tar.addfile(member, io.BytesIO(content))
+        yield len(rows)
+
+
+def _npy(array: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
