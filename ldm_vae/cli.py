@@ -6,6 +6,7 @@ import importlib
 import os
 import sys
 from dataclasses import dataclass
+from typing import NoReturn
 
 from ldm_vae import __version__
 
@@ -80,27 +81,24 @@ def main(argv: list[str] | None = None) -> None:
     name = next((name for name in COMMANDS if arguments[: len(name.split())] == name.split()), None)
     if name is None:
         _fail(f"unknown command '{arguments[0]}'{_nearest_command(arguments[0])}", status=2)
-    assert name is not None
     _run(COMMANDS[name], arguments[len(name.split()) :], prog=f"ldm-vae {name}")
 
 
 def _run(command: Command, arguments: list[str], *, prog: str) -> None:
-    from ldm_vae.config.parsing import parse
+    from ldm_vae.config.parsing import parse_command
+    from ldm_vae.config.rules import FieldError
 
     try:
-        options = parse(_resolve(command.options), arguments, prog=prog, positional=command.positional)
+        parsed = parse_command(_resolve(command.options), arguments, prog=prog, positional=command.positional)
     except ValueError as error:
         _fail(str(error), status=2)
     try:
-        summary = _resolve(command.function)(options)
-    except (ValueError, OSError) as error:
-        if os.environ.get("LDM_VAE_TRACEBACK"):
+        summary = _resolve(command.function)(parsed.options)
+    except (ValueError, OSError, RuntimeError) as error:
+        ours = not isinstance(error, RuntimeError) or type(error).__module__.startswith("ldm_vae")
+        if os.environ.get("LDM_VAE_TRACEBACK") or not ours:
             raise
-        _fail(str(error), status=1)
-    except RuntimeError as error:
-        if type(error).__module__.startswith("ldm_vae") and not os.environ.get("LDM_VAE_TRACEBACK"):
-            _fail(str(error), status=1)
-        raise
+        _fail(error.told(parsed.origins) if isinstance(error, FieldError) else str(error), status=1)
     if os.environ.get("RANK", "0") == "0":
         print(summary)
     if problem := getattr(summary, "problem", None):  # what was done is on the disk, but not all went well
@@ -112,7 +110,7 @@ def _resolve(name: str):  # type: ignore[no-untyped-def]
     return getattr(importlib.import_module(module), attribute)
 
 
-def _fail(message: str, *, status: int) -> None:
+def _fail(message: str, *, status: int) -> NoReturn:
     rank = os.environ.get("RANK", "0")
     who = "ldm-vae" if rank == "0" else f"ldm-vae (process {rank})"
     print(f"{who}: {' '.join(message.split())}", file=sys.stderr)

@@ -16,7 +16,8 @@ from ldm_vae.config.commands.encode import EncodeOptions
 from ldm_vae.config.commands.evaluate import EvaluateOptions
 from ldm_vae.config.commands.export import ExportOptions
 from ldm_vae.config.commands.quickstart import QuickstartOptions
-from ldm_vae.config.parsing import find_recipe, load_config
+from ldm_vae.config.parsing import load_config
+from ldm_vae.config.recipes import find_recipe
 from ldm_vae.config.rules import require
 from ldm_vae.config.run import Config
 from ldm_vae.encoding.decode import decode

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
-from typing import Optional, Union
+from dataclasses import dataclass
+from typing import ClassVar, Optional, Union
 
 from ldm_vae.config.names import AdaptiveWeight, DiscriminatorLoss, DiscriminatorNorm, Perceptual, PixelDistance
-from ldm_vae.config.rules import require
+from ldm_vae.config.rules import Options, at_least, local_path, positive, require
 
 
 @dataclass(kw_only=True)
-class Ramp:
+class Ramp(Options):
     """A weight that changes in a straight line, by updates or by parts of the run: give `to_step` or `to_fraction`."""
 
     start: float = 0.0
@@ -27,6 +27,7 @@ class Ramp:
     """Part of train.max_train_steps after which the line has ended."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(
             (self.to_step is None) != (self.to_fraction is None)
             and (self.from_step is None or self.to_step is not None)
@@ -45,6 +46,11 @@ class Ramp:
                 f"go forwards, in [0, 1]",
             )
 
+    @property
+    def numbers(self) -> tuple[float, float]:
+        """The weights between which it goes, for their range to be checked."""
+        return self.start, self.end
+
     def steps(self, max_train_steps: int) -> tuple[int, int]:
         """Return the number of updates at which the line begins, and at which it has ended."""
         if self.to_step is not None:
@@ -57,12 +63,15 @@ class Ramp:
 Weight = Union[float, Ramp]
 
 
-WEIGHT = {"weight": True}
-"""Metadata of a term's weight, which must not be negative at any update."""
+@dataclass(kw_only=True)
+class TermFields(Options):
+    """Base of the fields of each term."""
+
+    section: ClassVar[str] = "loss"
 
 
 @dataclass(kw_only=True)
-class PixelFields:
+class PixelFields(TermFields):
     """The pixel distance, whose weight is 1."""
 
     reconstruction: PixelDistance = "l1"
@@ -70,29 +79,29 @@ class PixelFields:
 
 
 @dataclass(kw_only=True)
-class PerceptualFields:
+class PerceptualFields(TermFields):
     """The distance in a frozen network's features."""
 
     perceptual: Perceptual = "lpips_vgg"
     """Network of the perceptual distance; `efficientnet_lite0` needs no download."""
-    perceptual_weights: Optional[str] = None
+    perceptual_weights: Optional[str] = local_path(None)
     """Local file with the LPIPS trunk's weights; none: torch's usual cache, then a download."""
-    perceptual_weight: Weight = field(default=1.0, metadata=WEIGHT)
+    perceptual_weight: Weight = at_least(0, 1.0)
     """Weight of the perceptual distance beside the pixel distance: a number, or a ramp such as
     {start: 0, end: 1, to_step: 1000}."""
 
 
 @dataclass(kw_only=True)
-class KlFields:
+class KlFields(TermFields):
     """The rate of the posterior."""
 
-    kl_weight: Weight = field(default=1e-6, metadata=WEIGHT)
+    kl_weight: Weight = at_least(0, 1e-6)
     """Weight of the KL divergence a pixel element: a number, or a ramp such as {start: 0, end: 1e-6, to_step: 10000}
     or {start: 1e-8, end: 1e-6, from_fraction: 0.1, to_fraction: 0.5}."""
 
 
 @dataclass(kw_only=True)
-class LikelihoodFields:
+class LikelihoodFields(TermFields):
     """The variance that the terms on images are taken to have."""
 
     learn_logvar: bool = False
@@ -102,22 +111,22 @@ class LikelihoodFields:
 
 
 @dataclass(kw_only=True)
-class AdversarialFields:
+class AdversarialFields(TermFields):
     """The discriminator and its balance against the terms on images."""
 
-    disc_weight: float = 0.5
+    disc_weight: float = at_least(0, 0.5)
     """Weight of the adversarial loss, before the adaptive one; 0: no discriminator."""
-    disc_start: int = 50001
+    disc_start: int = at_least(0, 50001)
     """First generator update in which the discriminator is trained."""
-    disc_warmup_steps: int = 0
+    disc_warmup_steps: int = at_least(0, 0)
     """Updates that the discriminator is trained for, from `disc_start` on, before it reaches the generator."""
     disc_loss: DiscriminatorLoss = "hinge"
     """Loss of the discriminator."""
     disc_norm: DiscriminatorNorm = "group"
     """Norm of the discriminator; `batch` is the published one, and depends on how the batch is cut."""
-    disc_channels: int = 64
+    disc_channels: int = positive(64)
     """Width of the discriminator's first layer."""
-    disc_num_layers: int = 3
+    disc_num_layers: int = positive(3)
     """Strided layers of the discriminator; 3 judges patches of 70 pixels."""
     adaptive_weight: AdaptiveWeight = "lagged"
     """Balance of the adversarial gradient against the reconstruction's at the last layer: measured in the step before,
@@ -129,14 +138,3 @@ class LossConfig(AdversarialFields, LikelihoodFields, KlFields, PerceptualFields
     """The objective: the published kl-f8 loss divided by the image's number of elements."""
 
     # A dataclass lists the fields of its last base first.
-
-    def __post_init__(self) -> None:
-        for each in fields(self):
-            value = getattr(self, each.name)
-            if each.metadata.get("weight"):
-                smallest = min(value.start, value.end) if isinstance(value, Ramp) else value
-                require(smallest >= 0, f"loss.{each.name} is {smallest}; it can't be negative")
-        for name in ("disc_weight", "disc_start", "disc_warmup_steps"):
-            require(getattr(self, name) >= 0, f"loss.{name} is {getattr(self, name)}; it can't be negative")
-        for name in ("disc_channels", "disc_num_layers"):
-            require(getattr(self, name) > 0, f"loss.{name} is {getattr(self, name)}; it must be positive")

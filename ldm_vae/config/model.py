@@ -3,36 +3,38 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Optional
+from typing import ClassVar, Literal, Optional
 
 from ldm_vae.config.names import Init
-from ldm_vae.config.rules import require
+from ldm_vae.config.rules import Options, positive, require, source
 
 
 @dataclass(kw_only=True)
-class ModelConfig:
+class ModelConfig(Options):
     """The autoencoder. With `pretrained` the architecture is the pretrained model's, and only the first five fields
     and `decoder_only` count."""
 
-    pretrained: Optional[str] = None
+    section: ClassVar[str] = "model"
+
+    pretrained: Optional[str] = source(None)
     """Folder, hub id or single LDM file to start from; none: from scratch."""
-    in_channels: int = 3
+    in_channels: Literal[1, 3, 4] = 3
     """Image channels: 1 (grey), 3 (RGB) or 4 (RGBA)."""
-    latent_channels: Optional[int] = None
+    latent_channels: Optional[int] = positive(None)
     """Channels of the latent. None: 4 from scratch, the pretrained model's otherwise. Another number than the
     pretrained model's keeps its channels and adds new ones (or drops the last)."""
-    block_out_channels: list[int] = field(default_factory=lambda: [128, 256, 512, 512])
+    block_out_channels: list[int] = positive(factory=lambda: [128, 256, 512, 512])
     """Width of each resolution level; n levels give a spatial factor of 2^(n-1)."""
-    layers_per_block: int = 2
+    layers_per_block: int = positive(2)
     """Residual blocks a level in the encoder (the decoder has one more)."""
-    norm_num_groups: int = 32
+    norm_num_groups: int = positive(32)
     """Groups of every group norm; must divide every width."""
     attention_levels: list[int] = field(default_factory=list)
     """Levels (0 is full resolution) with self-attention after each residual block, as in the published f16 and f32."""
     mid_block_add_attention: bool = True
     """Self-attention in the middle block, as published."""
     use_quant_conv: bool = True
-    """1x1 convolutions on both sides of the latent, as published (SD3 and FLUX have none)."""
+    """Convolutions of 1x1 on both sides of the latent, as published (SD3 and FLUX have none)."""
     init: Init = "torch"
     """First weights, from scratch only: torch's, or `quiet` ones: fan-in, every residual block the identity, a sharp
     posterior. With `pretrained` it has no effect."""
@@ -40,26 +42,18 @@ class ModelConfig:
     """Train the decoder and post_quant_conv alone; encoder and quant_conv, and so every latent, stay bit-unchanged."""
 
     def __post_init__(self) -> None:
-        require(self.in_channels in (1, 3, 4), f"model.in_channels is {self.in_channels}; it must be 1, 3 or 4")
-        require(
-            self.latent_channels is None or self.latent_channels > 0,
-            f"model.latent_channels is {self.latent_channels}; it must be positive",
-        )
-        require(
-            len(self.block_out_channels) > 0 and min(self.block_out_channels) > 0,
-            f"model.block_out_channels is {self.block_out_channels}; it needs at least one positive width",
-        )
-        require(self.layers_per_block > 0, f"model.layers_per_block is {self.layers_per_block}; it must be positive")
+        super().__post_init__()
+        require(len(self.block_out_channels) > 0, "<model.block_out_channels> is empty; it needs at least one width")
         for width in self.block_out_channels:
             require(
-                self.norm_num_groups > 0 and width % self.norm_num_groups == 0,
-                f"model.norm_num_groups is {self.norm_num_groups}, which does not divide the width {width} in "
-                f"model.block_out_channels",
+                width % self.norm_num_groups == 0,
+                f"<model.norm_num_groups> is {self.norm_num_groups}, which does not divide the width {width} in "
+                f"<model.block_out_channels>",
             )
         for level in self.attention_levels:
             require(
                 0 <= level < len(self.block_out_channels),
-                f"model.attention_levels names {level}; there are levels 0 to {len(self.block_out_channels) - 1}",
+                f"<model.attention_levels> names {level}; there are levels 0 to {len(self.block_out_channels) - 1}",
             )
 
     @property

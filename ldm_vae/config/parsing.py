@@ -1,195 +1,210 @@
-"""Dataclasses from YAML files and command lines, through jsonargparse; every mistake becomes one line."""
+"""Command lines and config files into dataclasses of settings; every mistake becomes one line."""
 
 from __future__ import annotations
 
-import re
-from dataclasses import asdict, fields, is_dataclass
+from collections import deque
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Any, Generic, TypeVar, get_type_hints
 
-import yaml
-from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, set_loader, set_parsing_settings
-
+from ldm_vae.config.documents import read_document, read_record, write_document
+from ldm_vae.config.fields import FieldInfo, all_fields, record_fields, sections
+from ldm_vae.config.help import help_text
 from ldm_vae.config.names import did_you_mean
+from ldm_vae.config.recipes import find_recipe, told_recipe
+from ldm_vae.config.rules import FieldError, Origin
 from ldm_vae.config.run import Config
+from ldm_vae.config.values import SWITCHES, read_value
 
-Options = TypeVar("Options")
-
-ALIASES = {"--for": "--target"}  # `for` can't be the name of a field
-
-set_parsing_settings(docstring_parse_attribute_docstrings=True)
+Settings = TypeVar("Settings")
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML in which only true and false are booleans, so that `mixed_precision: no` and `compile: off` are words, and
-    1e-4 is a number."""
+@dataclass(frozen=True, kw_only=True)
+class Parsed(Generic[Settings]):
+    """What a command line says."""
+
+    options: Settings
+    origins: dict[str, Origin]
+    """Where each value comes from, so that messages name it as the user did."""
 
 
-_Loader.yaml_implicit_resolvers = {
-    first: [
-        (tag, pattern)
-        for tag, pattern in resolvers
-        if tag not in ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:float")
-    ]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:bool", re.compile(r"^(true|True|TRUE|false|False|FALSE)$"), list("tTfF")
-)
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d[\d_]*\.\d*([eE][-+]?\d+)?|\d+[eE][-+]?\d+|\.\d+([eE][-+]?\d+)?|\.(inf|nan))$"),
-    list("-+0123456789."),
-)
-set_loader("ldm_vae", lambda text: yaml.load(text, Loader=_Loader), exceptions=(yaml.YAMLError,))
+def parse(options: type[Settings], argv: list[str], *, prog: str, positional: tuple[str, ...] = ()) -> Settings:
+    """Fill a dataclass from a command line; see `parse_command`."""
+    return parse_command(options, argv, prog=prog, positional=positional).options
 
 
-class _RecipeFile(ActionConfigFile):
-    """`--config` by path, or by the name of a shipped recipe."""
+def parse_command(
+    options: type[Settings], argv: list[str], *, prog: str, positional: tuple[str, ...] = ()
+) -> Parsed[Settings]:
+    """Fill a dataclass from a command line; what that doesn't give comes from `--config`, then from the defaults.
 
-    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
-        path = find_recipe(values)
-        try:
-            content = yaml.load(path.read_text(), Loader=_Loader)
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ValueError(f"--config: {path} is no YAML: {' '.join(str(error).split())}") from None
-        if not isinstance(content, dict):
-            raise ValueError(f"--config: {path} holds no sections; it needs keys such as `model:` and `train:`")
-        _check_keys(content, Config, where=str(path))
-        super().__call__(parser, namespace, str(path), option_string)
-
-
-def _check_keys(content: dict[str, Any], section: type, *, where: str, prefix: str = "") -> None:
-    """Raise `ValueError` at the first key that isn't a field."""
-    sections = get_type_hints(section)
-    for key, value in content.items():
-        if key not in sections:
-            raise ValueError(
-                f"{where}: unknown key '{prefix}{key}'{did_you_mean(str(key), sections, otherwise='keys')}"
-            )
-        if is_dataclass(sections[key]):
-            if not isinstance(value, dict):
-                raise ValueError(f"{where}: '{prefix}{key}' is a section; it needs keys under it")
-            _check_keys(value, sections[key], where=where, prefix=f"{prefix}{key}.")
-
-
-def recipes_folder() -> Path:
-    """Where the shipped recipes are: in the package, or beside it in a checkout."""
-    package = Path(__file__).parents[1]
-    inside = package / "configs"
-    return inside if inside.is_dir() else package.parent / "configs"
-
-
-def find_recipe(name: str) -> Path:
-    """The path of a config file, or of a shipped recipe by its name.
+    Args:
+        options: The dataclass. One that holds a run's sections takes `--config` and `--print_config`.
+        argv: The words after the command.
+        prog: The command, for its help.
+        positional: Fields that are given by their place, without a name.
 
     Raises:
-        ValueError: naming the recipes there are.
+        ValueError: In one line, naming the option, what is wrong, and the nearest valid one.
     """
-    for path in (Path(name), recipes_folder() / name, recipes_folder() / f"{name}.yaml"):
-        if path.is_file():
-            return path
-    known = sorted(path.stem for path in recipes_folder().glob("*.yaml"))
-    raise ValueError(
-        f"--config: there is no file or recipe '{name}'{did_you_mean(Path(name).stem, known, otherwise='recipes')}"
-    )
-
-
-def build_parser(options: type, *, prog: str) -> ArgumentParser:
-    """A parser whose options are the dataclass's fields, with their docstrings as help."""
-    parser = ArgumentParser(
-        prog=prog, description=options.__doc__, exit_on_error=False, default_env=False, parser_mode="ldm_vae"
-    )
-    if options is Config:
-        parser.add_argument("--config", action=_RecipeFile, help="YAML file, or the name of a shipped recipe")
-    parser.add_class_arguments(options, as_positional=False)
-    return parser
-
-
-def parse(options: type[Options], argv: list[str], *, prog: str, positional: tuple[str, ...] = ()) -> Options:
-    """Fill a dataclass from a command line.
-
-    Raises:
-        ValueError: in one line, naming the option, what is wrong, and the nearest valid one.
-    """
-    parser = build_parser(options, prog=prog)
+    if "-h" in argv or "--help" in argv:
+        print(help_text(options, prog=prog, positional=positional))
+        raise SystemExit(0)
+    kind: type = options
+    origins = {name: Origin(name if name in positional else f"--{name}") for name in all_fields(kind)}
+    origins["config"] = Origin("--config")
+    values: dict[str, Any] = {}
     try:
-        namespace = parser.parse_args(_join_values(_name_positional(argv, positional), parser))
-    except (ArgumentError, TypeError) as error:
-        raise ValueError(_explain(str(error), parser)) from None
-    return _instantiate(options, namespace.as_dict())
-
-
-def _name_positional(argv: list[str], positional: tuple[str, ...]) -> list[str]:
-    """Give the leading words their options' names."""
-    count = next((i for i, word in enumerate(argv) if word.startswith("-")), len(argv))
-    named = [word for name, value in zip(positional, argv[:count], strict=False) for word in (f"--{name}", value)]
-    return named + argv[min(count, len(positional)) :]
-
-
-def _join_values(argv: list[str], parser: ArgumentParser) -> list[str]:
-    """Let a flag stand without `true`, and a list be given as `--vae A --vae B` or `--vae A B`."""
-    kinds = {option: str(getattr(a, "_typehint", "")) for a in parser._actions for option in a.option_strings}
-    argv = [ALIASES.get(word, word) if ALIASES.get(word) in kinds else word for word in argv]
-    joined: list[str] = []
-    lists: dict[str, list[str]] = {}
-    for position, word in enumerate(argv):
-        option = next((w for w in reversed(argv[: position + 1]) if w.startswith("--")), "")
-        following = argv[position + 1] if position + 1 < len(argv) else ""
-        if "list[" in kinds.get(option, "").lower() and not (word == option and following.startswith("[")):
-            if word != option and not word.startswith("["):
-                lists.setdefault(option, []).append(word)
-            elif word.startswith("["):
-                joined.append(word)
-        elif "bool" in kinds.get(word, "") and following.lower() not in ("true", "false"):
-            joined += [word, "true"]
-        else:
-            joined.append(word)
-    for option, values in lists.items():
-        joined += [option, yaml.safe_dump(values, default_flow_style=True, width=float("inf")).strip()]
-    return joined
-
-
-def _instantiate(options: type[Options], values: dict[str, Any]) -> Options:
-    types = get_type_hints(options)
-    arguments = {}
-    for field in fields(options):  # type: ignore[arg-type]
-        value = values[field.name]
-        kinds = (types[field.name], *get_args(types[field.name]))  # a section, or a value that may be one
-        section: Any = next((kind for kind in kinds if is_dataclass(kind)), None)
-        arguments[field.name] = _instantiate(section, value) if section and isinstance(value, dict) else value
-    return options(**arguments)
+        words = _Words(options, argv, positional=positional)
+        for name in words.configs:
+            path = find_recipe(name)
+            document = read_document(path, Config, where=told_recipe(path))
+            _lay_over(values, document.values)
+            origins |= document.origins
+        origins |= words.origins
+        _lay_over(values, words.values)
+        filled = _fill(options, values)
+    except FieldError as error:
+        raise ValueError(error.told(origins)) from None
+    if words.print_config:
+        assert isinstance(filled, Config)
+        print(dump_config(filled), end="")
+        raise SystemExit(0)
+    return Parsed(options=filled, origins=origins)
 
 
 def load_config(path: Path) -> Config:
-    """Read a config file."""
-    return parse(Config, ["--config", str(path)], prog="ldm-vae train")
+    """Read a config file.
+
+    Raises:
+        ValueError: In one line, naming the field with the file and line.
+    """
+    document = read_document(path, Config, where=told_recipe(path))
+    try:
+        return _fill(Config, document.values)
+    except FieldError as error:
+        raise ValueError(error.told(document.origins)) from None
 
 
 def dump_config(config: Config) -> str:
-    """A config as YAML, complete, that `load_config` reads."""
-    return yaml.safe_dump(asdict(config), sort_keys=False)
+    """Return a config as YAML, complete, that `load_config` reads."""
+    values = asdict(config)
+    return write_document({declared.name: values[declared.name] for declared in fields(Config)})
 
 
-def _explain(message: str, parser: ArgumentParser) -> str:
-    """jsonargparse's message as one line that names the nearest valid option or value."""
-    if match := re.match(r"unrecognized arguments: (\S+)", message):
-        known = [option for action in parser._actions for option in action.option_strings]
-        return f"unknown option {match[1]}{did_you_mean(match[1], known)}"
-    if match := re.match(r'Parser key "(.+)":\s+Expected an? (.+?)\. Got value: (.*)', message, re.DOTALL):
-        key, expected, value = match.groups()
-        if "Literal" in expected:
-            choices = re.findall(r"'(\w+)'", expected)
-            return f"{key} is '{value}'; it must be one of {', '.join(choices)}{did_you_mean(value, choices)}"
-        kind = re.sub(r"<class '(.+?)'>", r"\1", expected)
-        return f"{key} is '{value}'; it must be a {kind}"
-    if match := re.match(
-        r'Parser key "(.+?)":\s+Does not validate against any.*Given value: (.*)', message, re.DOTALL
-    ):
-        key, value = match.groups()
-        why = re.search(r"Option '\w+' is not accepted|a ramp .*?(?=\n)", message)
-        return (
-            f"{key} is '{value}'; it must be a number, or a ramp such as {{start: 0, end: 1, to_step: 1000}}"
-            f"{f': {why[0]}' if why else ''}"
-        )
-    return " ".join(message.split())
+class _Words:
+    """A command line's words, by the fields that they are for."""
+
+    def __init__(self, options: type, argv: list[str], *, positional: tuple[str, ...]) -> None:
+        self.configs: list[str] = []
+        self.print_config = False
+        self.values: dict[str, Any] = {}
+        self.origins: dict[str, Origin] = {}
+        self._fields = all_fields(options)
+        self._options = {f"--{info.alias or name}": info for name, info in self._fields.items()}
+        self._takes_config = issubclass(options, Config)
+        self._places = deque(positional)
+        left = deque(argv)
+        while left:
+            self._take(left.popleft(), left)
+
+    def _take(self, word: str, left: deque[str]) -> None:
+        """Read an option with its values, or what is given by its place."""
+        option, equals, value = word.partition("=")
+        if equals:
+            left.appendleft(value)
+        if self._takes_config and option == "--config":
+            self.configs.append(self._one(option, left, given=bool(equals)))
+        elif self._takes_config and word == "--print_config":
+            self.print_config = True
+        elif (info := self._options.get(option)) is not None:
+            self.origins[info.name] = Origin(option)
+            self._read(info, self._values(info, option, left, given=bool(equals)))
+        elif (part := self._part(option)) is not None:
+            info, name = part
+            value = read_value(self._one(option, left, given=bool(equals)), record_fields(info)[name])
+            _lay_over(self.values, {info.name: {name: value}})
+        elif self._places and not word.startswith("--"):
+            if equals:
+                left.popleft()
+            self._read(self._fields[self._places.popleft()], [word])
+        else:
+            raise ValueError(f"unknown option {option}{self._hint(option)}")
+
+    def _part(self, option: str) -> tuple[FieldInfo, str] | None:
+        """The value with parts that an option names one of: `--loss.kl_weight.end`."""
+        whole, _, part = option.rpartition(".")
+        info = self._options.get(whole)
+        return (info, part) if info and info.record is not None and part in record_fields(info) else None
+
+    def _values(self, info: FieldInfo, option: str, left: deque[str], *, given: bool) -> list[str]:
+        """Take the words that belong to an option: those up to the next option for a list, one for any other."""
+        if info.type is bool and not given:  # a flag may stand alone
+            return [left.popleft()] if left and left[0].lower() in SWITCHES and not self._places else ["true"]
+        words = [self._one(option, left, given=given)]
+        while info.many and not given and left and not left[0].startswith("--"):
+            words.append(left.popleft())
+        return words
+
+    def _one(self, option: str, left: deque[str], *, given: bool) -> str:
+        if not left or (not given and left[0].startswith("--")):
+            raise ValueError(f"{option} needs a value; one that begins with -- is written {option}=VALUE")
+        return left.popleft()
+
+    def _read(self, info: FieldInfo, words: list[str]) -> None:
+        """Put values into the fields; those of a list that is given again are added."""
+        if info.record is not None and words[-1].startswith("{"):
+            self.values[info.name] = read_record(words[-1], info)
+            return
+        if not info.many:
+            self.values[info.name] = read_value(words[-1], info, quoted=words[-1] == "~")
+            return
+        if info.type is not str:  # [64, 128], or 64,128, or 64 128
+            if any(word.startswith("[") for word in words):
+                self.values.pop(info.name, None)
+            words = " ".join(words).replace("[", " ").replace("]", " ").replace(",", " ").split()
+        self.values[info.name] = self.values.get(info.name, []) + [read_value(word, info) for word in words]
+
+    def _hint(self, option: str) -> str:
+        known = [*self._options, *(["--config", "--print_config"] if self._takes_config else [])]
+        same = [name for name in known if name.rpartition(".")[2] == option.removeprefix("--")]
+        return f"; did you mean '{same[0]}'?" if same else did_you_mean(option, known)
+
+
+def _lay_over(values: dict[str, Any], others: dict[str, Any]) -> None:
+    """Replace values; of one that has parts, those parts that are given."""
+    for name, value in others.items():
+        before = values.get(name)
+        values[name] = {**before, **value} if isinstance(before, dict) and isinstance(value, dict) else value
+
+
+def _fill(options: type[Settings], values: dict[str, Any]) -> Settings:
+    """Make the dataclass, with those nested in it, from values by dotted name."""
+    hints = get_type_hints(options)
+    section = getattr(options, "section", "")
+    arguments: dict[str, Any] = {}
+    for declared in fields(options):  # type: ignore[arg-type]
+        name = f"{section}.{declared.name}" if section else declared.name
+        if is_dataclass(hints[declared.name]):
+            arguments[declared.name] = _fill(hints[declared.name], values)
+        elif name in values:
+            value = values[name]
+            record = all_fields(options)[name].record if isinstance(value, dict) else None  # type: ignore[arg-type]
+            arguments[declared.name] = value if record is None else _record(record, value, name=name)
+        elif declared.default is MISSING and declared.default_factory is MISSING:
+            raise FieldError(f"<{name}> is missing: {_purpose(options, name)}")
+    return options(**arguments)
+
+
+def _record(record: type, parts: dict[str, Any], *, name: str) -> Any:
+    """Make the dataclass that stands for a value."""
+    try:
+        return _fill(record, parts)
+    except FieldError as error:
+        raise FieldError(f"<{name}>: {error}") from None
+
+
+def _purpose(options: type, name: str) -> str:
+    """What a field is, in the first sentence of its docstring."""
+    doc = next(info.doc for section in sections(options) for info in section.fields if info.name == name)
+    return doc.partition(". ")[0].rstrip(".")

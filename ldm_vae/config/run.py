@@ -9,19 +9,19 @@ from ldm_vae.config.data import DataConfig, check_resolution
 from ldm_vae.config.loss import LossConfig
 from ldm_vae.config.model import ModelConfig
 from ldm_vae.config.names import Tracker
-from ldm_vae.config.rules import require
+from ldm_vae.config.rules import Options, at_least, local_path
 from ldm_vae.config.train import TrainConfig
 
 
 @dataclass(kw_only=True)
-class Config:
+class Config(Options):
     """A training run."""
 
-    output_dir: str = "runs/vae"
+    output_dir: str = local_path("runs/vae")
     """Folder of the run: config, metrics, samples, logs, checkpoints."""
     overwrite: bool = False
     """Start anew in an output_dir that holds a run, whose checkpoints and metrics are then removed."""
-    seed: int = 0
+    seed: int = at_least(0, 0)
     """Seed of everything random: initial weights, order, crops, flips, posterior noise."""
     report_to: Tracker = "tensorboard"
     """Tracker, through accelerate; wandb needs the extra of that name."""
@@ -31,7 +31,7 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def __post_init__(self) -> None:
-        require(self.seed >= 0, f"seed is {self.seed}; it can't be negative")
+        super().__post_init__()
         if self.model.pretrained is None:
             check_resolution(self.data, spatial_factor=self.model.spatial_factor)
 

@@ -237,9 +237,12 @@ def test_latents_that_overflow_are_refused_by_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"shard_size": 0}, "--shard_size is 0; it must be positive"),
-        ({"resolution": 100, "buckets": True}, "--bucket_step is 64, which does not divide --resolution 100"),
-        ({"buckets": True, "streaming": True}, "--buckets needs all headers first"),
+        ({"shard_size": 0}, "shard_size is 0; it must be positive"),
+        (
+            {"resolution": 100, "buckets": True},
+            "step of the buckets 64 does not divide; take 64 or 128",
+        ),
+        ({"buckets": True, "streaming": True}, "buckets needs the headers of all images first"),
     ],
 )
 def test_wrong_options_are_named(wrong: dict, message: str) -> None:

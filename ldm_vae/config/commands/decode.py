@@ -7,22 +7,22 @@ from typing import Optional
 
 from ldm_vae.config.commands.shared import RunsAutoencoder
 from ldm_vae.config.names import MixedPrecision
-from ldm_vae.config.rules import require
+from ldm_vae.config.rules import local_path, positive, source
 
 
 @dataclass(kw_only=True)
 class DecodeOptions(RunsAutoencoder):
     """Decode shards of latents into PNG pictures, named by their sources."""
 
-    vae: str
+    vae: str = source()
     """Folder, hub id or single file of the autoencoder."""
-    latents: str
+    latents: str = local_path()
     """Folder of latents that `encode` wrote."""
-    output: str
+    output: str = local_path()
     """Folder for the pictures."""
-    batch_size: int = 8
+    batch_size: int = positive(8)
     """Latents decoded at once."""
-    num_images: Optional[int] = None
+    num_images: Optional[int] = positive(None)
     """At most so many; none: all."""
     mixed_precision: MixedPrecision = "no"
     """bf16 convolutions; `auto`: where the hardware has it."""
@@ -30,9 +30,3 @@ class DecodeOptions(RunsAutoencoder):
     """Decode with another autoencoder than the one whose latents these are."""
     overwrite: bool = False
     """Replace an earlier decode in the output folder."""
-
-    def __post_init__(self) -> None:
-        require(self.batch_size > 0, f"--batch_size is {self.batch_size}; it must be positive")
-        require(
-            self.num_images is None or self.num_images > 0, f"--num_images is {self.num_images}; it must be positive"
-        )

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Optional
 
 from ldm_vae.config.commands.shared import ReadsImages
 from ldm_vae.config.names import DType, FileLayout, PipelineKind, Weights
-from ldm_vae.config.rules import require, require_positive
+from ldm_vae.config.rules import local_path, positive, require, source
 
 
 @dataclass(kw_only=True)
 class ExportOptions(ReadsImages):
     """Export a run's autoencoder for diffusers, with its latent scaling and its 16-bit headroom measured."""
 
-    run: str
+    run: str = local_path()
     """Folder of the run."""
-    output: str
+    output: str = local_path()
     """Folder (diffusers) or .safetensors file (ldm) to write."""
     checkpoint: str = "latest"
     """Name of a checkpoint, `latest` or `best`."""
@@ -26,19 +26,19 @@ class ExportOptions(ReadsImages):
     """Type of the stored weights; float16 is written as diffusers' `fp16` variant."""
     format: FileLayout = "diffusers"
     """Folder that diffusers loads, or single file for ComfyUI and A1111."""
-    target: PipelineKind = "sd"
+    target: PipelineKind = field(default="sd", metadata={"alias": "for"})
     """Pipelines that are to read the scaling (`--for`): sd3 and flux always get a shift_factor."""
     shift: bool = False
     """Measure a shift_factor for sd and sdxl too; their pipelines ignore it, LatentDataset and encode_images don't."""
     per_channel: bool = False
     """For sdxl with 4 latent channels: normalise each channel, with latents_mean and latents_std."""
-    data: Optional[str] = None
+    data: Optional[str] = source(None)
     """Images to measure on; none: the run's training images for the scaling, its validation images for the rest."""
     split: Optional[str] = None
     """Split of `data`; none: `train`, or the only one."""
-    num_images: int = 1000
+    num_images: int = positive(1000)
     """At most so many images are measured, spread over the collection."""
-    batch_size: int = 8
+    batch_size: int = positive(8)
     """Images at once."""
     repair: bool = False
     """Where activations overflow float16, rescale the weights so that they don't, if the reconstruction stays."""
@@ -52,17 +52,16 @@ class ExportOptions(ReadsImages):
     """Replace an earlier export in the output."""
 
     def __post_init__(self) -> None:
-        require_positive(self, "num_images", "batch_size")
-        require(self.num_workers >= 0, f"num_workers is {self.num_workers}; it can't be negative")
+        super().__post_init__()
         require(
             not self.per_channel or self.target == "sdxl",
-            f"per_channel is for sdxl, whose pipelines read latents_mean and latents_std; {self.target}'s don't",
+            f"<per_channel> is for sdxl, whose pipelines read latents_mean and latents_std; {self.target}'s don't",
         )
         require(
             self.data is not None or (self.split is None and self.image_column is None),
-            "split and image_column describe data; without it the run's own settings count",
+            "<split> and <image_column> describe <data>; without it the run's own settings count",
         )
         require(
             self.push_to_hub is None or self.format == "diffusers",
-            "push_to_hub uploads a diffusers folder; export it with format diffusers",
+            "<push_to_hub> uploads a diffusers folder; export it with <format> diffusers",
         )

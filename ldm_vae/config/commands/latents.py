@@ -6,20 +6,20 @@ from dataclasses import dataclass
 from typing import Optional
 
 from ldm_vae.config.names import LatentsLayout, PipelineKind
-from ldm_vae.config.rules import require
+from ldm_vae.config.rules import Options, at_least, local_path, require, source
 
 
 @dataclass(kw_only=True)
-class LatentsVerifyOptions:
+class LatentsVerifyOptions(Options):
     """Check that a folder of latents is whole: report missing, damaged, duplicate and foreign shards."""
 
-    latents: str
+    latents: str = local_path()
     """Folder of latents that `encode` wrote."""
     deep: bool = False
     """Encode a random few images again, from `vae` and `data`, and compare."""
-    vae: Optional[str] = None
+    vae: Optional[str] = source(None)
     """Folder, hub id or single file of the autoencoder that the latents are from (with `deep`)."""
-    data: Optional[str] = None
+    data: Optional[str] = source(None)
     """The images that were encoded (with `deep`)."""
     split: Optional[str] = None
     """Split of the data. Without it `train` is taken, or the only split."""
@@ -27,20 +27,21 @@ class LatentsVerifyOptions:
     """Column that holds the images. Without it the only image column of the data is taken."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("vae", "data"):
             require(
                 (getattr(self, name) is not None) == self.deep,
-                f"{name} is missing; deep encodes images again" if self.deep else f"{name} goes with deep",
+                f"<{name}> is missing; <deep> encodes images again" if self.deep else f"<{name}> goes with <deep>",
             )
 
 
 @dataclass(kw_only=True)
-class LatentsExportOptions:
+class LatentsExportOptions(Options):
     """Write a folder of latents in the layout of another trainer."""
 
-    latents: str
+    latents: str = local_path()
     """Folder of latents that `encode` wrote."""
-    output: str
+    output: str = local_path()
     """Folder to write; for kohya the folder of the images, beside which it looks for their latents."""
     layout: LatentsLayout
     """Safetensors with labels and statistics for LightningDiT, an .npz an image for sd-scripts, parquet for
@@ -49,7 +50,7 @@ class LatentsExportOptions:
     """Kind of model that sd-scripts trains, which names its files."""
     sample: bool = False
     """Write a sample of each posterior instead of its mean (lightningdit and kohya)."""
-    seed: int = 0
+    seed: int = at_least(0, 0)
     """Seed of the samples."""
     overwrite: bool = False
     """Replace an earlier export in the output folder."""

@@ -6,22 +6,23 @@ from dataclasses import dataclass
 from typing import Optional
 
 from ldm_vae.config.names import MixedPrecision
+from ldm_vae.config.rules import Options, at_least
 
 
 @dataclass(kw_only=True)
-class ReadsImages:
+class ReadsImages(Options):
     """How a collection of images is read."""
 
     image_column: Optional[str] = None
     """Column that holds the images. Without it the only image column of the data is taken."""
-    num_workers: int = 2
+    num_workers: int = at_least(0, 2)
     """Decoding processes of each process. With 0 a process decodes by itself."""
     strict: bool = False
     """Stop at the first unreadable image instead of skipping, counting and listing it."""
 
 
 @dataclass(kw_only=True)
-class RunsAutoencoder:
+class RunsAutoencoder(Options):
     """How an autoencoder is run."""
 
     mixed_precision: MixedPrecision = "auto"
