@@ -1,0 +1,261 @@
+"""Every family and bottleneck is held to the same promises; a new one is a line in `FAMILIES` or `BOTTLENECKS`."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.grad import conv2d_weight
+
+from ldm_vae.config.names import CheckpointingLevel
+from ldm_vae.models import families
+from ldm_vae.models.bottlenecks.bottleneck import Bottleneck
+from ldm_vae.models.bottlenecks.deterministic import Deterministic
+from ldm_vae.models.bottlenecks.gaussian import Gaussian
+from ldm_vae.models.checkpointing import checkpoint_activations
+from ldm_vae.models.families.family import DiffusersModel, Family
+from ldm_vae.models.fingerprint import fingerprint
+from ldm_vae.models.inference import InferenceAutoencoder
+from ldm_vae.models.trainable import TrainableAutoencoder
+from tests.tiny import random_images, tiny_family
+
+FAMILIES: dict[str, Callable[[], Family]] = {
+    "kl without quant_conv": lambda: tiny_family(use_quant_conv=False, mid_block_add_attention=False),
+    "kl with attention": lambda: tiny_family(attention_levels=[1]),
+    "kl of 16 channels, f4": lambda: tiny_family(latent_channels=16, block_out_channels=[8, 8, 16]),
+    "kl of grey images": lambda: tiny_family(in_channels=1),
+}
+BOTTLENECKS: dict[str, Bottleneck] = {"gaussian": Gaussian(), "deterministic": Deterministic()}
+
+every_family = pytest.mark.parametrize("build", FAMILIES.values(), ids=FAMILIES.keys())
+one_of_each_class = pytest.mark.parametrize(  # compiling takes seconds
+    "build", {name.split()[0]: build for name, build in reversed(FAMILIES.items())}.values()
+)
+every_bottleneck = pytest.mark.parametrize("bottleneck", BOTTLENECKS.values(), ids=BOTTLENECKS.keys())
+
+
+def images_for(family: Family) -> Tensor:
+    return random_images(family.in_channels)
+
+
+def noise_for(family: Family) -> Tensor:
+    side = 32 // family.spatial_factor
+    return torch.randn(2, family.latent_channels, side, side, generator=torch.Generator().manual_seed(1))
+
+
+def own_sample(model: DiffusersModel, images: Tensor, noise: Tensor) -> Tensor:
+    """Return what the class itself makes of images: the posterior's sample, or the latent where there is no noise."""
+    encoded = model.encode(images)
+    if "latent_dist" in encoded:
+        return encoded.latent_dist.mean + encoded.latent_dist.std * noise
+    return encoded[0]
+
+
+def trainable(family: Family, *, decoder_only: bool = False) -> TrainableAutoencoder:
+    return TrainableAutoencoder(family, decoder_only=decoder_only, learn_logvar=False, logvar_init=0.0)
+
+
+def encoder_parameters(family: Family) -> list[Tensor]:
+    return [parameter for module in family.encoder_side for parameter in module.parameters()]
+
+
+def ramp(images: Tensor) -> Tensor:
+    return torch.linspace(-1, 1, images[0].numel()).view_as(images[0])
+
+
+def gradients(model: torch.nn.Module) -> dict[str, Tensor]:
+    return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+
+
+def assert_same_gradients(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    scale = max(float(gradient.abs().max()) for gradient in expected.values())
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-6 * scale, msg=name)
+
+
+def test_every_family_is_held_to_this() -> None:
+    assert {build().class_name() for build in FAMILIES.values()} == families.FAMILIES.keys()
+
+
+@every_family
+def test_factor_and_channels_are_those_of_its_tensors(build: Callable[[], Family]) -> None:
+    family = build()
+    latent = family.encode_latent(images_for(family))
+    assert latent.z.shape == noise_for(family).shape
+    assert family.encode(images_for(family)).shape[1] == family.bottleneck.hidden_channels(family.latent_channels)
+    assert family.decode(latent.z).shape == (2, family.out_channels, 32, 32)
+
+
+@every_family
+@torch.no_grad()
+def test_its_pieces_give_what_the_class_gives(build: Callable[[], Family]) -> None:
+    family = build()
+    images, noise = images_for(family), noise_for(family)
+    z = own_sample(family.model, images, noise)
+    torch.testing.assert_close(family.encode_latent(images, noise).z, z)
+    own = family.model.decode(z).sample
+    assert own.std() > 0
+    torch.testing.assert_close(family.head(family.decode_features(z)), own)
+    torch.testing.assert_close(family.decode(z), own)
+    mean = own_sample(family.model, images, torch.zeros_like(noise))
+    torch.testing.assert_close(family.encode_moments(images)[0], mean)
+    torch.testing.assert_close(family.reconstruct(images).images, family.model.decode(mean).sample)
+
+
+@every_family
+def test_a_backward_cut_at_y_gives_plain_gradients(build: Callable[[], Family]) -> None:
+    """At the last layer's weight from y's gradient and the layer's input, and everywhere by one backward."""
+    family = build().train()
+    plain = copy.deepcopy(family).model
+    images, noise = images_for(family), noise_for(family)
+    reconstruction = plain.decode(own_sample(plain, images, noise)).sample
+    weights = [copy.deepcopy(family).last_layer.weight, family.last_layer.weight]
+    loss = (reconstruction * ramp(reconstruction)).sum()
+    loss.backward()
+    expected = gradients(plain)
+
+    output = trainable(family)(images, noise)
+    y = output.reconstruction.detach().requires_grad_()
+    (grad_y,) = torch.autograd.grad((y * ramp(y)).sum(), y)
+    layer = family.last_layer
+    at_last_layer = conv2d_weight(output.features, layer.weight.shape, grad_y, stride=1, padding=layer.padding)
+    torch.autograd.backward([output.reconstruction], [grad_y])
+    found = gradients(family.model)
+    assert torch.equal(*weights)
+    name = next(name for name, parameter in family.model.named_parameters() if parameter is layer.weight)
+    torch.testing.assert_close(at_last_layer, expected[name], rtol=1e-4, atol=1e-5)
+    assert_same_gradients(found, expected)
+
+
+@every_family
+def test_decoder_only_leaves_every_latent_as_it_is(build: Callable[[], Family]) -> None:
+    family = build()
+    images, noise = images_for(family), noise_for(family)
+    before, decoded = family.encode_latent(images), family.decode(noise)
+    network = trainable(family, decoder_only=True)
+    frozen = {id(parameter) for parameter in encoder_parameters(family)}
+    network(images, noise).reconstruction.square().mean().backward()
+    moved = [parameter for parameter in family.model.parameters() if parameter.grad is not None]
+    assert {id(parameter) for parameter in moved}.isdisjoint(frozen)
+    assert len(moved) + len(frozen) == len(list(family.model.parameters()))
+    torch.optim.SGD(moved, lr=0.1).step()
+    after = family.encode_latent(images)
+    assert torch.equal(after.z, before.z)
+    for name, stored in before.stored.items():
+        assert torch.equal(after.stored[name], stored)
+    assert not torch.allclose(family.decode(noise), decoded)
+
+
+@every_family
+@pytest.mark.parametrize("level", ["blocks", "full"])
+def test_checkpointing_gives_the_same_gradients(build: Callable[[], Family], level: CheckpointingLevel) -> None:
+    found = []
+    for used in ("none", level):
+        family = build().train()
+        network = trainable(family)
+        checkpoint_activations(family, used)
+        saved: list[int] = []
+
+        def keep(tensor: Tensor, saved: list[int] = saved) -> Tensor:
+            saved.append(tensor.numel() if tensor.shape[:1] == (2,) else 0)  # activations of the two images
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            output = network(images_for(family), noise_for(family))
+        output.reconstruction.square().sum().backward()
+        found.append((gradients(family.model), sum(saved)))
+    assert_same_gradients(found[1][0], found[0][0])
+    assert found[1][1] < 0.7 * found[0][1]  # what is stored for the backward
+
+
+@every_family
+def test_bf16_is_near_float32_and_not_it(build: Callable[[], Family]) -> None:
+    family = build()
+    images, noise = images_for(family), noise_for(family)
+    mean, decoded = family.encode_moments(images)[0], family.decode(noise)
+    fast = InferenceAutoencoder(copy.deepcopy(family), bf16=True)
+    for rounded, exact in ((fast.encode(images)[0], mean), (fast.decode(noise), decoded)):
+        assert rounded.dtype == torch.float32
+        assert 0 < (rounded - exact).norm() / exact.norm() < 0.03
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = trainable(family)(images, noise)
+    assert output.latent.z.dtype == output.reconstruction.dtype == torch.float32
+
+
+@one_of_each_class
+def test_compiled_it_gives_the_same(build: Callable[[], Family], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Traced whole, without a break; what inductor makes of it is tested by a run."""
+    family = build().train()
+    images, noise = images_for(family), noise_for(family)
+    network = trainable(family)
+    expected = network(images, noise)
+    compile_function, compiled = torch.compile, []
+
+    def traced(function: Callable[..., Tensor], **_: object) -> Callable[..., Tensor]:
+        compiled.append(function)
+        return compile_function(function, backend="eager", fullgraph=True)
+
+    monkeypatch.setattr(torch, "compile", traced)
+    network.compile_networks()
+    output = network(images, noise)
+    assert len(compiled) == 2
+    torch.testing.assert_close(output.reconstruction, expected.reconstruction, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(output.latent.z, expected.latent.z, rtol=1e-4, atol=1e-5)
+
+
+@every_family
+@torch.no_grad()
+def test_fingerprints_tell_weights_and_halves_apart(build: Callable[[], Family]) -> None:
+    first = fingerprint(build())
+    assert fingerprint(build().to(memory_format=torch.channels_last)) == first
+    family = build()
+    in_encoder = {id(parameter) for parameter in encoder_parameters(family)}
+    for name, parameter in family.model.named_parameters():
+        kept = parameter.clone()
+        parameter.view(-1)[0] += 1e-3
+        changed = fingerprint(family)
+        assert changed.whole != first.whole, name
+        assert (changed.encoder != first.encoder) == (id(parameter) in in_encoder), name
+        parameter.copy_(kept)
+    assert fingerprint(family) == first
+
+
+@every_family
+def test_other_fields_keep_the_weights(build: Callable[[], Family]) -> None:
+    family = build()
+    other = family.with_fields({"scaling_factor": 0.5})
+    assert other.scaling["scaling_factor"] == 0.5
+    assert fingerprint(other).encoder == fingerprint(family).encoder
+    assert fingerprint(other).whole != fingerprint(family).whole
+    torch.testing.assert_close(other.decode(noise_for(family)), family.decode(noise_for(family)))
+
+
+@every_bottleneck
+def test_what_is_stored_gives_the_latent_back(bottleneck: Bottleneck) -> None:
+    hidden = torch.randn(2, bottleneck.hidden_channels(4), 3, 5, requires_grad=True)
+    latent = bottleneck(hidden)
+    assert latent.z.shape == latent.mean.shape == (2, 4, 3, 5)
+    assert torch.equal(bottleneck.from_stored(latent.stored), latent.z)
+    assert torch.equal(latent.z, latent.mean)
+    noise = torch.randn(2, 4, 3, 5)
+    sampled = bottleneck(hidden, noise)
+    assert torch.equal(sampled.mean, latent.mean)
+    assert torch.equal(sampled.z, latent.z) == (sampled.posterior_logvar is None)
+    if sampled.posterior_logvar is not None:
+        torch.testing.assert_close(sampled.z, sampled.mean + torch.exp(0.5 * sampled.posterior_logvar) * noise)
+    (gradient,) = torch.autograd.grad(sampled.z.sum(), hidden)
+    assert gradient.any(dim=(0, 2, 3)).all()
+
+
+@every_bottleneck
+def test_latents_are_float32_and_finite_whatever_comes(bottleneck: Bottleneck) -> None:
+    hidden = torch.full((1, bottleneck.hidden_channels(2), 2, 2), 1e4, dtype=torch.bfloat16)
+    for sign in (1, -1):
+        latent = bottleneck(sign * hidden, torch.ones(1, 2, 2, 2))
+        for value in (latent.z, latent.mean, *latent.stored.values(), *latent.losses.values()):
+            assert value.isfinite().all()
+        assert latent.z.dtype == torch.float32
