@@ -111,9 +111,11 @@ def _resolve(name: str):  # type: ignore[no-untyped-def]
 
 
 def _fail(message: str, *, status: int) -> NoReturn:
+    from ldm_vae.system.text import printable
+
     rank = os.environ.get("RANK", "0")
     who = "ldm-vae" if rank == "0" else f"ldm-vae (process {rank})"
-    print(f"{who}: {' '.join(message.split())}", file=sys.stderr)
+    print(f"{who}: {printable(' '.join(message.split()))}", file=sys.stderr)
     raise SystemExit(status)
 
 

@@ -9,7 +9,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -21,14 +21,16 @@ from ldm_vae.config.rules import require
 from ldm_vae.images.transforms import to_image
 from ldm_vae.latents.dataset import LatentDataset
 from ldm_vae.latents.sealed import dump_json
+from ldm_vae.latents.shards import SKIPPED
 from ldm_vae.models.fingerprint import fingerprint
 from ldm_vae.models.inference import InferenceAutoencoder, local_device
 from ldm_vae.models.load import load_vae
 from ldm_vae.models.precision import use_bf16
-from ldm_vae.system.files import whole_or_absent
+from ldm_vae.system.files import whole_or_absent, write_whole
 from ldm_vae.system.outputs import DECODED, OutputFolder, is_marked
 from ldm_vae.system.paths import LONGEST_NAME
 from ldm_vae.system.progress import progress
+from ldm_vae.system.text import printable
 
 PICTURES = DECODED.mark
 _WRITING_THREADS = 4
@@ -43,19 +45,35 @@ class DecodeSummary:
 
     output: Path
     num_images: int
+    """Pictures that were written."""
+    skipped: list[str] = field(default_factory=list)
+    """Sources of the latents that decode to no finite numbers, of which no pictures were written."""
 
     def __str__(self) -> str:
         return f"{self.output}: {self.num_images:,} pictures, named in {PICTURES}"
+
+    @property
+    def problem(self) -> str | None:
+        """What didn't go well, in one line; None where all did."""
+        if not self.skipped:
+            return None
+        return (
+            f"{len(self.skipped):,} of {self.num_images + len(self.skipped):,} latents decode to no finite numbers "
+            f"and were left out; they are listed in {self.output / SKIPPED}, the first: {printable(self.skipped[0])}. "
+            f"Are the decoder's weights whole? Try --mixed_precision no"
+        )
 
 
 def decode(options: DecodeOptions) -> DecodeSummary:
     """Decode latents as they are stored, the mean where they are moments, and write a PNG a row.
 
     Stored latents are the VAE's own, not scaled for diffusion, so nothing is undone before they are decoded. A picture
-    is called as its source is; where several sources would give one name, by their numbers in the collection.
+    is called as its source is; where several sources would give one name, by their numbers in the collection. Where
+    the decoder gives values that are no finite numbers, no picture is written; such latents are listed in
+    skipped.jsonl, and the summary says that not all went well.
 
     Raises:
-        ValueError: naming the option, for what a user can mend.
+        ValueError: In one line, naming the option, for what a user can mend.
     """
     output = OutputFolder(options.output, kind=DECODED)
     output.check(overwrite=options.overwrite)
@@ -82,17 +100,29 @@ def decode(options: DecodeOptions) -> DecodeSummary:
         progress(count, what="decode", unit="img") as bar,
     ):
         unwritten: list[Future[None]] = []
+        skipped: list[int] = []
         for rows in _batches(dataset, count=count, batch_size=options.batch_size):
             images = decoder.decode(torch.stack([dataset[row].latents for row in rows])).cpu()
+            finite = torch.isfinite(images).flatten(1).all(dim=1).tolist()
+            skipped += [row for row, is_finite in zip(rows, finite, strict=True) if not is_finite]
             unwritten += [
-                threads.submit(_write, folder / names[row], image) for row, image in zip(rows, images, strict=True)
+                threads.submit(_write, folder / names[row], image)
+                for row, image, is_finite in zip(rows, images, finite, strict=True)
+                if is_finite
             ]
             while len(unwritten) > _UNWRITTEN:
                 unwritten.pop(0).result()
             bar.update(len(rows))
         for future in unwritten:
             future.result()
-    return DecodeSummary(output=folder, num_images=count)
+    sources = [dataset.row(row)["source"] for row in skipped]
+    if skipped:
+        reason = "it decodes to no finite numbers"
+        lines = [
+            {"row": row, "source": source, "reason": reason} for row, source in zip(skipped, sources, strict=True)
+        ]
+        write_whole(folder / SKIPPED, b"".join(dump_json(line) for line in lines))
+    return DecodeSummary(output=folder, num_images=count - len(skipped), skipped=sources)
 
 
 def picture_names(rows: list[dict[str, Any]]) -> list[str]:

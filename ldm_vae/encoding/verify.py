@@ -22,6 +22,7 @@ from ldm_vae.models.fingerprint import fingerprint
 from ldm_vae.models.inference import InferenceAutoencoder
 from ldm_vae.models.load import load_vae
 from ldm_vae.system.progress import progress
+from ldm_vae.system.text import printable
 
 DEEP_IMAGES = 16
 TOLERANCE = {"float32": 1e-3, "bf16": 3e-2}
@@ -119,7 +120,7 @@ def _encode_again(dataset: LatentDataset, options: LatentsVerifyOptions, problem
         error = _relative_error(encoder, image, dataset.moments(row))
         errors.append(error)
         if image.row.source != line["source"] or not error <= tolerance:
-            detail = f"row {row} is not what {line['source']} encodes to (relative error {error:.2g})"
+            detail = f"row {row} is not what {printable(line['source'])} encodes to (relative error {error:.2g})"
             problems.append(Problem(kind="damaged", file=line["shard"], detail=detail))
     return errors
 

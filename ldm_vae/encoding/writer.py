@@ -28,6 +28,7 @@ from ldm_vae.latents.statistics import ChannelMoments, Rounding, RowMoments, Row
 from ldm_vae.models.precision import DTYPES
 from ldm_vae.system.files import sha256_file, whole_or_absent, write_whole
 from ldm_vae.system.tensors import write_tensors
+from ldm_vae.system.text import printable
 
 QUEUED_BATCHES = 16
 
@@ -196,5 +197,6 @@ def _check_finite(stored: Tensor, *, batch: EncodedBatch, dtype: str) -> None:
     if not bool(finite.all()):
         bad = [row for row in batch.rows if row.reason is None][int(finite.logical_not().nonzero()[0])]
         raise ValueError(
-            f"the latents of {bad.source} are no finite numbers in {dtype}; try --dtype float32, --mixed_precision no"
+            f"the latents of {printable(bad.source)} are no finite numbers in {dtype}; try --dtype float32, "
+            f"--mixed_precision no"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
@@ -18,6 +19,7 @@ from ldm_vae.system.paths import LONGEST_NAME
 
 _TEMPORARY = ".tmp"
 _LEASE = ".lease"
+_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 
 def process_host() -> str:
@@ -41,7 +43,11 @@ def process_lives(pid: int) -> bool:
 @contextmanager
 def whole_or_absent(path: Path, *, sync: bool = True) -> Iterator[Path]:
     """Yield a temporary path in the folder of `path`. What is written there becomes `path` at once, or, where the
-    block raises or the process dies, never; with `sync` that holds through a power failure too."""
+    block raises or the process dies, never; with `sync` that holds through a power failure too.
+
+    Raises:
+        OSError: The disk is full or can't be written, naming `path`.
+    """
     temporary = temporary_path(path)
     try:
         yield temporary
@@ -49,11 +55,22 @@ def whole_or_absent(path: Path, *, sync: bool = True) -> Iterator[Path]:
             with open(temporary, "rb+") as file:
                 os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise _named(error, path, temporary) from None
         raise
     if sync:
         sync_folder(path.parent)
+
+
+def _named(error: OSError, path: Path, temporary: Path) -> OSError:
+    """Return an error that names the file that was to be written: a full disk's names none, or the temporary one."""
+    if error.errno in _UNWRITABLE and error.filename in (None, str(temporary)):
+        return OSError(f"{path} can't be written: {os.strerror(error.errno)}")
+    if str(temporary) in str(error):
+        return OSError(str(error).replace(str(temporary), str(path)))
+    return error
 
 
 def temporary_path(path: Path) -> Path:

@@ -73,7 +73,7 @@ LATENTS = OutputKind(
 LATENTS_EXPORT = OutputKind(
     what="a latents export", mark=".ldm-vae-latents-export", says=b'"layout":', parts=(), alone=False
 )
-DECODED = OutputKind(what="a decode", mark="pictures.jsonl", says=b'"picture":', parts=(), alone=False)
+DECODED = OutputKind(what="a decode", mark="pictures.jsonl", says=b'"picture":', parts=("skipped.jsonl",), alone=False)
 EVALUATION = OutputKind(
     what="an evaluation", mark="metrics.json", says=b'"options"', parts=("table.md", "grid*.png"), alone=True
 )

@@ -1,7 +1,10 @@
 """`decode` on a tiny autoencoder: pictures against diffusers itself, their names, and what is refused."""
 
 import json
+import resource
+import shutil
 import unicodedata
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +15,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from ldm_vae.cli import main
 from ldm_vae.config.commands.decode import DecodeOptions
+from ldm_vae.config.commands.latents import LatentsExportOptions
 from ldm_vae.encoding.decode import decode, picture_names
 from ldm_vae.encoding.encode import encode
 from ldm_vae.latents.dataset import LatentDataset
+from ldm_vae.latents.layouts.export import export_latents
 from ldm_vae.system.paths import inside
 from tests.encodings import options, save_vae
 from tests.pictures import picture, save_pictures
@@ -168,3 +174,62 @@ def test_what_is_refused_and_what_is_replaced(vae: str, latents: str, tmp_path: 
     decode(DecodeOptions(**{**arguments, "vae": str(tmp_path / "trained"), "output": str(tmp_path / "d")}))
     with pytest.raises(ValueError, match="--num_images is 0"):
         DecodeOptions(**arguments, num_images=0)
+
+
+def test_pictures_that_are_no_finite_numbers_are_told(
+    vae: str, latents: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = AutoencoderKL.from_pretrained(vae)
+    torch.nn.init.constant_(broken.decoder.conv_out.bias, float("nan"))
+    broken.save_pretrained(tmp_path / "broken")
+    arguments = {"vae": str(tmp_path / "broken"), "latents": latents, "output": str(tmp_path / "out")}
+    summary = decode(DecodeOptions(**arguments))
+    assert (summary.num_images, len(summary.skipped)) == (0, 6)
+    lines = [json.loads(line) for line in (tmp_path / "out" / "skipped.jsonl").open()]
+    assert lines[3] == {"row": 3, "source": "0003.png", "reason": "it decodes to no finite numbers"}
+    assert list((tmp_path / "out").glob("*.png")) == []
+    with pytest.raises(SystemExit) as end:
+        main(["decode", *(word for name, value in arguments.items() for word in (f"--{name}", value)), "--overwrite",
+              "true"])  # fmt: skip
+    assert end.value.code == 1
+    assert "6 of 6 latents decode to no finite numbers" in capsys.readouterr().err
+
+
+def test_a_single_row_that_is_not_finite_costs_itself_alone(vae: str, tmp_path: Path) -> None:
+    """Values so large that float32 overflows in the decoder, in one of six rows."""
+    encode(options(vae, save_pictures(tmp_path / "photos", count=6), tmp_path / "latents"))
+    path = tmp_path / "latents" / "latents-00000.safetensors"
+    size = path.stat().st_size
+    mean = LatentDataset(tmp_path / "latents", normalize="none")[2].latents
+    content = path.read_bytes().replace(mean.numpy().tobytes(), torch.full_like(mean, 1e38).numpy().tobytes())
+    path.write_bytes(content)
+    assert path.stat().st_size == size
+    summary = decode(DecodeOptions(vae=vae, latents=str(tmp_path / "latents"), output=str(tmp_path / "out")))
+    assert summary.skipped == ["0002.png"]
+    assert {path.name for path in (tmp_path / "out").glob("*.png")} == {f"{i:04d}.png" for i in range(6) if i != 2}
+
+
+@pytest.mark.parametrize("layout", ["lightningdit", "kohya", "parquet", "webdataset"])
+def test_a_full_disk_names_file_and_folder(tmp_path: Path, layout: str) -> None:
+    """In encode, decode and latents export."""
+    vae = save_vae(tmp_path / "vae", widths=(4, 4, 8, 8))
+    photos = save_pictures(tmp_path / "photos", count=3)
+    arguments = options(vae, photos, tmp_path / "latents", flip=True, resolution=64)
+    output, limit = str(tmp_path / "out"), resource.getrlimit(resource.RLIMIT_FSIZE)
+    export = LatentsExportOptions(latents=str(tmp_path / "latents"), output=output, layout=layout)  # type: ignore[arg-type]
+
+    def full(run: Callable[[], object], *, file: str) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2500, limit[1]))
+        try:
+            with pytest.raises(OSError, match=file):
+                run()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+
+    full(lambda: encode(arguments), file=r"latents/latents-00000\.safetensors can't be written: File too large")
+    encode(arguments)
+    decoding = DecodeOptions(vae=vae, latents=str(tmp_path / "latents"), output=output)
+    full(lambda: decode(decoding), file=r"out/0000\.png can't be written: File too large")
+    shutil.rmtree(output)
+    full(lambda: export_latents(export), file=rf"{output}/\S+ can't be written: File too large")
+    assert not list(Path(output).glob(".*.tmp"))

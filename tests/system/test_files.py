@@ -1,6 +1,8 @@
 """Files that are whole or absent, and leases: real processes, killed."""
 
+import errno
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -50,6 +52,24 @@ def test_a_file_is_whole_or_absent(tmp_path: Path) -> None:
         assert not path.exists()
     assert os.listdir(tmp_path) == ["a.bin"]
     assert path.read_bytes() == b"whole"
+
+
+def test_a_full_disk_names_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "latents.bin"
+
+    def fail(error: OSError) -> None:
+        with whole_or_absent(path) as temporary:
+            temporary.write_bytes(b"half")
+            if error.filename == "temporary":
+                error = OSError(f"{temporary} can't be written: as the library says")
+            raise error
+
+    for error in (OSError(errno.ENOSPC, "No space left on device"), OSError(0, "", "temporary")):
+        with pytest.raises(OSError, match=rf"^{re.escape(str(path))} can't be written: "):
+            fail(error)
+    with pytest.raises(FileNotFoundError, match=r"'a source'"):  # another's error stays as it is
+        fail(FileNotFoundError(errno.ENOENT, "No such file", "a source"))
+    assert os.listdir(tmp_path) == []
 
 
 def test_a_killed_process_leaves_no_file_and_its_lease_expires_at_once(tmp_path: Path) -> None:

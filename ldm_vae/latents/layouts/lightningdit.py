@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
 from ldm_vae.latents.dataset import LatentDataset
-from ldm_vae.system.files import whole_or_absent
+from ldm_vae.system.files import whole_or_absent, write_whole
 from ldm_vae.system.tensors import write_tensors
 
 STATISTICS = "latents_stats.pt"
@@ -37,6 +38,7 @@ def write_files(dataset: LatentDataset, folder: Path) -> Iterator[int]:
         yield len(rows)
     stats = dataset.stats()
     means, stds = (values.float()[None, :, None, None] for values in (stats.mean, stats.std))
-    with whole_or_absent(folder / STATISTICS) as temporary:
-        torch.save({"mean": means, "std": stds}, temporary)
+    content = io.BytesIO()  # torch names no file where a disk is full
+    torch.save({"mean": means, "std": stds}, content)
+    write_whole(folder / STATISTICS, content.getvalue())
     yield 0
