@@ -9,7 +9,7 @@ from ldm_vae.config.data import DataConfig, check_resolution
 from ldm_vae.config.loss import LossConfig
 from ldm_vae.config.model import ModelConfig
 from ldm_vae.config.names import Tracker
-from ldm_vae.config.rules import Options, at_least, local_path
+from ldm_vae.config.rules import Options, at_least, local_path, require
 from ldm_vae.config.train import TrainConfig
 
 
@@ -34,6 +34,20 @@ class Config(Options):
         super().__post_init__()
         if self.model.pretrained is None:
             check_resolution(self.data, spatial_factor=self.model.spatial_factor)
+
+        require(
+            self.train.best_metric != "perceptual" or self.loss.perceptual != "none",
+            "<train.best_metric> is perceptual, but <loss.perceptual> is none; take psnr, ssim or auto",
+        )
+
+    def check_processes(self, num_processes: int) -> None:
+        """Raise `FieldError` unless the batch can be shared by so many processes as the loss needs it."""
+        _, accumulation = self.train.accumulation(num_processes=num_processes)
+        require(
+            self.loss.adaptive_weight != "same_step" or self.loss.disc_weight == 0 or accumulation == 1,
+            f"<loss.adaptive_weight> is same_step, which needs the whole batch at once, but <train.micro_batch_size> "
+            f"makes {accumulation} micro-batches; take lagged, or leave <train.micro_batch_size> out",
+        )
 
     @property
     def early_stages(self) -> list[tuple[int, int]]:

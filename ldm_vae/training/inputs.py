@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from accelerate import Accelerator
@@ -10,31 +11,62 @@ from accelerate import Accelerator
 from ldm_vae.config.rules import require
 from ldm_vae.config.run import Config
 from ldm_vae.images.batches import training_batches
-from ldm_vae.images.collection import open_collection
+from ldm_vae.images.collection import ImageCollection, open_collection
 from ldm_vae.images.evaluation import EvaluationImages
-from ldm_vae.images.streaming import StreamingImages, open_stream
+from ldm_vae.images.streaming import ImageStream, StreamingImages, open_stream
 from ldm_vae.images.training import TrainingBatch, TrainingImages
 from ldm_vae.training.processes import timeout
 from ldm_vae.training.state import TrainingState
 from ldm_vae.training.tracking import Tracking
 
 
-def open_training_images(
-    config: Config, state: TrainingState, *, early_stages: Sequence[tuple[int, int]]
-) -> TrainingImages | StreamingImages:
-    """Open the images to train on, as a collection or as a stream.
+@dataclass(frozen=True, kw_only=True)
+class RunData:
+    """What a run trains on and validates on: opened, and not yet prepared for a model."""
 
-    Args:
-        config: The run's settings.
-        state: The model, whose latents have the shape of the noise.
-        early_stages: (update, resolution): the side of the images before that update.
+    training: ImageCollection | ImageStream
+    validation: ImageCollection | None
+
+
+def open_data(config: Config) -> RunData:
+    """Open the images of a run, before any network is built or fetched for them.
 
     Raises:
         ValueError: There are none; the message names the field.
     """
     data = config.data
-    require(data.train is not None, "data.train is missing: name a folder of images, a hub id or files to train on")
+    require(data.train is not None, "<data.train> is missing: name a folder of images, a hub id or files to train on")
     assert data.train is not None
+    open_training = open_stream if data.streaming else open_collection
+    training = open_training(data.train, split=data.split, image_column=data.image_column, field="data.train")
+    if data.validation is None:
+        return RunData(training=training, validation=None)
+    validation = open_collection(
+        data.validation,
+        split=data.validation_split,
+        default_splits=("validation", "val", "test", "train"),
+        image_column=data.image_column,
+        field="data.validation",
+    )
+    return RunData(training=training, validation=validation)
+
+
+def training_images(
+    source: ImageCollection | ImageStream,
+    config: Config,
+    state: TrainingState,
+    *,
+    early_stages: Sequence[tuple[int, int]],
+) -> TrainingImages | StreamingImages:
+    """Return the images to train on, cropped and with their noise.
+
+    Args:
+        source: The images, opened.
+        config: The run's settings.
+        state: The model, whose latents have the shape of the noise.
+        early_stages: (update, resolution): the side of the images before that update.
+    """
+    data = config.data
     latent_side = data.resolution // state.family.spatial_factor
     arguments: dict[str, Any] = {
         "seed": config.seed,
@@ -47,31 +79,18 @@ def open_training_images(
         "flip": data.flip,
         "strict": data.strict,
     }
-    if data.streaming:
-        stream = open_stream(data.train, split=data.split, image_column=data.image_column, field="data.train")
-        return StreamingImages(stream, shuffle_buffer=data.shuffle_buffer, **arguments)
-    collection = open_collection(data.train, split=data.split, image_column=data.image_column, field="data.train")
-    return TrainingImages(collection, **arguments)
+    if isinstance(source, ImageStream):
+        return StreamingImages(source, shuffle_buffer=data.shuffle_buffer, **arguments)
+    return TrainingImages(source, **arguments)
 
 
-def open_validation_images(config: Config, state: TrainingState) -> EvaluationImages | None:
-    """Open the images to validate on; None where the config names none.
-
-    Raises:
-        ValueError: What it names holds none; the message names the field.
-    """
-    data = config.data
-    if data.validation is None:
+def validation_images(source: ImageCollection | None, config: Config, state: TrainingState) -> EvaluationImages | None:
+    """Return the images to validate on, sized for the model; None where there are none."""
+    if source is None:
         return None
-    collection = open_collection(
-        data.validation,
-        split=data.validation_split,
-        default_splits=("validation", "val", "test", "train"),
-        image_column=data.image_column,
-        field="data.validation",
-    )
+    data = config.data
     return EvaluationImages(
-        collection,
+        source,
         channels=config.model.in_channels,
         resolution=data.resolution,
         multiple_of=state.family.spatial_factor,

@@ -8,12 +8,13 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
+from ldm_vae.config.paths import resolve_paths
 from ldm_vae.config.run import Config
 from ldm_vae.training.capacity import explained_memory, fit_to_memory
 from ldm_vae.training.checkpoint import RunPlan, load_checkpoint, save_checkpoint
 from ldm_vae.training.checkpoint_files import remove_old_checkpoints
 from ldm_vae.training.health import Health, NonFiniteError
-from ldm_vae.training.inputs import open_batches, open_training_images, open_validation_images
+from ldm_vae.training.inputs import open_batches, open_data, training_images, validation_images
 from ldm_vae.training.processes import (
     check_ranks_agree,
     host_group,
@@ -62,36 +63,38 @@ def train(config: Config) -> TrainSummary:
             is kept.
         LostProcessError, RanksDifferError: where another process is gone, or computes something else.
     """
-    # Set up processes, networks and data.
+    # Set up processes, data and networks.
     run = RunFolder(Path(config.output_dir))
+    config = resolve_paths(config)
     accelerator = start_accelerator(config)
     checkpoint = on_main_process(accelerator, lambda: choose_checkpoint(run, config), purpose="to find the checkpoint")
+    data = open_data(config)
     with waiting_for_others("to set up the networks"):
         state = build_state(config, accelerator=accelerator)
     early_stages = begun_stages(config, checkpoint=checkpoint)
-    training_images = open_training_images(config, state, early_stages=early_stages)
-    validation_images = open_validation_images(config, state)
+    training = training_images(data.training, config, state, early_stages=early_stages)
+    validation = validation_images(data.validation, config, state)
     step = TrainingStep(state, loss=config.loss, train=config.train, accelerator=accelerator)
 
     # Resume.
-    data = on_main_process(
+    names = on_main_process(
         accelerator,
-        lambda: compare_data(run, config, training_images, checkpoint=checkpoint),
+        lambda: compare_data(run, config, training, checkpoint=checkpoint),
         purpose="to list the training data",
     )
-    plan = RunPlan(config=config, early_stages=early_stages, data=data)
+    plan = RunPlan(config=config, early_stages=early_stages, data=names)
     notes = load_checkpoint(state, checkpoint) if checkpoint is not None else []
     check_ranks_agree(state, accelerator=accelerator)
     on_main_process(
         accelerator,
-        lambda: begin_run(run, plan, training_images, checkpoint=checkpoint, learning_rates=state.learning_rates),
+        lambda: begin_run(run, plan, training, checkpoint=checkpoint, learning_rates=state.learning_rates),
         purpose="to prepare the run's folder",
     )
     tracking = Tracking(run, config, accelerator=accelerator, step=state.step)
     if checkpoint is not None:
         for line in (f"Resumed from {checkpoint}", *notes):
             tracking.say(line)
-    batches = open_batches(training_images, config, state=state, accelerator=accelerator, tracking=tracking)
+    batches = open_batches(training, config, state=state, accelerator=accelerator, tracking=tracking)
     health = Health(
         disc_loss=config.loss.disc_loss,
         adaptive=config.loss.adaptive_weight != "off",
@@ -121,12 +124,12 @@ def train(config: Config) -> TrainSummary:
 
             # Validate.
             samples, best_before = run.sample(state.step), state.best
-            if validation_images is not None and due(state, config, config.train.validation_steps):
-                summary = validate(state, validation_images, config=config, accelerator=accelerator, samples=samples)
+            if validation is not None and due(state, config, config.train.validation_steps):
+                summary = validate(state, validation, config=config, accelerator=accelerator, samples=samples)
                 tracking.validated(validation_figures(summary), step=state.step)
                 state.best = best_validation(summary, state.best, config=config, step=state.step)
             elif due(state, config, config.train.validation_steps):
-                draw_samples(state, training_images, samples, config=config, accelerator=accelerator)
+                draw_samples(state, training, samples, config=config, accelerator=accelerator)
 
             # Save.
             if stopped_by or state.best is not best_before or due(state, config, config.train.checkpointing_steps):

@@ -61,6 +61,7 @@ def start_accelerator(config: Config) -> Accelerator:
     """
     with told_once(per="node"):
         _check_launch()
+        config.check_processes(int(os.environ.get("WORLD_SIZE", "1")))
     require(
         config.report_to == "none" or importlib.util.find_spec(config.report_to) is not None,
         f"report_to is {config.report_to}, which is not installed: pip install 'ldm-vae[{config.report_to}]'",
@@ -82,13 +83,6 @@ def start_accelerator(config: Config) -> Accelerator:
         _hosts = None
         if accelerator.num_processes > 1:
             _hosts = cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=timeout(config)))
-    with told_once(per="node"):
-        _, accumulation = train.accumulation(num_processes=accelerator.num_processes)
-        require(
-            config.loss.adaptive_weight != "same_step" or config.loss.disc_weight == 0 or accumulation == 1,
-            f"loss.adaptive_weight is same_step, which needs the whole batch at once, but train.micro_batch_size "
-            f"makes {accumulation} micro-batches; take lagged, or leave train.micro_batch_size out",
-        )
     if train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)

@@ -152,8 +152,7 @@ def best_validation(
     if metric == "auto":
         metric = "psnr" if summary.perceptual is None else "perceptual"
     value = getattr(summary, metric)
-    if value is None:
-        raise ValueError("train.best_metric is perceptual, but loss.perceptual is none")
+    assert value is not None  # Config refuses a best_metric that isn't measured
     if not math.isfinite(value):
         return best
     now = BestValidation(step=step, metric=metric, value=value)
