@@ -1,7 +1,7 @@
 """Train, export and use the autoencoders that latent diffusion runs on.
 
-`load_autoencoder`, `encode_images`, `decode_latents` and `LatentDataset` are the surface for Python; they are imported
-when first used, so that `import ldm_vae` is instant.
+`load_autoencoder`, `encode_images`, `decode_latents`, `enable_exact_tiling` and `LatentDataset` are the surface for
+Python; they are imported when first used, so that `import ldm_vae` is instant.
 """
 
 from __future__ import annotations
@@ -12,14 +12,25 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ldm_vae.api import decode_latents, encode_images
     from ldm_vae.latents.dataset import LatentDataset
+    from ldm_vae.models.exact import disable_exact_tiling, enable_exact_tiling
     from ldm_vae.models.load import load_autoencoder
 
 __version__ = "0.1.0"
-__all__ = ["LatentDataset", "__version__", "decode_latents", "encode_images", "load_autoencoder"]
+__all__ = [
+    "LatentDataset",
+    "__version__",
+    "decode_latents",
+    "disable_exact_tiling",
+    "enable_exact_tiling",
+    "encode_images",
+    "load_autoencoder",
+]
 
 _MODULES = {
     "LatentDataset": "ldm_vae.latents.dataset",
     "decode_latents": "ldm_vae.api",
+    "disable_exact_tiling": "ldm_vae.models.exact",
+    "enable_exact_tiling": "ldm_vae.models.exact",
     "encode_images": "ldm_vae.api",
     "load_autoencoder": "ldm_vae.models.load",
 }

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ldm_vae.images.decoding import convert_picture
 from ldm_vae.images.transforms import crop_box, resize_crop, to_image, to_tensor
+from ldm_vae.models.exact import within_memory
 from ldm_vae.models.families import family_of
 from ldm_vae.models.families.family import DiffusersModel
 from ldm_vae.system.pixels import from_pixels
@@ -31,6 +32,7 @@ def encode_images(
     sample: bool = False,
     generator: torch.Generator | None = None,
     batch_size: int = 8,
+    memory_gib: float | None = None,
 ) -> Tensor:
     """Encode pictures into latents, by default those that diffusers' pipelines denoise.
 
@@ -54,6 +56,8 @@ def encode_images(
         sample: draw from the posterior instead of taking its mean.
         generator: of the draws, on the CPU.
         batch_size: pictures encoded at once.
+        memory_gib: the most memory of the device, in GiB beside the weights, that encoding may take; larger pictures
+            go through the network strip by strip, with the same result (`enable_exact_tiling`). None: no bound.
     Returns:
         Latents [B, c, h, w], float32, on the autoencoder's device.
     Raises:
@@ -70,7 +74,8 @@ def encode_images(
         raise ValueError(f"images are of {len(sizes)} sizes; give a resolution, or encode them apart")
     batches = []
     for batch in torch.stack(pictures).split(batch_size):
-        mean, std = family.encode_moments(batch.to(family.device, family.dtype))
+        with within_memory(autoencoder, memory_gib):
+            mean, std = family.encode_moments(batch.to(family.device, family.dtype))
         if sample:
             mean = mean + std * torch.randn(mean.shape, generator=generator).to(mean.device)
         batches.append(mean)
@@ -82,10 +87,15 @@ def encode_images(
 
 @torch.no_grad()
 def decode_latents(
-    autoencoder: DiffusersModel, latents: Tensor, *, normalize: Normalize = "scaling", batch_size: int = 8
+    autoencoder: DiffusersModel,
+    latents: Tensor,
+    *,
+    normalize: Normalize = "scaling",
+    batch_size: int = 8,
+    memory_gib: float | None = None,
 ) -> list[Image.Image]:
     """Decode latents [B, c, h, w] or [c, h, w], normalised as `normalize` says (see `encode_images`), into pictures of
-    mode L, RGB or RGBA.
+    mode L, RGB or RGBA; `memory_gib` bounds what that takes, as in `encode_images`.
 
     >>> import torch
     >>> from ldm_vae import decode_latents, load_autoencoder
@@ -109,7 +119,8 @@ def decode_latents(
         batch = family.normalisation.to(family.device).restore(batch)
     pictures = []
     for part in batch.to(family.dtype).split(batch_size):
-        pictures += [to_image(image) for image in family.decode(part)]
+        with within_memory(autoencoder, memory_gib):
+            pictures += [to_image(image) for image in family.decode(part)]
     return pictures
 
 

@@ -94,7 +94,7 @@ def decode(options: DecodeOptions) -> DecodeSummary:
     folder = output.path
     output.begin(names, mark=_listing(dataset, names), listed=_listed(folder))
     bf16 = use_bf16(options.mixed_precision, device=local_device())
-    decoder = InferenceAutoencoder(family, bf16=bf16, tile=options.tile)
+    decoder = InferenceAutoencoder(family, bf16=bf16, memory_gib=options.memory_gib)
     with (
         ThreadPoolExecutor(_WRITING_THREADS) as threads,
         progress(count, what="decode", unit="img") as bar,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -35,10 +34,6 @@ from ldm_vae.system.outputs import LATENTS, OutputFolder
 from ldm_vae.system.progress import progress
 
 _POLL_SECONDS = 0.5
-_TILE_WARNING = (
-    "--tile: tiles are encoded apart and blended, so group norms and attention see a tile instead of the image; the "
-    "latents differ from those of the whole image, most of all in colour and near the seams"
-)
 
 
 @dataclass(kw_only=True)
@@ -87,9 +82,7 @@ def encode(options: EncodeOptions) -> EncodeSummary:
     images = open_images(options.data, split=options.split, image_column=options.image_column, field="--data")
     bf16 = use_bf16(options.mixed_precision, device=local_device())
     plan = make_plan(options, images=images, family=family, bf16=bf16)
-    encoder = InferenceAutoencoder(family, bf16=bf16, tile=options.tile)
-    if options.tile:
-        warnings.warn(_TILE_WARNING, stacklevel=2)
+    encoder = InferenceAutoencoder(family, bf16=bf16, memory_gib=options.memory_gib)
     return _Encode(options, plan=plan, images=images, encoder=encoder).run()
 
 
@@ -229,7 +222,7 @@ class _Encode:
         except torch.OutOfMemoryError:
             raise ValueError(
                 f"--batch_size {self.options.batch_size} of {self.options.resolution} pixels a side doesn't fit in "
-                f"the device's memory; take fewer, or --tile"
+                f"the device's memory; take fewer, or bound it with --memory_gib"
             ) from None
         return tensors
 

@@ -28,7 +28,6 @@ def make_plan(options: EncodeOptions, *, images: ImageCollection | ImageStream, 
         "filter": "bicubic, antialiased",
         "range": [-1, 1],
         "precision": "bf16" if bf16 else "float32",
-        "tile": options.tile,
     }
     if options.buckets:
         preprocessing["crop"] = "centre, in the bucket of the nearest aspect ratio"

@@ -107,7 +107,7 @@ def _encode_again(dataset: LatentDataset, options: LatentsVerifyOptions, problem
     )
     precision = index["preprocessing"]["precision"]
     tolerance = TOLERANCE[precision] + STORED[index["dtype"]]
-    encoder = InferenceAutoencoder(family, bf16=precision == "bf16", tile=index["preprocessing"]["tile"])
+    encoder = InferenceAutoencoder(family, bf16=precision == "bf16")
     preprocessing = make_preprocessing(family, mode=index["mode"], seed=index["seed"] or 0)
     images = EncodingImages(collection, preprocessing=preprocessing, detect_changes="off")
     factor = family.spatial_factor

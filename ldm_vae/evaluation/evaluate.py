@@ -24,6 +24,7 @@ from ldm_vae.evaluation.results import Evaluation, Protocol, describe_scores, fo
 from ldm_vae.images.collection import open_collection
 from ldm_vae.images.evaluation import EvaluationImages
 from ldm_vae.images.training import SkippedImage
+from ldm_vae.models.exact import enable_exact_tiling, tell_plan
 from ldm_vae.models.families.family import Family
 from ldm_vae.models.fingerprint import fingerprint
 from ldm_vae.models.load import load_vae
@@ -83,6 +84,9 @@ def evaluate(options: EvaluateOptions) -> EvaluateSummary:
     device = processes.device
     exact_float32()
     families = [load_vae(source).family.to(device, memory_format=torch.channels_last) for source in options.vae]
+    if options.memory_gib is not None:
+        for family in families:
+            enable_exact_tiling(family.model, memory_gib=options.memory_gib, tell=tell_plan)
     channels = _common_channels(options.vae, families)
     factor = max(family.spatial_factor for family in families)
     resolutions: list[int | None] = [None] if options.resolution is None else [*options.resolution]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from ldm_vae.models.blocks import speed_up_blocks
+from ldm_vae.models.exact import enable_exact_tiling, tell_plan
 from ldm_vae.models.families.family import Family, Half
 from ldm_vae.models.precision import exact_float32
 from ldm_vae.system.memory import keep_freed_memory
@@ -33,10 +35,23 @@ class InferenceAutoencoder:
         bf16: compute in bf16; else in exact float32.
         device: by default `local_device()`. A GPU becomes the process's current one, whose streams and events are
             meant where none is named.
-        tile: encode and decode in overlapping tiles, which are blended: bounded memory, but not the same result.
+        memory_gib: memory of the device that an encode or decode may take beside the weights; larger images go through
+            the network strip by strip, with the same result. None: no bound.
+        tell: is given a line for each size that is taken in strips.
+
+    Raises:
+        ValueError: for a bound that the model can't be run under.
     """
 
-    def __init__(self, family: Family, *, bf16: bool, device: torch.device | None = None, tile: bool = False) -> None:
+    def __init__(
+        self,
+        family: Family,
+        *,
+        bf16: bool,
+        device: torch.device | None = None,
+        memory_gib: float | None = None,
+        tell: Callable[[str], None] = tell_plan,
+    ) -> None:
         self.family = family.eval()
         family.model.requires_grad_(False)
         self.device = device or local_device()
@@ -46,20 +61,17 @@ class InferenceAutoencoder:
             keep_freed_memory()
         if not bf16:
             exact_float32()
-        self.tile = tile
-        if tile:
-            family.enable_tiling()
         for half in family.halves:
             if bf16:
                 _round_weights(half)
             speed_up_blocks(half.network)
         family.to(self.device, memory_format=torch.channels_last)
+        if memory_gib is not None:
+            enable_exact_tiling(family.model, memory_gib=memory_gib, tell=tell)
 
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Posterior mean and standard deviation, float32 [B, c, h, w], of images [B, C, H, W] in [-1, 1]."""
         images = images.to(self.device, non_blocking=True).contiguous(memory_format=torch.channels_last)
-        if self.tile:
-            return self.family.encode_in_tiles(images)
         return self.family.encode_moments(images)
 
     def encode_pixels(self, pixels: Tensor) -> tuple[Tensor, Tensor]:

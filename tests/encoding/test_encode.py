@@ -255,7 +255,12 @@ def test_a_resolution_that_the_factor_does_not_divide(vae: str, photos: str, tmp
         encode(options(vae, photos, tmp_path, resolution=17))
 
 
-def test_tiling_is_announced(vae: str, photos: str, tmp_path: Path) -> None:
-    with pytest.warns(UserWarning, match="--tile"):
-        encode(options(vae, photos, tmp_path, tile=True))
-    assert LatentDataset(tmp_path).index["preprocessing"]["tile"] is True
+def test_a_bound_on_memory_changes_no_latent(
+    vae: str, photos: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, memory_gib in (("whole", None), ("strips", 1e-4)):
+        encode(options(vae, photos, tmp_path / name, resolution=64, memory_gib=memory_gib))
+    whole, strips = LatentDataset(tmp_path / "whole"), LatentDataset(tmp_path / "strips")
+    assert "exact tiling: encoder, 64 x 64: " in capsys.readouterr().err
+    for row in range(len(whole)):
+        assert close(strips.moments(row)["mean"], whole.moments(row)["mean"])

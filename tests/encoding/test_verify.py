@@ -74,8 +74,9 @@ def test_truncated_flipped_missing_duplicate_and_foreign_shards(
     encode(options(vae, photos, tmp_path / "other", seed=1, mode="sample"))
     shutil.copy(tmp_path / "other" / shard.name, shard)
     assert found(folder) == {("damaged", shard.name)}  # of another size; of the same:
-    encode(options(vae, photos, tmp_path / "tiled", tile=True))
-    shutil.copy(tmp_path / "tiled" / shard.name, shard)
+    another_vae = save_vae(tmp_path / "another_vae", seed=1)
+    encode(options(another_vae, photos, tmp_path / "another", seed=1))
+    shutil.copy(tmp_path / "another" / shard.name, shard)
     assert found(folder) == {("foreign", shard.name)}
     shard.write_bytes(content)
     shutil.copy(shard, folder / "latents-00000 (copy).safetensors")

@@ -38,6 +38,9 @@ class EvaluateOptions(ReadsImages):
     KID in the offline network's features."""
     mixed_precision: MixedPrecision = "no"
     """bf16 convolutions; `auto`: where the hardware has it."""
+    memory_gib: Optional[float] = positive(None)
+    """The most memory of the device, in GiB beside the weights, that an autoencoder may take. Larger pictures go
+    through it strip by strip, with the same result. Without it there is no bound."""
     num_pictures: int = at_least(0, 8)
     """Rows of the picture grid; 0: no grid."""
     overwrite: bool = False

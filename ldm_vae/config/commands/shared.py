@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Optional
 
 from ldm_vae.config.names import MixedPrecision
-from ldm_vae.config.rules import Options, at_least
+from ldm_vae.config.rules import Options, at_least, positive
 
 
 @dataclass(kw_only=True)
@@ -27,5 +27,6 @@ class RunsAutoencoder(Options):
 
     mixed_precision: MixedPrecision = "auto"
     """Precision of the convolutions. `auto` takes bf16 where the hardware has it."""
-    tile: bool = False
-    """Work on overlapping tiles of each image, for images that don't fit in memory. The result isn't the same."""
+    memory_gib: Optional[float] = positive(None)
+    """The most memory of the device, in GiB beside the weights, that an encode or decode may take. Larger images go
+    through the network strip by strip, with the same result. Without it there is no bound."""

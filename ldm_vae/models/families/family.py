@@ -195,16 +195,6 @@ class Family(ABC):
         mean, std = self.encode_moments(images)
         return Reconstruction(mean=mean, std=std, images=self.decode(mean.to(self.dtype)))
 
-    # Tiling
-
-    def enable_tiling(self) -> None:
-        """Let `encode_in_tiles` and `decode` work in overlapping tiles, which are blended."""
-        self.model.enable_tiling()
-
-    @abstractmethod
-    def encode_in_tiles(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """As `encode_moments`, by the model's own tiles."""
-
     # As a torch module
 
     @property

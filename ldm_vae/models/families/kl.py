@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, Self
 
-import torch
 from diffusers import AutoencoderKL
 from diffusers.models.attention_processor import Attention
 from diffusers.models.downsampling import Downsample2D
@@ -108,9 +107,3 @@ class KL(Family):
             for network in (self.model.encoder, self.model.decoder)
         )
         return encoder, decoder
-
-    @torch.no_grad()
-    def encode_in_tiles(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation, float32 [B, c, h, w], by the model's own tiles."""
-        posterior = self.model.encode(images).latent_dist
-        return posterior.mean.float(), posterior.std.float()

@@ -1,0 +1,240 @@
+"""Strips give the whole image's result: any architecture, size, budget and number of processes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from ldm_vae.api import decode_latents, encode_images
+from ldm_vae.models.exact import disable_exact_tiling, enable_exact_tiling, plan_of
+from ldm_vae.models.exact.maps import RowMap, Tier
+from ldm_vae.models.exact.program import make_program
+from ldm_vae.models.exact.run import Execution, Layout
+from ldm_vae.models.exact.statistics import ChannelStatistics
+from ldm_vae.models.families import family_of
+from ldm_vae.models.inference import InferenceAutoencoder
+from tests.tiny import tiny_autoencoder
+
+TIERS: tuple[Tier, ...] = ("device", "host", "disk")
+
+
+def gradient_picture(*, height: int, width: int, channels: int = 3, seed: int = 0) -> Tensor:
+    """Noise on a steep brightness gradient: the mean of every strip is another one."""
+    generator = torch.Generator().manual_seed(seed)
+    noise = 0.1 * torch.randn(1, channels, height, width, generator=generator)
+    return noise + torch.linspace(-1, 1, height)[None, None, :, None]
+
+
+def in_strips(half: nn.Module, image: Tensor, *, rows: int, tier: Tier = "device") -> Tensor:
+    """Run an encoder or decoder with the same number of rows in all its strips."""
+    program = make_program(half)
+    layout = Layout(tiers=[tier] * len(program.channels), rows=[rows] * len(program.passes))
+    height, width = image.shape[2:]
+    return Execution(program, layout, height=height, width=width, device=image.device)(image)
+
+
+def relative_error(result: Tensor, expected: Tensor) -> float:
+    """Return the largest difference as a part of the expected values' range."""
+    return float((result - expected).abs().max() / (expected.max() - expected.min()))
+
+
+def lively(autoencoder: Any) -> Any:
+    """Norms that do something: with the ones and zeros they begin with, half of what can go wrong is hidden."""
+    generator = torch.Generator().manual_seed(1)
+    for module in autoencoder.modules():
+        if isinstance(module, nn.GroupNorm):
+            module.weight.data = 1 + 0.5 * torch.randn(module.weight.shape, generator=generator)
+            module.bias.data = 0.5 * torch.randn(module.bias.shape, generator=generator)
+    return autoencoder
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(data=st.data())
+def test_strips_give_the_whole_result(data: st.DataObject) -> None:
+    levels = data.draw(st.integers(1, 3))
+    autoencoder = lively(
+        tiny_autoencoder(
+            widths=[data.draw(st.sampled_from([4, 8, 12])) for _ in range(levels)],
+            attention=[data.draw(st.booleans()) for _ in range(levels)],
+            mid_block_add_attention=data.draw(st.booleans()),
+            layers_per_block=data.draw(st.integers(1, 2)),
+            seed=data.draw(st.integers(0, 99)),
+        )
+    )
+    smallest = 2**levels  # a group norm of a single position is refused by torch
+    image = gradient_picture(
+        height=data.draw(st.integers(smallest, 45)), width=data.draw(st.integers(smallest, 45)), seed=3
+    )
+    rows, tier = data.draw(st.integers(1, 50)), data.draw(st.sampled_from(TIERS))
+    with torch.no_grad():
+        moments = autoencoder.encoder(image)
+        assert relative_error(in_strips(autoencoder.encoder, image, rows=rows, tier=tier), moments) < 1e-5
+        latents = 3 * moments[:, :4]
+        expected = autoencoder.decoder(latents)
+        assert relative_error(in_strips(autoencoder.decoder, latents, rows=rows, tier=tier), expected) < 1e-5
+
+
+def test_pooled_variances_fail_that_comparison(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What others do: strips' variances are averaged, without the variance of the strips' means."""
+    autoencoder = tiny_autoencoder()
+    image = gradient_picture(height=64, width=32)
+    with torch.no_grad():
+        expected = autoencoder.encoder(image)
+    right = ChannelStatistics.merge
+
+    def pooled(self: ChannelStatistics, count: int, mean: Tensor, deviations: Tensor) -> None:
+        before = self.deviations
+        right(self, count, mean, deviations)
+        self.deviations = before + deviations
+
+    monkeypatch.setattr(ChannelStatistics, "merge", pooled)
+    assert relative_error(in_strips(autoencoder.encoder, image, rows=8), expected) > 1e-2
+
+
+def test_statistics_of_strips_with_a_large_offset() -> None:
+    """E[x²] - E[x]² in float32 would lose everything here."""
+    pixels = 1000 + torch.randn(1, 8, 96, 40, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    statistics = ChannelStatistics(8, device=torch.device("cpu"))
+    for strip in pixels.float().split(7, dim=2):
+        statistics.add(strip.contiguous(memory_format=torch.channels_last))
+    mean, variance = statistics.of_groups(nn.GroupNorm(2, 8))
+    groups = pixels.float().double().view(2, -1)
+    torch.testing.assert_close(mean.double().view(2, 4)[:, 0], groups.mean(1), rtol=1e-7, atol=0)
+    torch.testing.assert_close(variance.double().view(2, 4)[:, 0], groups.var(1, correction=0), rtol=1e-4, atol=0)
+
+
+def test_bf16_is_no_further_from_float32_than_the_whole_bf16() -> None:
+    image = gradient_picture(height=72, width=56)
+    exact, whole, strips = (lively(tiny_autoencoder(widths=[16, 32])) for _ in range(3))
+    with torch.no_grad():
+        expected = InferenceAutoencoder(family_of(exact), bf16=False).encode(image)[0]
+        of_whole = InferenceAutoencoder(family_of(whole), bf16=True).encode(image)[0]
+        runner = InferenceAutoencoder(family_of(strips), bf16=True, memory_gib=2e-4)
+        of_strips = runner.encode(image)[0]
+    error = (of_strips - expected).square().mean().sqrt()
+    assert error <= 1.1 * (of_whole - expected).square().mean().sqrt()
+    assert error > 0
+
+
+@pytest.mark.parametrize("tier", TIERS)
+def test_rows_are_read_across_strips_and_let_go(tier: Tier) -> None:
+    whole = (
+        torch.arange(2 * 10 * 3, dtype=torch.float32).view(1, 2, 10, 3).contiguous(memory_format=torch.channels_last)
+    )
+    rows = RowMap((2, 10, 3), dtype=torch.float32, device=torch.device("cpu"), tier=tier)
+    for strip in whole.split(4, dim=2):
+        rows.write(strip)
+    assert rows.read(2, 9).equal(whole[:, :, 2:9])
+    rows.let_go(8)
+    assert rows.read(8, 10).equal(whole[:, :, 8:10])
+    with pytest.raises(AssertionError, match="let go"):
+        rows.read(3, 5)
+
+
+def test_budget_decides() -> None:
+    autoencoder = enable_exact_tiling(tiny_autoencoder(), memory_gib=1)
+    assert plan_of(autoencoder, half="encoder", height=64, width=64).layout is None
+    told: list[str] = []
+    enable_exact_tiling(autoencoder, memory_gib=0.003, tell=told.append)
+    plan = plan_of(autoencoder, half="encoder", height=256, width=256)
+    assert plan.layout is not None
+    assert plan.peak_bytes <= 0.003 * 2**30 < plan.whole_bytes
+    assert plan.kept_bytes > 0, "the maps that don't fit lie on the disk"
+    assert told == [f"encoder, 256 x 256: {plan}"]
+    with pytest.raises(
+        ValueError, match=r"memory_gib: 512 x 512 takes at least [\d.e-]+ GiB .* the budget is 1e-05; give that much"
+    ):
+        plan_of(enable_exact_tiling(autoencoder, memory_gib=1e-5), half="encoder", height=512, width=512)
+
+
+def test_the_budget_that_is_advised_is_enough() -> None:
+    autoencoder = enable_exact_tiling(tiny_autoencoder(), memory_gib=1e-5)
+    with pytest.raises(ValueError, match="at least") as error:
+        plan_of(autoencoder, half="decoder", height=256, width=256)
+    advised = float(str(error.value).split("at least ")[1].split()[0])
+    enable_exact_tiling(autoencoder, memory_gib=advised)
+    assert plan_of(autoencoder, half="decoder", height=256, width=256).layout is not None
+
+
+def test_pipelines_of_the_autoencoder_are_exact_and_can_be_again_as_they_were() -> None:
+    autoencoder = tiny_autoencoder(latent_channels=4)
+    images = torch.cat([gradient_picture(height=64, width=48, seed=seed) for seed in range(2)])
+    with torch.no_grad():
+        expected = autoencoder.encode(images).latent_dist.mean
+        decoded = autoencoder.decode(expected).sample
+        enable_exact_tiling(autoencoder, memory_gib=3e-4)
+        assert relative_error(autoencoder.encode(images).latent_dist.mean, expected) < 1e-5
+        assert relative_error(autoencoder.decode(expected).sample, decoded) < 1e-5
+        disable_exact_tiling(autoencoder)
+        assert autoencoder.encode(images).latent_dist.mean.equal(expected)
+
+
+def test_python_functions_take_a_bound_and_leave_the_model_as_it_was() -> None:
+    autoencoder = tiny_autoencoder()
+    pictures = 2 * torch.rand(1, 3, 64, 48, generator=torch.Generator().manual_seed(0)) - 1
+    expected = encode_images(autoencoder, pictures)
+    assert relative_error(encode_images(autoencoder, pictures, memory_gib=3e-4), expected) < 1e-5
+    images = [decode_latents(autoencoder, expected, memory_gib=memory_gib)[0] for memory_gib in (None, 3e-4)]
+    difference = np.asarray(images[0], dtype=int) - np.asarray(images[1], dtype=int)
+    assert np.abs(difference).max() <= 1
+    assert encode_images(autoencoder, pictures).equal(expected)
+
+
+@pytest.mark.parametrize(
+    ("act", "message"),
+    [
+        (lambda: enable_exact_tiling(tiny_autoencoder(), memory_gib=0), "memory_gib is 0; it must be positive"),
+        (lambda: make_program(nn.Sequential()), "a Sequential can't be run in strips; there are: Decoder, Encoder"),
+        (
+            lambda: enable_exact_tiling(tiny_autoencoder(), memory_gib=3e-4).encode(
+                gradient_picture(height=64, width=48).requires_grad_()
+            ),
+            "exact tiling gives no gradients",
+        ),
+    ],
+)
+def test_mistakes_are_one_line(act: Callable[[], object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        act()
+
+
+SHARED = """
+import torch, torch.distributed as dist
+from ldm_vae.models.exact import enable_exact_tiling
+from tests.models.exact.test_exact import gradient_picture, lively, relative_error
+from tests.tiny import tiny_autoencoder
+
+dist.init_process_group("gloo")
+autoencoder = lively(tiny_autoencoder(widths=[8, 8, 16], attention=[False, True, False]))
+for size in ((64, 40), (45, 39), (5, 8)):
+    image = gradient_picture(height=size[0], width=size[1])
+    with torch.no_grad():
+        enable_exact_tiling(autoencoder, memory_gib=1)
+        expected = type(autoencoder.encoder).forward(autoencoder.encoder, image)
+        decoded = type(autoencoder.decoder).forward(autoencoder.decoder, expected[:, :4])
+        enable_exact_tiling(autoencoder, memory_gib=0.01, group=dist.group.WORLD)
+        assert relative_error(autoencoder.encoder(image), expected) < 1e-5
+        assert relative_error(autoencoder.decoder(expected[:, :4]), decoded) < 1e-5
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("num_processes", [2, 3])
+def test_processes_share_an_image(tmp_path: Path, num_processes: int) -> None:
+    script = tmp_path / "shared.py"
+    script.write_text(SHARED)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(num_processes), str(script)]
+    root = Path(__file__).parents[3]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=root)
+    assert result.returncode == 0, result.stderr
