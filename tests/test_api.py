@@ -146,7 +146,7 @@ def test_documented_examples_run(documented: object, photo: Path, monkeypatch: p
 
 def test_import_is_light_and_the_surface_is_typed() -> None:
     code = "import sys, ldm_vae; assert not {'torch', 'diffusers', 'numpy'} & set(sys.modules); ldm_vae.LatentDataset"
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
+    subprocess.run([sys.executable, "-c", code], check=True)
     assert ldm_vae.load_autoencoder is load_autoencoder
     assert set(ldm_vae.__all__) == set(dir(ldm_vae))
     with pytest.raises(AttributeError, match="encode_image"):

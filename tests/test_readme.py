@@ -5,14 +5,13 @@ from __future__ import annotations
 import importlib
 import re
 import shlex
-from pathlib import Path
 
 import pytest
 
 from ldm_vae.cli import COMMANDS
 from ldm_vae.config.parsing import parse
+from tests.launching import ROOT
 
-ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
 CALLS = [

@@ -1,10 +1,7 @@
 """`evaluate` on tiny autoencoders: numbers against a plain computation, refusals, and one process against two."""
 
 import json
-import os
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +19,7 @@ from ldm_vae.evaluation.measure import Measurement
 from ldm_vae.evaluation.results import Protocol, describe_scores
 from ldm_vae.metrics.reconstruction import ReconstructionMetrics
 from ldm_vae.metrics.sets import set_distances
+from tests.launching import run_with_torchrun
 from tests.pictures import noise, picture
 from tests.tiny import tiny_autoencoder
 
@@ -161,17 +159,10 @@ def test_what_does_not_fit_is_refused_in_one_line(vaes: list[str], photos: Path,
 @pytest.mark.processes
 def test_two_processes_find_what_one_finds(vaes: list[str], photos: Path, tmp_path: Path) -> None:
     alone = run(vaes, photos, tmp_path / "alone", resolution=[32])
-    options = {"vae": vaes, "data": str(photos), "output": str(tmp_path / "both"), "resolution": [32],
-               "perceptual": "none", "num_workers": 0}  # fmt: skip
-    script = tmp_path / "script.py"
-    script.write_text(
-        "from ldm_vae.evaluation.evaluate import evaluate\n"
-        "from ldm_vae.config.commands.evaluate import EvaluateOptions\n"
-        f"if __name__ == '__main__':\n    evaluate(EvaluateOptions(**{options!r}))\n"
+    options = EvaluateOptions(
+        vae=vaes, data=str(photos), output=str(tmp_path / "both"), resolution=[32], perceptual="none", num_workers=0
     )
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
-    subprocess.run(torchrun, env=environment, check=True, timeout=120, capture_output=True)
+    run_with_torchrun("ldm_vae.evaluation.evaluate:evaluate", options, folder=tmp_path)
     both = json.loads((tmp_path / "both" / "metrics.json").read_text())
     for expected, found in zip(alone.evaluations, both["evaluations"], strict=True):
         assert found["num_images"] == 5  # of six, one unreadable, over two processes

@@ -1,10 +1,7 @@
 """`export` of a real run: scaling against drawn samples, bits against the checkpoint, the card's own snippet run."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,6 +29,7 @@ from ldm_vae.models.load import load_autoencoder
 from ldm_vae.models.rescaling import _divide_stream as divide_stream
 from ldm_vae.training.loop import train
 from tests.exporting.hub_standin import REPO, TOKEN, Hub
+from tests.launching import run_with_torchrun
 from tests.pictures import save_pictures
 from tests.tiny import tiny_autoencoder
 
@@ -298,15 +296,8 @@ def test_what_cannot_be_used_is_refused_in_one_line(run: Path, tmp_path: Path) -
 @pytest.mark.processes
 def test_two_processes_measure_what_one_measures(run: Path, tmp_path: Path) -> None:
     alone = export_run(run, tmp_path / "alone")
-    options = {"run": str(run), "output": str(tmp_path / "both"), "num_workers": 0}
-    script = tmp_path / "script.py"
-    script.write_text(
-        "from ldm_vae.exporting.export import export\nfrom ldm_vae.config.commands.export import ExportOptions\n"
-        f"if __name__ == '__main__':\n    export(ExportOptions(**{options!r}))\n"
-    )
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
-    subprocess.run(torchrun, env=environment, check=True, timeout=120, capture_output=True)
+    options = ExportOptions(run=str(run), output=str(tmp_path / "both"), num_workers=0)
+    run_with_torchrun("ldm_vae.exporting.export:export", options, folder=tmp_path)
     measurements = json.loads((tmp_path / "both" / "measurements.json").read_text())
     assert measurements["latents"]["num_images"] == 6
     assert measurements["latents"]["std"] == pytest.approx(alone.latents.std, rel=1e-6)

@@ -29,6 +29,7 @@ from tests.exporting.tiny_pipelines import (
     tiny_pipeline,
     tiny_vae,
 )
+from tests.launching import SCRIPTS
 
 TEXT_FREE = ("DiTPipeline", "LDMPipeline")
 EVERY = (*UNET_CLASSES, *XL_CLASSES, *SD3_CLASSES, *FLUX_CLASSES, *TEXT_FREE)
@@ -253,7 +254,7 @@ def test_the_example_shows_the_reconstruction(
     output = tmp_path / "picture.png"
     arguments = ["--vae", str(tmp_path / "vae"), "--data", str(tmp_path / "photos"), "--output", str(output)]
     monkeypatch.setattr("sys.argv", ["img2img_tiny.py", *arguments, "--resolution", "32"])
-    runpy.run_path(str(Path(__file__).parents[2] / "scripts/img2img_tiny.py"), run_name="__main__")
+    runpy.run_path(str(SCRIPTS / "img2img_tiny.py"), run_name="__main__")
     printed = capsys.readouterr().out
     assert printed.count("skipped") == 1
     distances = [float(found) for found in re.findall(r"([\d.]+) dB from each other", printed)]

@@ -12,8 +12,7 @@ import pytest
 
 from ldm_vae.config.parsing import parse
 from ldm_vae.config.run import Config
-
-SCRIPTS = Path(__file__).parents[2] / "scripts"
+from tests.launching import SCRIPTS
 
 
 @pytest.fixture(scope="module")

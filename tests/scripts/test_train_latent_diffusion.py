@@ -1,9 +1,6 @@
 """The example script, by accelerate: its loss falls, and it draws a picture."""
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,9 +8,8 @@ from PIL import Image
 
 from ldm_vae.encoding.encode import encode
 from tests.encodings import options, save_vae
+from tests.launching import SCRIPTS, start
 from tests.pictures import picture
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.processes
@@ -24,13 +20,13 @@ def test_a_small_unet_learns_the_latents(tmp_path: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         picture(i).save(folder / f"{i}.png")
     encode(options(vae, str(tmp_path / "data"), tmp_path / "latents"))
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1"]
-    command += ["scripts/train_latent_diffusion.py", "--latents", str(tmp_path / "latents"), "--vae", vae]
+    command = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1"]
+    command += [str(SCRIPTS / "train_latent_diffusion.py"), "--latents", str(tmp_path / "latents"), "--vae", vae]
     command += ["--output", str(tmp_path / "out"), "--steps", "120", "--width", "16", "--num_samples", "4"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
-    assert run.returncode == 0, run.stderr[-2000:]
-    found = re.search(r"loss over the first 30 steps (\S+), over the last 30 (\S+)", run.stdout)
+    printed = tmp_path / "printed.txt"
+    status = start(command, output=printed).wait(timeout=300)
+    assert status == 0, printed.read_text()[-2000:]
+    found = re.search(r"loss over the first 30 steps (\S+), over the last 30 (\S+)", printed.read_text())
     assert found is not None
     assert float(found[2]) < 0.8 * float(found[1])
     assert Image.open(tmp_path / "out" / "samples.png").size > (4 * 16, 16)

@@ -25,7 +25,7 @@ from ldm_vae.training.run_autoencoder import load_run_autoencoder
 from ldm_vae.training.run_folder import RunFolder
 from ldm_vae.training.state import BestValidation, TrainingState
 from tests.training.checkpoints import CONFIG, names, save_at, trained
-from tests.training.launching import damage
+from tests.training.runs import damage
 
 
 @pytest.fixture(scope="module")

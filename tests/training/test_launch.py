@@ -16,8 +16,9 @@ from ldm_vae.config.run import Config
 from ldm_vae.training.loop import train
 from ldm_vae.training.processes import start_accelerator
 from ldm_vae.training.run_folder import checkpoint_step
+from tests.launching import ENVIRONMENT, SCRIPTS, start
 from tests.tiny import tiny_config
-from tests.training.launching import ENVIRONMENT, ROOT, largest_difference, last_checkpoint, start
+from tests.training.runs import largest_difference, last_checkpoint
 
 STEPS = 5000  # a run that a signal ends
 
@@ -134,9 +135,9 @@ def test_slurm_script_runs_two_nodes_and_requeues(tmp_path: Path, pictures: Path
     environment = os.environ | ENVIRONMENT | slurm | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
     with printed.open("wb") as file:
         job = subprocess.Popen(
-            [ROOT / "scripts" / "train_slurm.sh", "--config", tmp_path / "config.yaml"],
+            [SCRIPTS / "train_slurm.sh", "--config", tmp_path / "config.yaml"],
             env=environment | {"STEP": str(tmp_path / "step")},
-            cwd=ROOT,
+            cwd=tmp_path,
             stdout=file,
             stderr=subprocess.STDOUT,
         )

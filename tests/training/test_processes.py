@@ -13,7 +13,19 @@ from safetensors.torch import load_file
 
 from ldm_vae.config.commands.export import ExportOptions
 from ldm_vae.exporting.export import export
-from tests.training.launching import drive, largest_difference, last_checkpoint, metrics, start, torchrun
+from tests.launching import start, torchrun
+from tests.training.changes import (
+    BypassedReducer,
+    Change,
+    DifferentAfterStep,
+    DifferentAtStart,
+    LamOfEachRank,
+    NanImages,
+    NoiseOfEachRank,
+    SmoothNetworks,
+)
+from tests.training.jobs import Job, driver_command
+from tests.training.runs import largest_difference, last_checkpoint, metrics
 
 pytestmark = pytest.mark.processes
 
@@ -21,7 +33,11 @@ STEPS = 8
 BATCH_SIZE = 8
 TOLERANCE = 1e-5
 MICRO_BATCHES = {1: [1, 2, 4, 8], 2: [1, 2, 4]}
-FAULTS = ["per_rank_lam", "per_rank_noise", "bypassed_reducer"]
+FAULTS = {
+    "lam_of_each_rank": LamOfEachRank(),
+    "noise_of_each_rank": NoiseOfEachRank(),
+    "bypassed_reducer": BypassedReducer(),
+}
 
 
 @dataclass(frozen=True)
@@ -43,8 +59,8 @@ class Launches:
 def launches(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Launches:
     launches = Launches(tmp_path_factory.mktemp("launches"))
 
-    def job(name: str, *changes: str, num_processes: int = 2, smooth: bool = True, **train: Any) -> Any:
-        config = {
+    def job(name: str, *changes: Change, num_processes: int = 2, smooth: bool = True, **train: Any) -> Job:
+        config: dict[str, Any] = {
             "output_dir": str(launches.run(name, num_processes=num_processes)),
             "model": {"decoder_only": name == "decoder_only"},
             "data": {
@@ -60,9 +76,9 @@ def launches(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Launch
         }  # fmt: skip
         if smooth:
             config["loss"]["reconstruction"] = "l2"
-        return {"config": config, "changes": [*(["smooth"] if smooth else []), *changes]}
+        return Job(config=config, changes=(*([SmoothNetworks()] if smooth else []), *changes))
 
-    jobs: dict[int, list[Any]] = {1: [], 2: []}
+    jobs: dict[int, list[Job]] = {1: [], 2: []}
     for num_processes, micro_batches in MICRO_BATCHES.items():
         for size in micro_batches:
             jobs[num_processes].append(job(f"full-{size}", num_processes=num_processes, micro_batch_size=size))
@@ -70,16 +86,16 @@ def launches(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Launch
             job("decoder_only", num_processes=num_processes, micro_batch_size=2),
             job("published", num_processes=num_processes, smooth=False, learning_rate=1e-4, disc_learning_rate=1e-4),
         ]
-    jobs[2] += [job(fault, fault, micro_batch_size=2) for fault in FAULTS]
+    jobs[2] += [job(name, fault, micro_batch_size=2) for name, fault in FAULTS.items()]
     jobs[2] += [
-        job("differing_at_start", "differing_at_start:1"),
-        job("differing_after_step", "differing_after_step:6"),
-        job("nan_images", "nan_images:3-4"),
-        job("row_of_nan", "nan_images:5-99", max_nonfinite_steps=3, log_steps=1),
+        job("differing_at_start", DifferentAtStart(rank=1)),
+        job("differing_after_step", DifferentAfterStep(step=6)),
+        job("nan_images", NanImages(first=3, last=4)),
+        job("row_of_nan", NanImages(first=5, last=99), max_nonfinite_steps=3, log_steps=1),
     ]
     started = {
         num_processes: start(
-            torchrun(num_processes, *drive(listed, launches.folder, name=f"jobs-{num_processes}")),
+            torchrun(num_processes, *driver_command(listed, file=launches.folder / f"jobs-{num_processes}.json")),
             output=launches.folder / f"launch-{num_processes}.txt",
         )
         for num_processes, listed in jobs.items()

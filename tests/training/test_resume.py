@@ -13,15 +13,20 @@ import datasets
 import pytest
 from safetensors.torch import load_file
 
-from tests.training.launching import (
-    assert_bit_equal,
-    damage,
-    drive,
-    largest_difference,
-    last_checkpoint,
-    metrics,
-    start,
+from tests.launching import SCRIPTS, start
+from tests.training.changes import (
+    Change,
+    FullDiskInSave,
+    KilledBeforeRename,
+    KilledInRemoval,
+    KilledInSave,
+    SignalInStep,
+    SilentInStep,
+    SmoothNetworks,
+    WorkerKilledInStep,
 )
+from tests.training.jobs import Damage, ForkedJob, driver_command
+from tests.training.runs import assert_bit_equal, damage, largest_difference, last_checkpoint, metrics
 
 pytestmark = pytest.mark.processes
 
@@ -56,9 +61,9 @@ class Runs:
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory, pictures: Path, shards: Path) -> Runs:
     runs = Runs(tmp_path_factory.mktemp("runs"))
-    jobs: list[dict[str, Any]] = []
+    jobs: list[ForkedJob] = []
 
-    def add(name: str, *changes: str, run: str | None = None, processes: int = 1, **fields: Any) -> None:
+    def add(name: str, *changes: Change, run: str | None = None, processes: int = 1, **fields: Any) -> None:
         """A new run, or one that goes on in the folder of `run`; what it prints is filed under `name`."""
         train = {"max_train_steps": STEPS, "checkpointing_steps": 2, "log_steps": 4, "adam_epsilon": 1e-4,
                  "checkpoints_total_limit": None, "resume_from_checkpoint": "latest" if run else None}  # fmt: skip
@@ -69,33 +74,33 @@ def runs(tmp_path_factory: pytest.TempPathFactory, pictures: Path, shards: Path)
             "train": train | fields.pop("train", {}),
             "overwrite": fields.pop("overwrite", False),
         }
-        changed = ["smooth", *changes]
-        jobs.append({"name": name, "config": config, "changes": changed, "num_processes": processes, **fields})
+        changed = (SmoothNetworks(), *changes)
+        jobs.append(ForkedJob(name=name, config=config, changes=changed, num_processes=processes, **fields))
 
-    def interrupted(name: str, *changes: str, **fields: Any) -> None:
+    def interrupted(name: str, *changes: Change, **fields: Any) -> None:
         """A run that ends before its time, and the one that goes on with it."""
         add(name, *changes, **fields)
         add(f"{name}-resumed", run=name, **fields)
 
     add("whole-1")
     add("whole-2", processes=2)
-    interrupted("killed", "signal_in_step:SIGKILL,0,5")
-    interrupted("killed_in_save", "killed_in_save:2,3")
-    interrupted("killed_before_name", "killed_before_rename:3", train={"checkpoints_total_limit": 1})
-    interrupted("killed_in_removal", "killed_in_removal:2", train={"checkpoints_total_limit": 1})
-    interrupted("terminated", "signal_in_step:SIGTERM,0,3")
-    interrupted("rank_killed", "signal_in_step:SIGKILL,1,5", processes=2)
-    interrupted("main_killed_in_save", "killed_in_save:2,4", processes=2)
-    interrupted("one_rank_signalled", "signal_in_step:SIGUSR1,1,3", processes=2)
+    interrupted("killed", SignalInStep("SIGKILL", rank=0, step=5))
+    interrupted("killed_in_save", KilledInSave(save=2, file=3))
+    interrupted("killed_before_name", KilledBeforeRename(save=3), train={"checkpoints_total_limit": 1})
+    interrupted("killed_in_removal", KilledInRemoval(saves=2), train={"checkpoints_total_limit": 1})
+    interrupted("terminated", SignalInStep("SIGTERM", rank=0, step=3))
+    interrupted("rank_killed", SignalInStep("SIGKILL", rank=1, step=5), processes=2)
+    interrupted("main_killed_in_save", KilledInSave(save=2, file=4), processes=2)
+    interrupted("one_rank_signalled", SignalInStep("SIGUSR1", rank=1, step=3), processes=2)
     add("whole-3", processes=3, train={"batch_size": 6})  # from 3 on, the order of DDP's sums matters
-    interrupted("one_of_three_killed", "signal_in_step:SIGKILL,2,5", processes=3, train={"batch_size": 6})
-    interrupted("full_disk", "full_disk_in_save:2", processes=2)
-    add("worker_killed", "worker_killed_in_step:1,3", processes=2, data={"num_workers": 1})
-    add("silent", "silent_in_step:1,3", processes=2, train={"timeout_minutes": 0.05})
+    interrupted("one_of_three_killed", SignalInStep("SIGKILL", rank=2, step=5), processes=3, train={"batch_size": 6})
+    interrupted("full_disk", FullDiskInSave(save=2), processes=2)
+    add("worker_killed", WorkerKilledInStep(rank=1, step=3), processes=2, data={"num_workers": 1})
+    add("silent", SilentInStep(rank=1, step=3), processes=2, train={"timeout_minutes": 0.05})
 
-    add("flipped-resumed", run="flipped", copy_of="whole-1", damaged=f"{LAST}/optimizer.safetensors", how="flip")
-    add("truncated-resumed", run="truncated", copy_of="whole-1", damaged=f"{LAST}/ema.safetensors", how="cut")
-    add("moved", "signal_in_step:SIGTERM,0,3", processes=2)
+    add("flipped-resumed", run="flipped", copy_of="whole-1", damage=Damage(f"{LAST}/optimizer.safetensors", "flip"))
+    add("truncated-resumed", run="truncated", copy_of="whole-1", damage=Damage(f"{LAST}/ema.safetensors", "cut"))
+    add("moved", SignalInStep("SIGTERM", rank=0, step=3), processes=2)
     add("moved-resumed", run="moved")
 
     add("refused", run="older", copy_of="whole-1", train={"resume_from_checkpoint": "checkpoint-000002"})
@@ -104,14 +109,14 @@ def runs(tmp_path_factory: pytest.TempPathFactory, pictures: Path, shards: Path)
 
     stream = {"train": str(shards / "[01].parquet"), "streaming": True}
     add("stream-whole", processes=2, data=stream)
-    interrupted("stream", "signal_in_step:SIGKILL,0,5", processes=2, data=stream)
+    interrupted("stream", SignalInStep("SIGKILL", rank=0, step=5), processes=2, data=stream)
     for name, files in STREAMS.items():
         data = {"train": str(shards / files), "streaming": True, "validation_images": 2}
         add(name, processes=3, data=data, train={"batch_size": 6})
     add("missing", processes=2, started=1, train={"timeout_minutes": 0.03})
 
     printed = runs.folder / "driver.txt"
-    process = start(drive(jobs, runs.folder, name="jobs"), output=printed)
+    process = start(driver_command(jobs, file=runs.folder / "jobs.json"), output=printed)
     assert process.wait(timeout=500) == 0, printed.read_text()[-3000:]
     return runs
 
@@ -265,7 +270,7 @@ def test_files_may_be_read_by_whom_the_umask_lets(runs: Runs) -> None:
 
 def test_stress_script_counts_what_is_bit_equal(tmp_path: Path) -> None:
     printed = tmp_path / "printed.txt"
-    script = start(["scripts/stress_resume.py", "--kills", "1"], output=printed)
+    script = start([str(SCRIPTS / "stress_resume.py"), "--kills", "1"], output=printed)
     assert script.wait(timeout=200) == 0, printed.read_text()
     assert printed.read_text().startswith("1 of 1 bit-equal, with 1 processes\n")
 

@@ -25,7 +25,7 @@ from ldm_vae.training.run_folder import RunFolder
 from ldm_vae.training.state import TrainingState
 from tests.tiny import tiny_config
 from tests.training.checkpoints import CONFIG, names, plan_of, save_at, trained
-from tests.training.launching import damage, metrics
+from tests.training.runs import damage, metrics
 
 
 @pytest.fixture(scope="module")

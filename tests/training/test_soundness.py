@@ -19,7 +19,7 @@ from ldm_vae.training.state import TrainingState
 from ldm_vae.training.step import TrainingStep
 from tests.tiny import tiny_config
 from tests.training.checkpoints import CONFIG, names, trained
-from tests.training.launching import metrics
+from tests.training.runs import metrics
 from tests.training.test_step import make_batch
 
 RUNAWAY = 1e30

@@ -1,11 +1,8 @@
-"""Starts the driver's processes, and compares the runs that they leave."""
+"""Reads, compares and damages what runs leave in their folders."""
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,41 +11,14 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-ROOT = Path(__file__).parents[2]
-DRIVER = Path(__file__).parent / "drive.py"
-ENVIRONMENT = {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-
-
-def start(command: list[str], *, output: Path, **environment: str) -> subprocess.Popen[bytes]:
-    """Start a command of Python's, on the CPU, one thread a process; what it prints goes to a file."""
-    with output.open("wb") as file:
-        return subprocess.Popen(
-            [sys.executable, *command],
-            cwd=ROOT,
-            env=os.environ | ENVIRONMENT | environment,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-        )
-
-
-def torchrun(num_processes: int, *arguments: str) -> list[str]:
-    """A launch on this host, on a port of its own."""
-    return ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_processes}", *arguments]
-
-
-def drive(jobs: list[dict[str, Any]], folder: Path, *, name: str) -> list[str]:
-    """The driver's arguments for jobs."""
-    (folder / f"{name}.json").write_text(json.dumps(jobs))
-    return [str(DRIVER), str(folder / f"{name}.json")]
-
 
 def last_checkpoint(run: Path) -> Path:
-    """The newest checkpoint of a run."""
+    """Return the newest checkpoint of a run."""
     return max(path for path in run.glob("checkpoint-*") if path.suffix != ".damaged")
 
 
 def weights(run: Path) -> dict[str, Tensor]:
-    """All that the last checkpoint's tensor files hold, but for the optimizers', by file and name."""
+    """Return all that the last checkpoint's tensor files hold, but for the optimizers', by file and name."""
     files = [path for path in last_checkpoint(run).glob("*.safetensors") if "optimizer" not in path.name]
     return {
         f"{path.stem}/{key}": tensor
@@ -59,14 +29,14 @@ def weights(run: Path) -> dict[str, Tensor]:
 
 
 def largest_difference(one: Path, other: Path, *, but_for: Sequence[str] = ()) -> float:
-    """Of two runs' last weights, averages, discriminators, log-variance and lam."""
+    """Return the largest difference of two runs' last weights, averages, discriminators, log-variance and lam."""
     a, b = weights(one), weights(other)
     assert a.keys() == b.keys()
     return max((a[name] - b[name]).abs().max().item() for name in a if name.partition("/")[0] not in but_for)
 
 
 def metrics(run: Path) -> list[dict[str, Any]]:
-    """metrics.jsonl, but for the time that things took."""
+    """Return the lines of metrics.jsonl, but for the time that things took."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [{name: value for name, value in line.items() if name != "images_per_second"} for line in lines]
 
