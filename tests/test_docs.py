@@ -16,7 +16,7 @@ TEST = re.compile(r"(?:\b(?P<file>test_\w+)\.py(?:::)?)?(?P<name>\btest_\w+\b(?!
 FILE = re.compile(r"`((?:ldm_vae|tests|scripts|configs|docs)/[\w/.-]*\w)`")
 
 
-def tests_by_file() -> dict[str, set[str]]:
+def names_by_file() -> dict[str, set[str]]:
     """Return the names of test functions by their file's, without its folder and ending."""
     names: dict[str, set[str]] = {}
     for path in (ROOT / "tests").rglob("test_*.py"):
@@ -27,7 +27,7 @@ def tests_by_file() -> dict[str, set[str]]:
 
 def missing_tests(text: str) -> list[str]:
     """Return the tests that a document names and that there aren't."""
-    there = tests_by_file()
+    there = names_by_file()
     missing, file = [], ""
     for found in TEST.finditer(text):
         file = found["file"] or file

@@ -186,7 +186,7 @@ def test_what_a_user_gets_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         (tmp_path / "broken", "can't be loaded: "),
         (tmp_path / "broken metadata", "the metadata in .* can't be read: "),
         (tmp_path / "notes.txt", r"names files with the endings \.txt; give a folder of images"),
-        ("nobody/nothing", "is neither a folder or file here nor a data set that the hub could give: .*offline"),
+        ("nobody/nothing", "is neither a folder or file here nor a data set that the hub could give: "),
     ):
         with pytest.raises(ValueError, match=f"^data.train: .*{message}") as caught:
             open_collection(str(source), field="data.train")
