@@ -88,7 +88,7 @@ def _quality(
 ) -> dict[str, float]:
     device = Accelerator().device
     dataset = EvaluationImages(
-        open_collection(images, default_splits=("validation", "val", "test", "train")),
+        open_collection(images, held_out=True),
         channels=config.model.in_channels,
         resolution=size or config.data.resolution,
         multiple_of=family.spatial_factor,

@@ -6,11 +6,12 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Optional
 
 from ldm_vae.config.names import Crop, WhenChanged
-from ldm_vae.config.rules import Options, at_least, between, positive, require, require_divides, source
+from ldm_vae.config.reading import ReadingRules
+from ldm_vae.config.rules import at_least, between, positive, require, require_divides, source
 
 
 @dataclass(kw_only=True)
-class DataConfig(Options):
+class DataConfig(ReadingRules):
     """The images: whatever `datasets.load_dataset` reads."""
 
     section: ClassVar[str] = "data"

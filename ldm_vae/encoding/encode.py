@@ -79,7 +79,9 @@ def encode(options: EncodeOptions) -> EncodeSummary:
     family = load_vae(options.vae, field="--vae").family
     check_sizes(options, family=family)
     open_images = open_stream if options.streaming else open_collection
-    images = open_images(options.data, split=options.split, image_column=options.image_column, field="--data")
+    images = open_images(
+        options.data, split=options.split, image_column=options.image_column, field="--data", rules=options
+    )
     bf16 = use_bf16(options.mixed_precision, device=local_device())
     plan = make_plan(options, images=images, family=family, bf16=bf16)
     encoder = InferenceAutoencoder(family, bf16=bf16, memory_gib=options.memory_gib)

@@ -37,7 +37,7 @@ def make_plan(options: EncodeOptions, *, images: ImageCollection | ImageStream, 
         else:
             preprocessing |= {"min_bucket_reso": options.min_bucket_reso, "max_bucket_reso": options.max_bucket_reso}
     if isinstance(images, ImageStream):
-        data: dict[str, Any] = {"num_files": images.dataset.num_shards}
+        data: dict[str, Any] = {"num_files": images.dataset.num_shards, "label_names": images.label_names}
     else:
         data = {"num_images": len(images), "names": _digest_names(images), "changes": options.detect_changes}
         data |= {"label_names": images.label_names}

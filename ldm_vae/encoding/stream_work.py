@@ -14,7 +14,6 @@ from torch.utils.data import IterableDataset, get_worker_info
 from ldm_vae.encoding.buckets import Size
 from ldm_vae.encoding.output import check_plan, withdraw_index
 from ldm_vae.encoding.preprocessing import WORKER_TIMEOUT_SECONDS, EncodingImage, ImageBatch, Preprocessing, collate
-from ldm_vae.images.collection import cell_content, cell_name
 from ldm_vae.images.decoding import UnreadableImage, read_crop
 from ldm_vae.images.streaming import ImageStream
 from ldm_vae.latents.sealed import read_sealed, seal
@@ -25,7 +24,6 @@ from ldm_vae.system.workers import load
 FILE_STRIDE = 1 << 32
 """Sample i of a stream is row i % FILE_STRIDE of input file i // FILE_STRIDE."""
 _SHORT_SECONDS, _MOST_CLAIMS = 20.0, 32
-LABEL_COLUMNS = ("label", "labels", "cls")
 
 
 def part_stem(file: int, part: int) -> str:
@@ -246,19 +244,25 @@ class _StreamedFiles(IterableDataset):
             yield {name: values[0] for name, values in example.items()}
 
     def _read(self, example: dict[str, Any], *, sample: int) -> EncodingImage:
+        cells = self._stream.cells
         cell = example.pop(self._stream.image_column)
         file, number = divmod(sample, FILE_STRIDE)
-        name = cell_name(cell, row=number)
+        name = cells.name(cell, row=number)
         if name == f"row {number}":
             name = f"file {file} {name}"
-        label = next((example.pop(key) for key in LABEL_COLUMNS if isinstance(example.get(key), int)), None)
-        row = Row(sample=sample, image=sample, source=name, label=label, columns=example)
+        label = example.pop(self._stream.label_column or "", None)
+        row = Row(sample=sample, image=sample, source=name, label=label, columns=cells.columns(example))
         size, preprocessing = self._size, self._preprocessing
         try:
-            content = cell_content(cell, root=self._stream.root)
+            content = cells.content(cell, row=number)
             picture, original = preprocessing.read(
                 lambda box_of: read_crop(
-                    content, channels=preprocessing.channels, resolution=size, box_of=box_of, name=name
+                    content,
+                    channels=preprocessing.channels,
+                    resolution=size,
+                    box_of=box_of,
+                    name=name,
+                    rules=cells.rules,
                 ),
                 size=size,
             )

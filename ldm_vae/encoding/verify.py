@@ -99,7 +99,9 @@ def _encode_again(dataset: LatentDataset, options: LatentsVerifyOptions, problem
         fingerprint(family).whole == index["vae"]["fingerprint"],
         f"--vae {options.vae} is not the autoencoder that {options.latents} was encoded with",
     )
-    collection = open_collection(options.data, split=options.split, image_column=options.image_column, field="--data")
+    collection = open_collection(
+        options.data, split=options.split, image_column=options.image_column, field="--data", rules=options
+    )
     require(
         len(collection) == index["data"]["num_images"],
         f"--data {options.data} has {len(collection)} images; {options.latents} was made from "

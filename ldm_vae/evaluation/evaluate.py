@@ -95,8 +95,9 @@ def evaluate(options: EvaluateOptions) -> EvaluateSummary:
     collection = open_collection(
         options.data,
         split=options.split,
-        default_splits=("validation", "test", "train"),
+        held_out=True,
         image_column=options.image_column,
+        rules=options,
     )
     perceptual_name, perceptual = choose_perceptual(
         options.perceptual, weights=options.perceptual_weights, device=device

@@ -189,7 +189,7 @@ def _open_data(run: RunAutoencoder, options: ExportOptions) -> tuple[_Data, _Dat
         return _Data(images=images, indices=indices, name=f"`{short_name(source)}`{kind}")
 
     if options.data is not None:
-        given = open_collection(options.data, split=options.split, image_column=options.image_column)
+        given = open_collection(options.data, split=options.split, image_column=options.image_column, rules=options)
         scaling = data(given, source=options.data, kind="", num_images=options.num_images)
         return scaling, data(
             given, source=options.data, kind="", num_images=min(options.num_images, config.validation_images)
@@ -198,7 +198,9 @@ def _open_data(run: RunAutoencoder, options: ExportOptions) -> tuple[_Data, _Dat
         config.train is not None and not config.streaming, "data: name images to measure on; the run streams its own"
     )
     assert config.train is not None
-    training = open_collection(config.train, split=config.split, image_column=config.image_column, field="data.train")
+    training = open_collection(
+        config.train, split=config.split, image_column=config.image_column, field="data.train", rules=config
+    )
     kind = " (training images)"
     scaling = data(training, source=config.train, kind=kind, num_images=options.num_images)
     num_images = min(options.num_images, config.validation_images)
@@ -207,9 +209,10 @@ def _open_data(run: RunAutoencoder, options: ExportOptions) -> tuple[_Data, _Dat
     validation = open_collection(
         config.validation,
         split=config.validation_split,
-        default_splits=("validation", "test"),
+        held_out=True,
         image_column=config.image_column,
         field="data.validation",
+        rules=config,
     )
     kind = " (validation images)"
     return scaling, data(validation, source=config.validation, kind=kind, num_images=num_images)

@@ -5,43 +5,46 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pyarrow.compute as pc
-from datasets import ClassLabel, Dataset, Features
-from datasets.utils.file_utils import xopen
+from datasets import ClassLabel, Dataset
 from PIL import Image
 
-from ldm_vae.images.decoding import decode_image, read_crop, upright_size
-from ldm_vae.images.folders import printable
-from ldm_vae.images.sources import Source, SourceRequest, open_source
+from ldm_vae.config.reading import ReadingRules
+from ldm_vae.images.cells import label_column
+from ldm_vae.images.decoding import UnreadableImage, decode_image, open_regular, read_crop, upright_size
+from ldm_vae.images.request import Source, SourceRequest
+from ldm_vae.images.sources import open_source
 from ldm_vae.images.transforms import Box
 
 _NAMES_AT_ONCE = 10_000
-LABEL_COLUMNS = ("label", "labels", "cls")
 
 
 def open_collection(
     source: str,
     *,
     split: str | None = None,
-    default_splits: tuple[str, ...] = ("train",),
+    held_out: bool = False,
     image_column: str | None = None,
     field: str = "data",
+    rules: ReadingRules | None = None,
 ) -> ImageCollection:
-    """Open a folder of images, parquet or webdataset files (a folder, glob or file), what `Dataset.save_to_disk`
-    wrote, or a data set of the hub.
+    """Open a folder of images, parquet or webdataset files, what `Dataset.save_to_disk` wrote, or a hub's data set.
 
-    A folder's images are sorted by path. Where all of them lie in folders one level down, these are the labels; where
-    all top folders are called train, validation or test (or a usual short form), these are the splits.
+    Parquet and webdataset files are named by their folder, by a pattern or one by one. A folder's images are sorted by
+    path. Where all of them lie in folders one level down, these are the labels. Where all top folders are called
+    train, validation or test (or a usual short form), these are the splits. What is left out or assumed is told on
+    stderr.
 
     Args:
         source: Path, glob or hub id.
-        split: Split to read; None: the first of `default_splits` that there is, else the only one.
-        default_splits: Splits to look for where none is named.
+        split: Split to read, perhaps with a slice; None: `train`, or with `held_out` the first for validation or test
+            that there is, else the only one.
+        held_out: Whether images are wanted that aren't trained on.
         image_column: Column of the images; None: the only image column there is.
         field: What errors call the option that gave `source`.
+        rules: What may be read, and what it may cost.
 
     Raises:
         ValueError: There is no such source, it holds no images, or split or column don't fit it.
@@ -49,14 +52,15 @@ def open_collection(
     request = SourceRequest(
         source=source,
         split=split,
-        default_splits=default_splits,
+        held_out=held_out,
         image_column=image_column,
-        field=field,
+        option=field,
         streaming=False,
+        rules=(rules or ReadingRules()).reading_rules(),
     )
     found = open_source(request)
     if len(found.dataset) == 0:
-        raise request.error(f"{source} holds no image")
+        raise request.error(f"{request.shown} holds no image")
     return ImageCollection(found)
 
 
@@ -66,14 +70,14 @@ class ImageCollection:
     def __init__(self, source: Source) -> None:
         assert isinstance(source.dataset, Dataset)
         column = source.image_column
-        self._root = source.root
+        self._reader = source.cells
         self._files = source.files
         self._cells = source.dataset.select_columns([column])
         self._rows = source.dataset.remove_columns([column])
         self._image_column = column
         self.columns: list[str] = list(self._rows.column_names)
-        """Names of the columns that `row` gives: all but the images."""
-        self.label_column = _label_column(self._rows.features)
+        """Names of the data set's columns but for the images."""
+        self.label_column = label_column(self._rows.features)
         """The column that `label` reads: `label`, `labels` or `cls` with whole numbers, else the only class column."""
 
     def __len__(self) -> int:
@@ -87,22 +91,22 @@ class ImageCollection:
 
     def name(self, i: int) -> str:
         """What to call image i: its path relative to the folder, the path in the data set, or its row."""
-        return cell_name(self._cell(i), row=i)
+        return self._reader.name(self._cell(i), row=i)
 
     def names(self, start: int, stop: int) -> list[str]:
         """`name` of the images start to stop - 1, at once, without reading images that the data set itself holds."""
         column = self._cells.with_format("arrow")[start:stop][self._image_column]
-        if self._root is not None:
+        if self._reader.root is not None:
             cells = column.to_pylist()
         else:
             cells = [{"path": path} for path in pc.struct_field(column, "path").to_pylist()]
-        return [cell_name(cell, row=i) for i, cell in enumerate(cells, start)]
+        return [self._reader.name(cell, row=i) for i, cell in enumerate(cells, start)]
 
     def data_names(self) -> Iterator[str]:
         """Yield what tells this collection from another, in its order.
 
-        For images that are files: their names. For rows of files here: names and sizes of these, and the number of
-        rows. Else: the names of the images in the data set, or their rows.
+        For images that are files: their names. For others: what their rows are kept in, such as names and sizes of
+        files, and the number of rows.
         """
         if self._files:
             yield from self._files
@@ -113,7 +117,7 @@ class ImageCollection:
 
     def row(self, i: int) -> dict[str, Any]:
         """The other columns of image i, as plain Python values."""
-        return dict(self._rows[i]) if self.columns else {}
+        return self._reader.columns(self._rows[i]) if self.columns else {}
 
     def label(self, i: int) -> int | None:
         """The class of image i; None where it has none."""
@@ -122,7 +126,7 @@ class ImageCollection:
 
     def source_stat(self, i: int) -> tuple[int, int] | None:
         """Size in bytes and time of the last change in ns, where image i is a file here that can be found."""
-        path = cell_path(self._cell(i), root=self._root)
+        path = self._reader.file(self._cell(i))
         try:
             status = os.stat(path) if path is not None else None
         except OSError:
@@ -131,10 +135,13 @@ class ImageCollection:
 
     def content_digest(self, i: int) -> str | None:
         """SHA-256 of image i as it is stored, in hexadecimal; None where it can't be read."""
-        content = cell_content(self._cell(i), root=self._root)
         try:
-            return hashlib.sha256(content if isinstance(content, bytes) else Path(content).read_bytes()).hexdigest()
-        except OSError:
+            content = self._reader.content(self._cell(i), row=i)
+            if isinstance(content, bytes):
+                return hashlib.sha256(content).hexdigest()
+            with open_regular(content) as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+        except (OSError, UnreadableImage):
             return None
 
     def size(self, i: int) -> tuple[int, int]:
@@ -144,7 +151,8 @@ class ImageCollection:
             UnreadableImage: See `decoding.upright_size`.
         """
         cell = self._cell(i)
-        return upright_size(cell_content(cell, root=self._root), name=cell_name(cell, row=i))
+        source, rules = self._reader.content(cell, row=i), self._reader.rules
+        return upright_size(source, name=self._reader.name(cell, row=i), rules=rules)
 
     def read(self, i: int, *, channels: int) -> Image.Image:
         """Return the whole of image i, upright, in mode L, RGB or RGBA for 1, 3 or 4 channels.
@@ -153,8 +161,8 @@ class ImageCollection:
             UnreadableImage: See `decode_image`.
         """
         cell = self._cell(i)
-        source = cell_content(cell, root=self._root)
-        return decode_image(source, channels=channels, name=cell_name(cell, row=i))
+        source, rules = self._reader.content(cell, row=i), self._reader.rules
+        return decode_image(source, channels=channels, name=self._reader.name(cell, row=i), rules=rules)
 
     def read_crop(
         self, i: int, *, channels: int, resolution: int | tuple[int, int], box_of: Callable[[tuple[int, int]], Box]
@@ -165,43 +173,10 @@ class ImageCollection:
             UnreadableImage: See `decode_image`.
         """
         cell = self._cell(i)
-        source = cell_content(cell, root=self._root)
-        name = cell_name(cell, row=i)
-        return read_crop(source, channels=channels, resolution=resolution, box_of=box_of, name=name)
+        source, name = self._reader.content(cell, row=i), self._reader.name(cell, row=i)
+        return read_crop(
+            source, channels=channels, resolution=resolution, box_of=box_of, name=name, rules=self._reader.rules
+        )
 
     def _cell(self, i: int) -> Any:
         return self._cells[i][self._image_column]
-
-
-def _label_column(features: Features) -> str | None:
-    for name in LABEL_COLUMNS:
-        feature = features.get(name)
-        if isinstance(feature, ClassLabel) or "int" in str(getattr(feature, "dtype", "")):
-            return name
-    classes = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
-    return classes[0] if len(classes) == 1 else None
-
-
-def cell_name(cell: Any, *, row: int) -> str:
-    """Return what to call the image of a cell (a path in bytes, or what `datasets.Image(decode=False)` gives)."""
-    if isinstance(cell, bytes):
-        return printable(cell)
-    return (cell or {}).get("path") or f"row {row}"
-
-
-def cell_path(cell: Any, *, root: str | None) -> str | None:
-    """Return the path of a cell's file; None where the cell holds the image itself or nothing."""
-    if root is not None:
-        return os.path.join(root, os.fsdecode(cell))
-    return cell["path"] if cell is not None and cell["bytes"] is None else None
-
-
-def cell_content(cell: Any, *, root: str | None) -> bytes | str:
-    """Return what `decode_image` reads: the path of a file here, or the image's bytes (none for an empty cell)."""
-    path = cell_path(cell, root=root)
-    if path is None:
-        return (cell or {}).get("bytes") or b""
-    if "://" in path:
-        with xopen(path, "rb") as file:
-            return file.read()
-    return path

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import errno
-import io
 import os
+import stat
 import struct
 import warnings
 import zlib
@@ -12,15 +12,24 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL.ImageFile import ImageFile
 
+from ldm_vae.config.reading import ReadingRules
+from ldm_vae.images.formats import FORMATS
+from ldm_vae.images.limits import (
+    LimitedBytes,
+    LimitedFile,
+    check_scans,
+    check_size,
+    raise_pillows_limit,
+    silence_libtiff,
+)
+from ldm_vae.images.pixels import Units, stated_units, to_channels
 from ldm_vae.images.transforms import Box, resize_crop
+from ldm_vae.system.text import printable
 
 T = TypeVar("T")
-
-MODES = {1: "L", 3: "RGB", 4: "RGBA"}
-"""Pillow's mode for each number of channels."""
 
 OVERSAMPLING = 4 / 3
 """A JPEG is decoded at 1/2, 1/4 or 1/8 only where so many decoded pixels are left for each pixel of the result, along
@@ -45,9 +54,6 @@ _BAD_FILE_ERRORS = (  # what Pillow raises at bad files, by its sources and by f
 _MACHINE_ERRORS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 """Errors of opening a file that aren't the file's fault."""
 
-_8_BITS = ((np.arange(65536) + 128) // 257).astype(np.uint8)
-"""The nearest of 256 greys to each of 65536."""
-
 _TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -69,34 +75,42 @@ class UnreadableImage(ValueError):
         self.reason = reason
 
     def __str__(self) -> str:
-        return f"the image {self.name} can't be read: {self.reason}"
+        return f"the image {printable(self.name)} can't be read: {self.reason}"
 
 
-def decode_image(source: bytes | str | Path, *, channels: int, name: str | None = None) -> Image.Image:
+_DEFAULT_RULES = ReadingRules()
+
+
+def decode_image(
+    source: bytes | str | Path, *, channels: int, name: str | None = None, rules: ReadingRules = _DEFAULT_RULES
+) -> Image.Image:
     """Return the whole picture, upright, in mode L, RGB or RGBA for 1, 3 or 4 channels.
 
-    Transparency is laid on white for 1 and 3 channels and kept for 4, 16-bit grey is scaled to 8 bits, and of an
-    animation the first frame is taken. Colour profiles are ignored, as everywhere in this field.
+    Transparency is laid on white for 1 and 3 channels and kept for 4. Grey of more than 8 bits is scaled, so that the
+    largest number that the file's samples can take is white. Of an animation the first frame is taken. Colour profiles
+    are ignored, as everywhere in this field.
 
     Args:
         source: Path of the file, or its content.
         channels: 1, 3 or 4.
         name: What errors call it; by default the path.
+        rules: What the picture may cost.
 
     Raises:
         UnreadableImage: The file is missing, damaged, too large or no image.
     """
 
-    def whole(image: Image.Image) -> Image.Image:
+    def whole(image: Image.Image, units: Units) -> Image.Image:
         _reduce(image, channels=channels, largest=1)
-        return _decode(image, channels=channels)
+        check_size(image, rules)
+        return _decode(image, channels=channels, units=units)
 
-    return _guarded(source, whole, name=name)
+    return _guarded(source, whole, name=name, rules=rules)
 
 
 def convert_picture(picture: Image.Image, *, channels: int) -> Image.Image:
     """Return a picture that is open already upright and in the mode that `decode_image` gives."""
-    return _decode(picture, channels=channels)
+    return _decode(picture, channels=channels, units=Units())
 
 
 def read_crop(
@@ -106,6 +120,7 @@ def read_crop(
     resolution: int | tuple[int, int],
     box_of: Callable[[tuple[int, int]], Box],
     name: str | None = None,
+    rules: ReadingRules = _DEFAULT_RULES,
 ) -> Image.Image:
     """Return a part of the picture, resized to `resolution` pixels, and otherwise like `decode_image`.
 
@@ -118,64 +133,105 @@ def read_crop(
         resolution: Side of the square result in pixels, or its (width, height).
         box_of: Gives the part for the upright picture's (width, height).
         name: What errors call it; by default the path.
+        rules: What the picture may cost.
 
     Raises:
         UnreadableImage: The file is missing, damaged, too large or no image.
     """
 
-    def crop(image: Image.Image) -> Image.Image:
-        left, top, right, bottom = box_of(_upright_size(image))
+    def crop(image: Image.Image, units: Units) -> Image.Image:
+        left, top, right, bottom = box_of(_upright_size(image, rules))
         width, height = (resolution, resolution) if isinstance(resolution, int) else resolution
         largest = min((right - left) / width, (bottom - top) / height) / OVERSAMPLING
         factor = _reduce(image, channels=channels, largest=largest)
-        picture = _decode(image, channels=channels)
+        check_size(image, rules)
+        picture = _decode(image, channels=channels, units=units)
         reduced = (left / factor, top / factor, right / factor, bottom / factor)
         return resize_crop(picture, reduced, resolution=resolution)
 
-    return _guarded(source, crop, name=name)
+    return _guarded(source, crop, name=name, rules=rules)
 
 
-def upright_size(source: bytes | str | Path, *, name: str | None = None) -> tuple[int, int]:
+def upright_size(
+    source: bytes | str | Path, *, name: str | None = None, rules: ReadingRules = _DEFAULT_RULES
+) -> tuple[int, int]:
     """Return the (width, height) of the upright picture, from the header alone where that tells them.
 
     Raises:
         UnreadableImage: The file is missing, too large or no image; damage behind the header may pass.
     """
 
-    def size(image: Image.Image) -> tuple[int, int]:
+    def size(image: Image.Image, units: Units) -> tuple[int, int]:
         if image.format == "PNG" and "exif" not in image.info:
             return image.size  # an orientation behind the pixels isn't worth decoding them
-        return _upright_size(image)
+        return _upright_size(image, rules)
 
-    return _guarded(source, size, name=name)
+    return _guarded(source, size, name=name, rules=rules)
 
 
-def _guarded(source: bytes | str | Path, read: Callable[[Image.Image], T], *, name: str | None) -> T:
+def open_regular(path: str | Path) -> LimitedFile:
+    """Open a file for reading, whatever it is called.
+
+    Raises:
+        OSError: It can't be opened, or is a folder, a pipe, a socket or a device, which may never end.
+    """
+    if not stat.S_ISREG(os.stat(path).st_mode):  # before it is opened, for opening a device may do something
+        raise OSError(f"it is {'a folder' if os.path.isdir(path) else 'no regular file'}")
+    return LimitedFile(path)
+
+
+def _guarded(
+    source: bytes | str | Path,
+    read: Callable[[Image.Image, Units], T],
+    *,
+    name: str | None,
+    rules: ReadingRules,
+) -> T:
     """Open `source`, hand it to `read`, and turn what Pillow raises at bad files into `UnreadableImage`."""
+
+    def reopen() -> ImageFile:
+        file = LimitedBytes(source) if isinstance(source, bytes) else open_regular(source)
+        image = Image.open(file, formats=FORMATS)
+        assert isinstance(image, ImageFile)
+        return image
+
     try:
-        with warnings.catch_warnings():
+        raise_pillows_limit(rules)
+        with (
+            warnings.catch_warnings(),
+            LimitedBytes(source) if isinstance(source, bytes) else open_regular(source) as file,
+        ):
             warnings.simplefilter("ignore")  # Pillow's, on odd metadata and large pictures
-            with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-                return read(image)
+            file.begin(rules)
+            with Image.open(file, formats=FORMATS) as image:
+                assert isinstance(image, ImageFile)
+                if image.format == "TIFF":
+                    silence_libtiff()
+                if image.format in _JPEG_FORMATS:
+                    check_scans(image, file)
+                return read(image, stated_units(image, reopen=reopen))
     except _BAD_FILE_ERRORS as error:
         if isinstance(error, OSError) and error.errno in _MACHINE_ERRORS:
             raise
         if name is None:
             name = f"of {len(source)} bytes" if isinstance(source, bytes) else str(source)
-        raise UnreadableImage(name, _reason(error, source)) from error
+        raise UnreadableImage(name, _reason(error, source, rules)) from error
 
 
-def _reason(error: Exception, source: bytes | str | Path) -> str:
+def _reason(error: Exception, source: bytes | str | Path, rules: ReadingRules) -> str:
+    if isinstance(error, Image.DecompressionBombError):
+        return f"its header claims more pixels than max_pixels, which is {rules.max_pixels}"
     if isinstance(error, UnidentifiedImageError):
         size = len(source) if isinstance(source, bytes) else os.path.getsize(source)
-        return "it is empty" if size == 0 else "it is in no format that Pillow knows"
+        return "it is empty" if size == 0 else "it is in no format that is read here"
     if isinstance(error, OSError) and error.strerror is not None:
         return error.strerror
-    return " ".join(str(error).split()) or type(error).__name__
+    return printable(" ".join(str(error).split())) or type(error).__name__
 
 
-def _upright_size(image: Image.Image) -> tuple[int, int]:
+def _upright_size(image: Image.Image, rules: ReadingRules) -> tuple[int, int]:
     if image.format not in _JPEG_FORMATS:
+        check_size(image, rules)
         image.load()  # which turns a TIFF upright, and may find a PNG's orientation only behind the pixels
     width, height = image.size
     return (height, width) if _orientation(image) >= 5 else (width, height)
@@ -203,37 +259,9 @@ def _reduce(image: Image.Image, *, channels: int, largest: float) -> int:
     return 1 if drafted is None else round(width / drafted[1][2])
 
 
-def _decode(image: Image.Image, *, channels: int) -> Image.Image:
+def _decode(image: Image.Image, *, channels: int, units: Units) -> Image.Image:
     """Return the upright picture in the mode of `channels`."""
     image.load()
     orientation = _orientation(image)
-    picture = _convert(image, channels=channels)
+    picture = to_channels(image, channels=channels, units=units)
     return picture.transpose(_TRANSPOSE[orientation]) if orientation in _TRANSPOSE else picture
-
-
-def _convert(image: Image.Image, *, channels: int) -> Image.Image:
-    """Return a decoded image in the mode of `channels`."""
-    if image.mode == "F":
-        raise ValueError("its pixels are floating-point numbers, whose range isn't known")
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        image = _to_8_bits(image)
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        if channels != 4:
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    elif image.mode not in ("1", "L", "P", "RGB"):
-        image = image.convert("RGB")  # there is no direct way from CMYK and the like to grey
-    mode = MODES[channels]
-    return image if image.mode == mode else image.convert(mode)
-
-
-def _to_8_bits(image: Image.Image) -> Image.Image:
-    """Return a 16-bit grey image in 8 bits, 65535 being white."""
-    values = np.asarray(image)
-    if values.min() < 0 or values.max() > 65535:
-        raise ValueError("its grey values don't fit 16 bits, so which is white isn't known")
-    grey = Image.fromarray(_8_BITS[values])
-    transparent = image.info.get("transparency")
-    if transparent is not None:
-        grey.putalpha(Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8)))
-    return grey

@@ -1,4 +1,4 @@
-"""Folders of image files: which images there are, in which splits and classes, listed in one sorted walk.
+"""Folders as they are found: which files are pictures, which are tables of pictures, and what is left out.
 
 `datasets`' own imagefolder isn't used: it takes file names with the word "test" in them for a split of their own.
 """
@@ -7,19 +7,22 @@ from __future__ import annotations
 
 import os
 import re
+import stat
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.csv
-import pyarrow.json
-import pyarrow.parquet
-from datasets import ClassLabel, Dataset, Features, Value
+from ldm_vae.images.formats import EXTRA, IMAGE_EXTENSIONS, PLUGIN_EXTENSIONS
+from ldm_vae.images.metadata_files import METADATA_FILES
+from ldm_vae.system.outputs import KINDS, RUN, OutputKind, is_marked
+from ldm_vae.system.telling import counted
+from ldm_vae.system.text import printable
 
-IMAGE_EXTENSIONS = (
-    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".avif", ".gif", ".bmp", ".dib", ".tif", ".tiff",
-    ".jp2", ".j2k", ".jpx", ".jpf", ".j2c", ".jpc", ".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".ico", ".psd", ".sgi",
-)  # fmt: skip
-"""Endings, in any case, of what counts as an image file."""
+TABLE_FORMATS = {".parquet": "parquet", ".tar": "webdataset", ".arrow": "arrow"}
+"""Endings of files that hold many pictures, and the name of each format."""
+
+CAPTION_EXTENSIONS = (".txt", ".caption")
+"""Endings of files that hold the caption of the picture beside them."""
 
 SPLIT_FOLDERS = {
     "train": "train", "training": "train",
@@ -28,43 +31,238 @@ SPLIT_FOLDERS = {
 }  # fmt: skip
 """Folders that are splits, where a folder holds nothing but such, and the splits' names."""
 
+_WELL_KNOWN = re.compile(r"(readme|licen[cs]e|copying|checksums?|sha\d+sums|md5sums?|thumbs\.db|desktop\.ini).*", re.I)
+_SYSTEM_FOLDERS = ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found")
+_NAMED = 5
 
-def list_images(root: str) -> list[str]:
-    """Return the paths, relative to `root`, of all image files below it, sorted.
 
-    Hidden files and folders are left out; links to folders are followed, but no folder is listed twice.
+@dataclass(kw_only=True)
+class Listing:
+    """What a folder and the folders below it hold. Paths are relative to `root`, with `/` between folders."""
+
+    root: str
+    images: list[str] = field(default_factory=list)
+    """Pictures, sorted."""
+    tables: list[str] = field(default_factory=list)
+    """Files that hold many pictures, sorted."""
+    metadata: list[str] = field(default_factory=list)
+    """metadata.csv, .jsonl, .parquet and the like, sorted."""
+    captions: dict[str, str] = field(default_factory=dict)
+    """For a picture with a caption beside it: the path of the caption's file."""
+    outputs: list[tuple[str, OutputKind]] = field(default_factory=list)
+    """Folders that this program wrote, none of whose files are listed."""
+    links_outside: list[str] = field(default_factory=list)
+    """Pictures and folders that are links to something outside of `root`."""
+    not_files: list[str] = field(default_factory=list)
+    """What is called like a picture or a table and is a pipe, a socket or a device."""
+    left_out: Counter[str] = field(default_factory=Counter)
+    """Other files by their endings in lower case; "" stands for none."""
+    hidden: int = 0
+    """Hidden files that are called like pictures or tables."""
+
+    def notes(self) -> Iterator[str]:
+        """Yield a line on everything that is left out, and on links that lead outside."""
+        if self.outputs:
+            names = _some(f"{path} ({kind.noun})" for path, kind in self.outputs)
+            yield f"left out {counted(len(self.outputs), 'folder')} that ldm-vae wrote: {names}"
+        if self.left_out:
+            yield f"left out by their endings: {describe_endings(self.left_out)}"
+        if self.not_files:
+            yield f"left out {counted(len(self.not_files), 'name')} that are no files: {_some(self.not_files)}"
+        if self.hidden:
+            yield f"left out {counted(self.hidden, 'hidden file')} called like pictures"
+        if self.links_outside:
+            number = counted(len(self.links_outside), "link")
+            yield f"{number} that lead outside are followed: {_some(self.links_outside)}"
+
+
+def list_folder(root: str) -> Listing:
+    """List a folder in one walk.
+
+    Hidden files and folders, and folders that this program wrote, are left out; links to folders are followed, but no
+    folder is listed twice.
 
     Raises:
         OSError: A folder can't be listed.
     """
 
-    def fail(error: OSError) -> None:
-        raise error
+    listing = Listing(root=root)
+    walk = _Walk(listing)
+    walk.list("")
+    walk.match_captions()
+    for paths in (listing.images, listing.tables, listing.metadata):
+        paths.sort()
+    return listing
 
-    paths: list[str] = []
-    listed: set[str] = set()
-    for folder, folders, files in os.walk(root, followlinks=True, onerror=fail):
+
+def list_images(root: str) -> list[str]:
+    """Return the paths, relative to `root`, of the pictures that `list_folder` finds, sorted.
+
+    Raises:
+        OSError: A folder can't be listed.
+    """
+    return list_folder(root).images
+
+
+def inside_output(path: str, *, root: str) -> tuple[str, OutputKind] | None:
+    """Return the folder between `root` and a file below it that this program wrote, with its kind, if there is one."""
+    folder = os.path.dirname(path)
+    while _lies_in(folder, root) and folder != root:
+        for kind in KINDS:
+            if is_marked(folder, kind):
+                return folder, kind
+        folder = os.path.dirname(folder)
+    return None
+
+
+def describe_endings(endings: Counter[str]) -> str:
+    """Return how many files have which ending, the commonest first; names the extra that reads some of them."""
+    shown = [f"{number:,} {printable(ending) or 'without ending'}" for ending, number in endings.most_common(_NAMED)]
+    rest = len(endings) - _NAMED
+    more = f" and {rest} more endings" if rest > 0 else ""
+    extra = f" ({EXTRA})" if any(ending in PLUGIN_EXTENSIONS for ending in endings) else ""
+    return ", ".join(shown) + more + extra
+
+
+class _Walk:
+    """Fills a listing, folder by folder, each before the folders in it."""
+
+    def __init__(self, listing: Listing) -> None:
+        self._listing = listing
+        self._root = listing.root
+        self._real_root = os.path.realpath(listing.root)
+        self._listed: set[str] = set()
+        self._captions: set[str] = set()
+
+    def list(self, prefix: str) -> None:
+        """List a folder, given by its path relative to the root with `/` at its end, and those below it."""
+        folder = os.path.join(self._root, prefix) if prefix else self._root
         real = os.path.realpath(folder)
-        if real in listed:
-            folders.clear()
-            continue
-        listed.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith((".", "__MACOSX")))
-        prefix = "" if folder == root else os.path.relpath(folder, root).replace(os.sep, "/") + "/"
-        paths += [prefix + name for name in files if name.lower().endswith(IMAGE_EXTENSIONS) and name[0] != "."]
-    return sorted(paths)
+        if real in self._listed:
+            return
+        self._listed.add(real)
+        with os.scandir(folder) as scan:
+            entries = sorted(scan, key=lambda entry: entry.name)
+        kind = _output_kind(folder, entries)
+        if kind is not None and prefix:
+            self._listing.outputs.append((prefix.rstrip("/"), kind))
+            return
+        folders = []
+        for entry in entries:
+            owned = kind is not None and kind.owns(entry.name)
+            if entry.is_dir():
+                if owned:  # a run was written into the folder of its pictures
+                    self._listing.outputs.append((prefix + entry.name, kind or RUN))
+                elif not entry.name.startswith(".") and entry.name not in _SYSTEM_FOLDERS:
+                    folders.append(entry.name)
+                    self._note_link(entry, prefix)
+            elif not owned:
+                self._sort_in(entry, prefix)
+        for name in folders:
+            self.list(f"{prefix}{name}/")
+
+    def _sort_in(self, entry: os.DirEntry[str], prefix: str) -> None:
+        """Put a file into the list where it belongs."""
+        listing, name, path, lower = self._listing, entry.name, prefix + entry.name, entry.name.lower()
+        ending = os.path.splitext(lower)[1]
+        is_image, is_table = lower.endswith(IMAGE_EXTENSIONS), ending in TABLE_FORMATS
+        if name.startswith("."):
+            listing.hidden += (is_image or is_table) and not name.startswith("._")
+        elif lower in METADATA_FILES:
+            listing.metadata.append(path)
+        elif is_image or is_table:
+            self._note_link(entry, prefix)
+            if _is_special(entry):
+                listing.not_files.append(path)
+            else:
+                (listing.images if is_image else listing.tables).append(path)
+        elif ending in CAPTION_EXTENSIONS:
+            self._captions.add(path)
+        elif not _WELL_KNOWN.fullmatch(name):
+            listing.left_out[ending] += 1
+
+    def _note_link(self, entry: os.DirEntry[str], prefix: str) -> None:
+        if entry.is_symlink() and not _lies_in(os.path.realpath(entry.path), self._real_root):
+            self._listing.links_outside.append(prefix + entry.name)
+
+    def match_captions(self) -> None:
+        """Find the pictures of the captions' files; those that have none are left out."""
+        listing, used = self._listing, set()
+        for image in listing.images if self._captions else ():
+            stem = image.rpartition(".")[0]
+            for caption in (stem + ending for ending in CAPTION_EXTENSIONS):
+                if caption in self._captions:
+                    listing.captions[image] = caption
+                    used.add(caption)
+                    break
+        for caption in self._captions - used:
+            if not _WELL_KNOWN.fullmatch(os.path.basename(caption)):
+                listing.left_out[os.path.splitext(caption)[1].lower()] += 1
+
+
+def _output_kind(folder: str, entries: Iterable[os.DirEntry[str]]) -> OutputKind | None:
+    names = {entry.name for entry in entries}
+    return next((kind for kind in KINDS if kind.mark in names and is_marked(folder, kind)), None)
+
+
+def _is_special(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry is a pipe, a socket or a device, or a link to one: reading it may never end."""
+    if entry.is_file():
+        return False
+    try:
+        return not stat.S_ISREG(entry.stat().st_mode)
+    except OSError:  # a link that leads nowhere, or a file that has just gone
+        return False
+
+
+def _lies_in(path: str, root: str) -> bool:
+    return path == root or path.startswith(root.rstrip(os.sep) + os.sep)
+
+
+def _some(names: Iterable[str]) -> str:
+    listed = list(names)
+    more = f" and {len(listed) - _NAMED:,} more" if len(listed) > _NAMED else ""
+    return ", ".join(map(printable, listed[:_NAMED])) + more
+
+
+def relative_path(file: str, root: str) -> str:
+    """Return a file's path relative to `root`, with `/` between folders."""
+    return os.path.relpath(file, root).replace(os.sep, "/")
+
+
+def has_split_folders(paths: list[str]) -> bool:
+    """Whether all top folders are splits."""
+    return SPLIT_FOLDERS.keys() >= {_top(path) for path in paths}
+
+
+def has_split_names(paths: list[str]) -> bool:
+    """Whether the first words of all files' names are splits."""
+    return SPLIT_FOLDERS.keys() >= {_first_word(path) for path in paths}
 
 
 def split_paths(paths: list[str]) -> dict[str, list[str]]:
-    """Return the files of each split: by the folder at the top, where there are only such of `SPLIT_FOLDERS`, else
-    all as `train`."""
-    return _split({path: path.partition("/")[0] if "/" in path else "" for path in paths})
+    """Return the files of each split.
+
+    The split is the folder at the top where there are only such of `SPLIT_FOLDERS`, else all files are `train`.
+    """
+    return _split({path: _top(path) for path in paths})
 
 
 def split_names(paths: list[str]) -> dict[str, list[str]]:
-    """Return the files of each split: by the first word of their names (train-00000-of-00002.parquet), where there
-    are only such of `SPLIT_FOLDERS`, else all as `train`."""
-    return _split({path: re.split(r"[-_.]", os.path.basename(path))[0] for path in paths})
+    """Return the files of each split.
+
+    The split is the first word of a file's name (train-00000-of-00002.parquet) where there are only such of
+    `SPLIT_FOLDERS`, else all files are `train`.
+    """
+    return _split({path: _first_word(path) for path in paths})
+
+
+def _top(path: str) -> str:
+    return path.partition("/")[0] if "/" in path else ""
+
+
+def _first_word(path: str) -> str:
+    return re.split(r"[-_.]", os.path.basename(path))[0]
 
 
 def _split(words: dict[str, str]) -> dict[str, list[str]]:
@@ -74,55 +272,3 @@ def _split(words: dict[str, str]) -> dict[str, list[str]]:
     for path, word in words.items():
         splits.setdefault(SPLIT_FOLDERS[word], []).append(path)
     return splits
-
-
-def folder_dataset(root: str, splits: dict[str, list[str]], *, split: str) -> Dataset:
-    """Return a data set of one split of the image files below `root`.
-
-    Its columns: `image` (the path relative to root, as bytes, for names in any encoding), `label` (the folder, where
-    all images of all splits lie in one, one level down), and those of a metadata.csv, .jsonl or .parquet beside the
-    images or the splits, whose column file_name names the image.
-
-    Raises:
-        pa.ArrowException: The metadata can't be read.
-    """
-    paths = splits[split]
-    files = pa.array([os.fsencode(path) for path in paths], pa.binary())
-    columns: dict[str, pa.Array | pa.ChunkedArray] = {"image": files}
-    features = Features({"image": Value("binary")})
-    parts = [path.split("/") for images in splits.values() for path in images]
-    tops = {part[0] for part in parts}
-    depth = 2 if tops <= SPLIT_FOLDERS.keys() else 1
-    if all(len(part) == depth + 1 for part in parts):
-        class_names = sorted({part[depth - 1] for part in parts})
-        numbers = {name: number for number, name in enumerate(class_names)}
-        columns["label"] = pa.array([numbers[path.split("/")[depth - 1]] for path in paths], pa.int64())
-        features["label"] = ClassLabel(names=[printable(os.fsencode(name)) for name in class_names])
-    metadata = _read_metadata(root, folders=["", *sorted(tops & SPLIT_FOLDERS.keys())])
-    if metadata is not None:
-        rows = pc.index_in(files, value_set=metadata["file_name"].combine_chunks())
-        for name in metadata.column_names:
-            if name not in ("file_name", "image"):
-                columns[name] = metadata[name].take(rows)
-                features[name] = Features.from_arrow_schema(metadata.select([name]).schema)[name]
-    return Dataset.from_dict(columns, features=features)
-
-
-def printable(name: bytes) -> str:
-    """Return a file's name as text, what is no UTF-8 as escapes."""
-    return name.decode("utf-8", "backslashreplace")
-
-
-def _read_metadata(root: str, *, folders: list[str]) -> pa.Table | None:
-    """Return the metadata of some folders below `root`, file_name being relative to it, as bytes."""
-    readers = {"csv": pa.csv.read_csv, "jsonl": pa.json.read_json, "parquet": pa.parquet.read_table}
-    tables = []
-    for folder in folders:
-        for ending, read in readers.items():
-            path = os.path.join(root, folder, f"metadata.{ending}")
-            table = read(path) if os.path.isfile(path) else None
-            if table is not None and "file_name" in table.column_names:
-                prefix = os.fsencode(folder + "/" if folder else "")
-                names = pc.binary_join_element_wise(prefix, table["file_name"].cast(pa.binary()), b"")
-                tables.append(table.drop_columns("file_name").append_column("file_name", names))
-    return pa.concat_tables(tables, promote_options="permissive") if tables else None

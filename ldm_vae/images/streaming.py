@@ -11,16 +11,19 @@ from itertools import count
 from typing import Any
 
 import numpy as np
-from datasets import Dataset
+from datasets import ClassLabel, Dataset
 from datasets import IterableDataset as Stream
 from datasets.distributed import split_dataset_by_node
 from PIL import Image
 from torch.utils.data import IterableDataset
 
 from ldm_vae.config.names import Crop
-from ldm_vae.images.collection import ImageCollection, cell_content, cell_name
+from ldm_vae.config.reading import ReadingRules
+from ldm_vae.images.cells import Cells, label_column
+from ldm_vae.images.collection import ImageCollection
 from ldm_vae.images.decoding import UnreadableImage, read_crop
-from ldm_vae.images.sources import SourceRequest, open_source
+from ldm_vae.images.request import SourceRequest
+from ldm_vae.images.sources import open_source
 from ldm_vae.images.training import Augmentation, SkippedImage, TrainingSample
 from ldm_vae.system.randomness import sample_rng
 
@@ -40,10 +43,14 @@ class ImageStream:
     """What the user named."""
     dataset: Stream
     image_column: str
-    root: str | None
-    """Folder that the column's paths are relative to, where the images are files here."""
+    cells: Cells
+    """Reads the image column and the others."""
+    label_column: str | None
+    """The column that holds the classes, chosen as `ImageCollection` does."""
+    label_names: list[str] | None
+    """The classes' names by number, where the data set knows them."""
     files: list[str] = field(default_factory=list)
-    """Names and sizes of the files that hold the rows, where these are here and the images are not files."""
+    """What the rows are kept in, such as names and sizes of files; none for images that are files themselves."""
     collection: ImageCollection | None = None
     """The same images by number, where they have one."""
 
@@ -52,9 +59,10 @@ def open_stream(
     source: str,
     *,
     split: str | None = None,
-    default_splits: tuple[str, ...] = ("train",),
+    held_out: bool = False,
     image_column: str | None = None,
     field: str = "data",
+    rules: ReadingRules | None = None,
 ) -> ImageStream:
     """Open as a stream what `open_collection` opens, with the same arguments.
 
@@ -64,21 +72,28 @@ def open_stream(
     request = SourceRequest(
         source=source,
         split=split,
-        default_splits=default_splits,
+        held_out=held_out,
         image_column=image_column,
-        field=field,
+        option=field,
         streaming=True,
+        rules=(rules or ReadingRules()).reading_rules(),
     )
     found = open_source(request)
     dataset, collection = found.dataset, None
     if isinstance(dataset, Dataset):
         collection = ImageCollection(found)
         dataset = dataset.to_iterable_dataset(num_shards=max(1, min(len(dataset), _SHARDS_OF_A_FOLDER)))
+    features = dataset.features if dataset.features is not None else dataset._resolve_features().features
+    others = {name: feature for name, feature in features.items() if name != found.image_column}
+    label = label_column(others)
+    names = others[label].names if label is not None and isinstance(others[label], ClassLabel) else None
     return ImageStream(
         source=source,
         dataset=dataset,
         image_column=found.image_column,
-        root=found.root,
+        cells=found.cells,
+        label_column=label,
+        label_names=names,
         files=found.files,
         collection=collection,
     )
@@ -138,7 +153,7 @@ class StreamingImages:
         )
 
     def data_names(self) -> Iterator[str]:
-        """Yield what tells this stream from another: see `ImageCollection.data_names`; of the hub only its name."""
+        """Yield what tells this stream from another: see `ImageCollection.data_names`."""
         if self._stream.collection is not None:
             return self._stream.collection.data_names()
         return iter(self._stream.files or [self._stream.source])
@@ -207,13 +222,14 @@ class StreamingImages:
             return error
 
     def _read(self, example: _Example) -> Image.Image:
-        augmentation = self._augmentation
+        augmentation, cells = self._augmentation, self._stream.cells
         return read_crop(
-            cell_content(example.cell, root=self._stream.root),
+            cells.content(example.cell, row=example.row),
             channels=augmentation.channels,
             resolution=augmentation.resolution_of(example.k),
             box_of=augmentation.box_of(example.k),
-            name=cell_name(example.cell, row=example.row),
+            name=cells.name(example.cell, row=example.row),
+            rules=cells.rules,
         )
 
     def _examples(self, start: int, process_index: int, num_processes: int) -> Iterator[_Example]:

@@ -38,15 +38,18 @@ def open_data(config: Config) -> RunData:
     require(data.train is not None, "<data.train> is missing: name a folder of images, a hub id or files to train on")
     assert data.train is not None
     open_training = open_stream if data.streaming else open_collection
-    training = open_training(data.train, split=data.split, image_column=data.image_column, field="data.train")
+    training = open_training(
+        data.train, split=data.split, image_column=data.image_column, field="data.train", rules=data
+    )
     if data.validation is None:
         return RunData(training=training, validation=None)
     validation = open_collection(
         data.validation,
         split=data.validation_split,
-        default_splits=("validation", "val", "test", "train"),
+        held_out=True,
         image_column=data.image_column,
         field="data.validation",
+        rules=data,
     )
     return RunData(training=training, validation=validation)
 

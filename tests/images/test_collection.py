@@ -19,11 +19,6 @@ from ldm_vae.images.decoding import UnreadableImage
 from tests.pictures import encoded, write_grey
 
 
-@pytest.fixture(autouse=True)
-def _cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("cache")))
-
-
 def names(collection: ImageCollection) -> list[str]:
     return [collection.name(i) for i in range(len(collection))]
 
@@ -87,14 +82,15 @@ def test_folders_that_are_splits_stay_apart_and_share_their_labels(tmp_path: Pat
     for value, name in enumerate(["train/cat/1.png", "train/dog/1.png", "val/dog/2.png"]):
         write_grey(tmp_path / name, value)
     train = open_collection(str(tmp_path))
-    validation = open_collection(str(tmp_path), default_splits=("validation", "test"))
+    validation = open_collection(str(tmp_path), held_out=True)
     assert (names(train), [train.label(i) for i in range(2)]) == (["train/cat/1.png", "train/dog/1.png"], [0, 1])
     assert (names(validation), validation.label(0)) == (["val/dog/2.png"], 1)
     assert names(open_collection(str(tmp_path), split="validation")) == ["val/dog/2.png"]
     with pytest.raises(ValueError, match=r"^data: .* has no split 'test'; it has train, validation$"):
         open_collection(str(tmp_path), split="test")
-    with pytest.raises(ValueError, match="has the splits train, validation; choose one"):
-        open_collection(str(tmp_path), default_splits=("test",))
+    (tmp_path / "train").rename(tmp_path / "test")
+    with pytest.raises(ValueError, match="has the splits test, validation; choose one"):
+        open_collection(str(tmp_path))
 
 
 @pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
@@ -127,7 +123,7 @@ def test_parquet_files_of_unequal_size(tmp_path: Path) -> None:
         assert (names(collection), greys(collection)) == (["10.png", "20.png", "30.png", "40.png"], [10, 20, 30, 40])
         assert (collection.row(2), collection.label(3)) == ({"label": 5, "text": None}, 6)
         assert collection.source_stat(0) is None
-    assert greys(open_collection(str(folder), default_splits=("validation",))) == [50]
+    assert greys(open_collection(str(folder), held_out=True)) == [50]
     assert greys(open_collection(str(folder / "train-00002-of-00003.parquet"))) == [40]
 
 
@@ -153,7 +149,7 @@ def test_saved_datasets_and_their_splits(tmp_path: Path) -> None:
     collection = open_collection(str(tmp_path / "one"))
     assert (greys(collection), collection.label(2), collection.label_names) == ([1, 2, 3], 1, ["a", "b"])
     datasets.DatasetDict({"train": data, "test": data.select([1])}).save_to_disk(tmp_path / "two")
-    assert greys(open_collection(str(tmp_path / "two"), default_splits=("validation", "test"))) == [2]
+    assert greys(open_collection(str(tmp_path / "two"), held_out=True)) == [2]
 
 
 def test_image_columns_are_found_or_named(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ def pixels(content: bytes, channels: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
-@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "LA", "RGBA", "CMYK", "I;16", "I"])
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "LA", "RGBA", "CMYK", "I;16"])
 def test_every_mode_becomes_the_one_asked_for(mode: str, channels: int) -> None:
     image = Image.new(mode, (7, 5)) if mode.startswith("I") else Image.fromarray(noise(5, 7, 3)).convert(mode)
     picture = decode_image(encoded(image, "TIFF"), channels=channels)
@@ -45,8 +45,6 @@ def test_16_bit_grey_is_scaled_not_clipped(fmt: str) -> None:
     expected = np.round(values / 257)
     assert pixels(content, 1).tolist() == expected.tolist()
     assert pixels(content, 3)[..., 2].tolist() == expected.tolist()
-    wide = encoded(Image.fromarray(values.astype(np.int32)), "TIFF")
-    assert pixels(wide, 1).tolist() == expected.tolist()
 
 
 def test_transparency_is_kept_for_4_channels_and_laid_on_white_else() -> None:
@@ -156,14 +154,14 @@ def truncated(fmt: str) -> bytes:
     ("content", "reason"),
     [
         (b"", "empty"),
-        (b"not an image at all", "no format that Pillow knows"),
+        (b"not an image at all", "no format that is read here"),
         (truncated("JPEG"), "truncated"),
         (truncated("PNG"), "truncated"),
         (truncated("WEBP"), "decoder"),
         (truncated("GIF"), "truncated"),
-        (b"P4 20000 20000\n" + bytes(100), "exceeds limit"),
+        (b"P4 20000 20000\n" + bytes(100), "claims more pixels than max_pixels"),
         (encoded(Image.new("F", (4, 4)), "TIFF"), "floating-point"),
-        (encoded(Image.fromarray(np.array([[0, 70000]], dtype=np.int32)), "TIFF"), "don't fit 16 bits"),
+        (encoded(Image.fromarray(np.array([[0, 70000]], dtype=np.int32)), "TIFF"), "integers of 32 bits"),
     ],
 )
 def test_bad_files_say_why_in_one_line(content: bytes, reason: str, tmp_path: Path) -> None:

@@ -20,11 +20,6 @@ from ldm_vae.images.training import TrainingImages
 from tests.pictures import encoded, noise, write_grey
 
 
-@pytest.fixture(autouse=True)
-def _cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("cache")))
-
-
 def write_shards(folder: Path, *shards: list[int]) -> Path:
     """Write a parquet file of pictures of one grey value for each list; 0 stands for a damaged one."""
     for number, values in enumerate(shards):

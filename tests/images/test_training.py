@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ldm_vae.images.batches import training_batches
-from ldm_vae.images.collection import open_collection
+from ldm_vae.images.collection import ImageCollection, open_collection
 from ldm_vae.images.decoding import UnreadableImage
 from ldm_vae.images.evaluation import EvaluationBatch, EvaluationImages, evaluation_batches
 from ldm_vae.images.streaming import StreamingImages, open_stream
@@ -198,10 +198,10 @@ def test_a_dead_worker_is_an_error(photos: Path) -> None:
             list(islice(batches, 50))
 
 
-def test_a_stuck_worker_is_an_error(photos: Path, tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "pipe.png")  # opening it waits for a writer, as on dead storage
+def test_a_stuck_worker_is_an_error(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ImageCollection, "read_crop", lambda *_, **__: time.sleep(100))  # as on dead storage
     batches = training_batches(
-        training_images(tmp_path), start_step=0, batch_size=2, micro_batch_size=2, num_workers=1, timeout_seconds=1
+        training_images(photos), start_step=0, batch_size=2, micro_batch_size=2, num_workers=1, timeout_seconds=1
     )
     start = time.monotonic()
     with closing(batches), pytest.raises(RuntimeError, match=r"^a data worker gave nothing for 1 s; .*num_workers 0"):

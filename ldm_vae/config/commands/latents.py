@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from typing import Optional
 
 from ldm_vae.config.names import LatentsLayout, PipelineKind
+from ldm_vae.config.reading import ReadingRules
 from ldm_vae.config.rules import Options, at_least, local_path, require, source
 
 
 @dataclass(kw_only=True)
-class LatentsVerifyOptions(Options):
+class LatentsVerifyOptions(ReadingRules):
     """Check that a folder of latents is whole: report missing, damaged, duplicate and foreign shards."""
 
     latents: str = local_path()

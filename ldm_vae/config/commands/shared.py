@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from typing import Optional
 
 from ldm_vae.config.names import MixedPrecision
+from ldm_vae.config.reading import ReadingRules
 from ldm_vae.config.rules import Options, at_least, positive
 
 
 @dataclass(kw_only=True)
-class ReadsImages(Options):
+class ReadsImages(ReadingRules):
     """How a collection of images is read."""
 
     image_column: Optional[str] = None
