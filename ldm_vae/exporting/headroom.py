@@ -14,6 +14,7 @@ from ldm_vae.metrics.reconstruction import psnr
 from ldm_vae.models.families.family import Family
 from ldm_vae.models.precision import DTYPES
 from ldm_vae.models.rescaling import FLOAT16_LIMIT, MARGIN, recorded_magnitudes, rescale_activations
+from ldm_vae.system.float64 import in_float64
 from ldm_vae.system.pixels import LEVELS_PER_UNIT, to_pixels
 
 ONE_LEVEL_PSNR = 20 * math.log10(255)
@@ -117,8 +118,8 @@ class _Comparison:
         return cls(
             psnr=psnr(to_pixels(reconstruction), to_pixels(half_reconstruction)).cpu(),
             max_error=(reconstruction - half_reconstruction).abs().max().item() * LEVELS_PER_UNIT,
-            squared_error=(mean - half_mean).double().square().sum().item(),
-            latent=mean.double().cpu(),
+            squared_error=in_float64(mean - half_mean).square().sum().item(),
+            latent=in_float64(mean).cpu(),
             finite=bool(half_mean.isfinite().all() and half_reconstruction.isfinite().all()),
         )
 

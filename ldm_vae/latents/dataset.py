@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 from ldm_vae.latents.index import plan_digest, read_index
 from ldm_vae.latents.mapping import MEND, map_shard
 from ldm_vae.latents.shards import CHECKSUMS, NO_LABEL, SAMPLES, row_checksums, tensor_names
+from ldm_vae.system.float64 import float64_tensor
 from ldm_vae.system.paths import inside
 from ldm_vae.system.randomness import sample_rng
 
@@ -122,8 +123,7 @@ class LatentDataset(Dataset[LatentSample]):
         if not stats["count"]:
             raise ValueError(f"{self.directory} holds no rows, so its latents have no statistics")
         std = stats["sample_std" if self.sample else "std"]
-        as_tensor = lambda values: torch.tensor(values, dtype=torch.float64)  # noqa: E731
-        return LatentStats(count=stats["count"], mean=as_tensor(stats["mean"]), std=as_tensor(std))
+        return LatentStats(count=stats["count"], mean=float64_tensor(stats["mean"]), std=float64_tensor(std))
 
     def denormalize(self, latents: Tensor) -> Tensor:
         """Undo the normalisation: latents [..., c, h, w] become what the VAE's decoder takes."""

@@ -11,8 +11,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 from torch import Tensor
+
+from ldm_vae.system.float64 import in_float64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,4 +165,4 @@ class Rounding:
 def _rows(values: Tensor, *, flat: int) -> np.ndarray:
     """Return values on the CPU in float64, with the dimensions from `flat` on as one. NumPy sums each row by itself,
     on one thread, so a row's sums don't depend on the rows beside it."""
-    return values.cpu().to(torch.float64).flatten(flat).contiguous().numpy()
+    return in_float64(values.cpu()).flatten(flat).contiguous().numpy()

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ldm_vae.metrics.sums import Sums, in_float64
+from ldm_vae.metrics.sums import Sums
+from ldm_vae.system.float64 import in_float64
 
 ACTIVE_VARIANCE = 0.01
 """A latent channel is active where the posterior mean's variance over the data exceeds this (Burda et al. 2016,

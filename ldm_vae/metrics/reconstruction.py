@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
 from ldm_vae.metrics.latents import LatentMetrics, LatentSummary
-from ldm_vae.metrics.sums import Sums, in_float64
+from ldm_vae.metrics.sums import Sums
+from ldm_vae.system.float64 import in_float64
 from ldm_vae.system.pixels import from_pixels, to_pixels
 
 _LATENTS = "latents/"

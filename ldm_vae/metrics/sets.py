@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import poly_kernel, poly_mmd
 
+from ldm_vae.system.float64 import in_float64
+
 SUBSET_SIZE = 1000
 NUM_SUBSETS = 100
 _PUBLISHED_SEED = 2020  # torch-fidelity's default
@@ -55,7 +57,7 @@ def set_distances(
         max_subset_size: Images of a subset, at most.
         seed: Seed of the paired estimate's subsets.
     """
-    reference, features = reference.double(), features.double()
+    reference, features = in_float64(reference), in_float64(features)
     if not features.isfinite().all():
         with_fid = False  # there are no eigenvalues; the kernel distances become NaN
     return SetDistances(

@@ -7,10 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-
-def in_float64(values: Tensor) -> Tensor:
-    """Return `values` in float64, on the CPU where their device has no such type (Apple's MPS)."""
-    return values.to(_device_with_float64(values.device)).double()
+from ldm_vae.system.float64 import float64_zeros, in_float64
 
 
 class Sums:
@@ -22,13 +19,12 @@ class Sums:
     """
 
     def __init__(self, sizes: Mapping[str, int], *, device: torch.device | str = "cpu") -> None:
-        device = _device_with_float64(torch.device(device))
-        self._sums = {name: torch.zeros(size, dtype=torch.float64, device=device) for name, size in sizes.items()}
+        self._sums = {name: float64_zeros(size, device=device) for name, size in sizes.items()}
 
     def add(self, name: str, values: Tensor) -> None:
         """Add `values`, of as many elements as the vector called `name` has."""
         total = self._sums[name]
-        total += values.detach().to(total.device).double().reshape(total.shape)
+        total += in_float64(values.detach()).to(total.device).reshape(total.shape)
 
     def __getitem__(self, name: str) -> Tensor:
         """Return the vector called `name`, float64 on the CPU."""
@@ -50,7 +46,3 @@ class Sums:
             raise ValueError(f"sums of {given} can't replace sums of {sizes}")
         for name, total in self._sums.items():
             total.copy_(state[name])
-
-
-def _device_with_float64(device: torch.device) -> torch.device:
-    return torch.device("cpu") if device.type == "mps" else device

@@ -15,6 +15,7 @@ from ldm_vae.config.names import CheckpointingLevel
 from ldm_vae.config.rules import require
 from ldm_vae.config.run import Config
 from ldm_vae.models.checkpointing import checkpoint_activations
+from ldm_vae.system.float64 import float64_tensor
 from ldm_vae.system.memory import release_freed_memory
 from ldm_vae.training.step import TrainingStep
 
@@ -115,5 +116,5 @@ def _estimate(step: TrainingStep, *, resolution: int, accelerator: Accelerator) 
     to_come = ADAM_BYTES * sum(parameter.numel() for parameter, optimizer in optimized if not optimizer.state)
     needed = held + to_come + FRAGMENTATION * (memory.peak - held) * step.micro_batch_size
     step.forget_gradients()
-    measured = torch.tensor([needed], dtype=torch.float64, device=accelerator.device)
+    measured = float64_tensor([needed], device=accelerator.device)
     return float(accelerator.gather(measured).max())

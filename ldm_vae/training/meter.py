@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ldm_vae.system.float64 import float64_tensor, float64_zeros, in_float64
+
 ADVERSARIAL_FIGURES = ("g", "d", "logits_real", "logits_fake", "disc_grad_norm", "lam", "lam_clamped")
 """Figures of the discriminator, which are measured in the steps that it is part of."""
 
@@ -40,9 +42,9 @@ class Meter:
     def __init__(self, names: Sequence[str], *, checked: Sequence[str], device: torch.device):
         self.names = tuple(names)
         self.checked = tuple(checked)
-        self._sums = torch.zeros(2, len(self.names), dtype=torch.float64, device=device)  # sum; steps measured
-        self._steps = torch.zeros(3, dtype=torch.float64, device=device)  # finite, skipped, skipped in a row
-        self._nonfinite = torch.zeros(len(self.checked), dtype=torch.float64, device=device)
+        self._sums = float64_zeros(2, len(self.names), device=device)  # sum; steps measured
+        self._steps = float64_zeros(3, device=device)  # finite, skipped, skipped in a row
+        self._nonfinite = float64_zeros(len(self.checked), device=device)
         self._masks: dict[frozenset[str], Tensor] = {}
 
     def update(self, figures: Mapping[str, Tensor], *, finite: Tensor) -> Tensor:
@@ -57,12 +59,13 @@ class Meter:
         """
         assert figures.keys() <= set(self.names)
         step_is_finite = finite.all()
+        here, finite = step_is_finite.to(self._sums.device), finite.to(self._sums.device)
         zero = torch.zeros_like(self._sums[0, 0])
-        values = torch.stack([figures[name].double() if name in figures else zero for name in self.names])
-        self._sums += torch.where(step_is_finite, torch.stack([values, self._mask(frozenset(figures))]), 0.0)
-        row = torch.where(step_is_finite, 0.0, self._steps[2] + 1)
-        self._steps[0] += step_is_finite
-        self._steps[1] += ~step_is_finite
+        values = torch.stack([in_float64(figures[name]) if name in figures else zero for name in self.names])
+        self._sums += torch.where(here, torch.stack([values, self._mask(frozenset(figures))]), 0.0)
+        row = torch.where(here, 0.0, self._steps[2] + 1)
+        self._steps[0] += here
+        self._steps[1] += ~here
         self._steps[2] = row
         self._nonfinite += ~finite
         return step_is_finite
@@ -114,5 +117,5 @@ class Meter:
         """[len(names)], 1 for the figures that a step measured; made once for each set of them."""
         if names not in self._masks:
             values = [float(name in names) for name in self.names]
-            self._masks[names] = torch.tensor(values, dtype=torch.float64, device=self._sums.device)
+            self._masks[names] = float64_tensor(values, device=self._sums.device)
         return self._masks[names]
