@@ -258,7 +258,7 @@ def test_a_resolution_that_the_factor_does_not_divide(vae: str, photos: str, tmp
 def test_a_bound_on_memory_changes_no_latent(
     vae: str, photos: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name, memory_gib in (("whole", None), ("strips", 1e-4)):
+    for name, memory_gib in (("whole", None), ("strips", 2e-4)):
         encode(options(vae, photos, tmp_path / name, resolution=64, memory_gib=memory_gib))
     whole, strips = LatentDataset(tmp_path / "whole"), LatentDataset(tmp_path / "strips")
     assert "exact tiling: encoder, 64 x 64: " in capsys.readouterr().err
