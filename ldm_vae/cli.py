@@ -5,68 +5,10 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from dataclasses import dataclass
 from typing import NoReturn
 
 from ldm_vae import __version__
-
-
-@dataclass(frozen=True)
-class Command:
-    """A command: a function of one dataclass of options, which returns what to print. Named, not imported, so that
-    `--help` waits for none of them."""
-
-    options: str
-    function: str
-    help: str
-    positional: tuple[str, ...] = ()
-
-
-COMMANDS = {
-    "quickstart": Command(
-        "ldm_vae.config.commands.quickstart:QuickstartOptions",
-        "ldm_vae.quickstart:quickstart",
-        "train, export, encode, decode and evaluate a small VAE, with nothing to download",
-    ),
-    "train": Command("ldm_vae.config.run:Config", "ldm_vae.training.loop:train", "train an autoencoder"),
-    "export": Command(
-        "ldm_vae.config.commands.export:ExportOptions",
-        "ldm_vae.exporting.export:export",
-        "export a run for diffusers, its scaling measured",
-    ),
-    "encode": Command(
-        "ldm_vae.config.commands.encode:EncodeOptions",
-        "ldm_vae.encoding.encode:encode",
-        "encode images into shards of latents",
-    ),
-    "latents verify": Command(
-        "ldm_vae.config.commands.latents:LatentsVerifyOptions",
-        "ldm_vae.encoding.verify:verify",
-        "check that a folder of latents is whole",
-        positional=("latents",),
-    ),
-    "latents export": Command(
-        "ldm_vae.config.commands.latents:LatentsExportOptions",
-        "ldm_vae.latents.layouts.export:export_latents",
-        "write latents in the layout of another trainer",
-    ),
-    "decode": Command(
-        "ldm_vae.config.commands.decode:DecodeOptions",
-        "ldm_vae.encoding.decode:decode",
-        "decode latents into pictures",
-    ),
-    "evaluate": Command(
-        "ldm_vae.config.commands.evaluate:EvaluateOptions",
-        "ldm_vae.evaluation.evaluate:evaluate",
-        "measure one or several VAEs side by side",
-    ),
-    "convert": Command(
-        "ldm_vae.config.commands.convert:ConvertOptions",
-        "ldm_vae.exporting.convert:convert",
-        "convert between a diffusers folder and a single LDM file",
-        positional=("input", "output"),
-    ),
-}
+from ldm_vae.config.commands.table import COMMANDS, Command
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -136,6 +78,6 @@ def _usage() -> str:
             "",
             *lines,
             "",
-            "ldm-vae COMMAND --help lists a command's options; LDM_VAE_TRACEBACK=1 shows where an error came from.",
+            "ldm-vae COMMAND --help explains a command's options; LDM_VAE_TRACEBACK=1 shows where an error came from.",
         ]
     )

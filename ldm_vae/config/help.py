@@ -27,9 +27,13 @@ def help_text(options: type, *, prog: str, positional: tuple[str, ...]) -> str:
     """
     width = min(shutil.get_terminal_size().columns, _WIDEST)
     own, *nested = sections(options)
-    usage = [prog, *(name.upper() for name in positional)]
-    usage += [f"--{_option(info)}" for info in own.fields if info.required and info.name not in positional]
-    usage += ["[--config FILE] [--SECTION.FIELD VALUE ...]"] if nested else ["[options]"]
+    required = [info.name for info in own.fields if info.required]
+    usage = [prog, *(name.upper() if name in required else f"[{name.upper()}]" for name in positional)]
+    usage += [f"--{name} {name.upper()}" for name in required if name not in positional]
+    if nested:
+        usage.append("[--config FILE] [--SECTION.FIELD VALUE ...]")
+    elif len(own.fields) > len(positional):
+        usage.append("[options]")
     lines = [f"usage: {' '.join(usage)}", "", *_paragraphs(own.doc, width=width)]
     if nested:
         lines += _entry("--config FILE|RECIPE", _CONFIG, width)
@@ -74,5 +78,5 @@ def _facts(info: FieldInfo) -> str:
     if info.required:
         facts.append("required")
     elif info.default is not None:
-        facts.append(f"default: {shown_value(info.default)}")
+        facts.append(f"default: {info.default if info.choices else shown_value(info.default)}")
     return f"({'; '.join(facts)})" if facts else ""

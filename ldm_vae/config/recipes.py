@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import textwrap
 from pathlib import Path
 
 from ldm_vae.config.names import did_you_mean
@@ -20,7 +22,7 @@ def recipe_names() -> list[str]:
     return sorted(path.stem for path in recipes_folder().glob("*.yaml"))
 
 
-def find_recipe(name: str) -> Path:
+def find_recipe(name: str, *, field: str = "config") -> Path:
     """Return the path of a config file, or of a shipped recipe by its name.
 
     Raises:
@@ -30,7 +32,7 @@ def find_recipe(name: str) -> Path:
         if path.is_file():
             return path
     hint = did_you_mean(Path(name).stem, recipe_names(), otherwise="recipes")
-    raise FieldError(f"<config>: there is no file or recipe '{name}'{hint}")
+    raise FieldError(f"<{field}>: there is no file or recipe '{name}'{hint}")
 
 
 def told_recipe(path: Path) -> str:
@@ -38,12 +40,12 @@ def told_recipe(path: Path) -> str:
     return path.name if path.parent == recipes_folder() else str(path)
 
 
-def first_sentence(path: Path) -> str:
-    """Return what a recipe's first comment says, up to its first full stop."""
+def first_sentence(path: Path, *, width: int = 100) -> str:
+    """Return how a recipe's first comment begins: its first sentence, cut to a line of `width` letters."""
     words: list[str] = []
     for line in path.read_text(encoding="utf-8").splitlines():
         if not line.startswith("# "):
             break
         words += line.removeprefix("# ").split()
-    text = " ".join(words)
-    return text.partition(". ")[0].rstrip(".") + "."
+    sentence = re.split(r"\.(?= [A-Z]|$)", " ".join(words), maxsplit=1)[0]
+    return textwrap.shorten(f"{sentence}.", width=width, placeholder=" …")

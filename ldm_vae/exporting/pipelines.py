@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from ldm_vae.config.commands.pipeline_check import PipelineCheckOptions
 from ldm_vae.models.families import family_from_config
 from ldm_vae.models.layouts.ldm import check_fields, full_config
 
@@ -69,11 +70,21 @@ class PipelineCheck:
         """Whether the pipeline runs with this VAE and reads its latents rightly."""
         return not self.misfits
 
+    @property
+    def problem(self) -> str | None:
+        """Why the command ends with a status other than 0."""
+        return None if self.fits else f"{self.vae} does not fit {self.pipeline}"
+
     def __str__(self) -> str:
         verdict = "fits" if self.fits else "does not fit"
         lines = [f"{self.vae} {verdict} {self.pipeline_class} in {self.pipeline}"]
         lines += [f"{misfit.field}: {misfit.reason}" for misfit in self.misfits]
         return "\n".join(lines + [f"note: {note}" for note in self.notes])
+
+
+def check_pipeline(options: PipelineCheckOptions) -> PipelineCheck:
+    """Do what `ldm-vae pipeline-check` does; see `pipeline_check`."""
+    return pipeline_check(options.vae, options.pipeline)
 
 
 def pipeline_check(vae: str | Path, pipeline: str | Path) -> PipelineCheck:

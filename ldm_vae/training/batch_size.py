@@ -13,8 +13,10 @@ from pathlib import Path
 
 import torch
 
+from ldm_vae.config.commands.batch_size import FindBatchSizeOptions
+from ldm_vae.config.rules import require
 from ldm_vae.config.run import Config
-from ldm_vae.training.capacity import PeakMemory
+from ldm_vae.training.capacity import GIB, PeakMemory
 from ldm_vae.training.processes import start_accelerator
 from ldm_vae.training.state import build_state
 from ldm_vae.training.step import TrainingStep
@@ -29,6 +31,41 @@ class Trial:
     micro_batch_size: int
     peak_bytes: int | None  # None: it did not fit
     images_per_second: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchSizes:
+    """The micro-batches that fit."""
+
+    largest: int
+    fastest: int
+    """The one with the most images a second."""
+
+    def __str__(self) -> str:
+        return f"the largest that fits: {self.largest}; the most images a second: {self.fastest}"
+
+
+def find_batch_size(options: FindBatchSizeOptions) -> BatchSizes:
+    """Try micro-batches on this device, and print a line for each.
+
+    Raises:
+        ValueError: Not even one image fits.
+    """
+    limit = options.limit_gib or 0.9 * available_memory() / GIB
+    print(f"limit {limit:.2f} GiB\nmicro-batch  peak GiB  images/s")
+    fitting: list[Trial] = []
+    for trial in try_micro_batches(options, limit_bytes=int(limit * GIB), largest=options.largest):
+        if trial.peak_bytes is None:
+            print(f"{trial.micro_batch_size:11d}  too large", flush=True)
+            continue
+        line = f"{trial.micro_batch_size:11d} {trial.peak_bytes / GIB:9.2f} {trial.images_per_second:9.2f}"
+        print(line, flush=True)
+        fitting.append(trial)
+    require(bool(fitting), f"<limit_gib> is {limit:.2f}, and not even one image fits")
+    return BatchSizes(
+        largest=max(trial.micro_batch_size for trial in fitting),
+        fastest=max(fitting, key=lambda trial: trial.images_per_second or 0.0).micro_batch_size,
+    )
 
 
 def try_micro_batches(config: Config, *, limit_bytes: int, largest: int = 1024) -> Iterator[Trial]:

@@ -16,6 +16,7 @@ from diffusers import AutoencoderKL, DiffusionPipeline
 from PIL import Image
 from torch import Tensor
 
+from ldm_vae.cli import main
 from ldm_vae.config.commands.convert import ConvertOptions
 from ldm_vae.exporting.convert import convert, write_diffusers_folder
 from ldm_vae.exporting.pipelines import pipeline_check
@@ -262,3 +263,17 @@ def test_the_example_shows_the_reconstruction(
     assert min(distances) > 35
     with Image.open(output) as grid:
         assert grid.height > 2 * 32
+
+
+def test_the_command_ends_by_what_it_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny_vae(widths=(4, 4, 8)).save_pretrained(tmp_path / "vae")
+    tiny_pipeline(SD, vae=tiny_vae()).save_pretrained(tmp_path / SD)
+    with pytest.raises(SystemExit) as stop:
+        main(["pipeline-check", str(tmp_path / "vae"), str(tmp_path / SD)])
+    assert stop.value.code == 1
+    told = capsys.readouterr()
+    assert "block_out_channels: gives a spatial factor of 4" in told.out
+    assert told.err.splitlines()[-1:] == [f"ldm-vae: {tmp_path / 'vae'} does not fit {tmp_path / SD}"]
+    tiny_vae().save_pretrained(tmp_path / "vae")
+    main(["pipeline-check", "--vae", str(tmp_path / "vae"), "--pipeline", str(tmp_path / SD)])
+    assert f"fits {SD}" in capsys.readouterr().out

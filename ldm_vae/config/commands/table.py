@@ -1,0 +1,86 @@
+"""Every command by its name: its options, its function, and what it does."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command: a function of one dataclass of options, which returns what to print. Named, not imported, so that
+    `--help` waits for none of them."""
+
+    options: str
+    function: str
+    help: str
+    positional: tuple[str, ...] = ()
+
+
+COMMANDS = {
+    "quickstart": Command(
+        "ldm_vae.config.commands.quickstart:QuickstartOptions",
+        "ldm_vae.quickstart:quickstart",
+        "train, export, encode, decode and evaluate a small VAE, with nothing to download",
+    ),
+    "train": Command("ldm_vae.config.run:Config", "ldm_vae.training.loop:train", "train an autoencoder"),
+    "export": Command(
+        "ldm_vae.config.commands.export:ExportOptions",
+        "ldm_vae.exporting.export:export",
+        "export a run for diffusers, its scaling measured",
+    ),
+    "encode": Command(
+        "ldm_vae.config.commands.encode:EncodeOptions",
+        "ldm_vae.encoding.encode:encode",
+        "encode images into shards of latents",
+    ),
+    "latents verify": Command(
+        "ldm_vae.config.commands.latents:LatentsVerifyOptions",
+        "ldm_vae.encoding.verify:verify",
+        "check that a folder of latents is whole",
+        positional=("latents",),
+    ),
+    "latents export": Command(
+        "ldm_vae.config.commands.latents:LatentsExportOptions",
+        "ldm_vae.latents.layouts.export:export_latents",
+        "write latents in the layout of another trainer",
+    ),
+    "decode": Command(
+        "ldm_vae.config.commands.decode:DecodeOptions",
+        "ldm_vae.encoding.decode:decode",
+        "decode latents into pictures",
+    ),
+    "evaluate": Command(
+        "ldm_vae.config.commands.evaluate:EvaluateOptions",
+        "ldm_vae.evaluation.evaluate:evaluate",
+        "measure one or several VAEs side by side",
+    ),
+    "convert": Command(
+        "ldm_vae.config.commands.convert:ConvertOptions",
+        "ldm_vae.exporting.convert:convert",
+        "convert between a diffusers folder and a single LDM file",
+        positional=("input", "output"),
+    ),
+    "pipeline-check": Command(
+        "ldm_vae.config.commands.pipeline_check:PipelineCheckOptions",
+        "ldm_vae.exporting.pipelines:check_pipeline",
+        "tell whether a VAE and a pipeline of diffusers fit",
+        positional=("vae", "pipeline"),
+    ),
+    "find-batch-size": Command(
+        "ldm_vae.config.commands.batch_size:FindBatchSizeOptions",
+        "ldm_vae.training.batch_size:find_batch_size",
+        "find the largest micro-batch that this device holds",
+    ),
+    "recipes": Command(
+        "ldm_vae.config.commands.recipes:RecipesOptions",
+        "ldm_vae.config.commands.recipes:recipes",
+        "list the recipes to train by, or show one",
+        positional=("name",),
+    ),
+    "completion": Command(
+        "ldm_vae.config.commands.completion:CompletionOptions",
+        "ldm_vae.config.commands.completion:completion",
+        "print a script that completes commands and options in a shell",
+        positional=("shell",),
+    ),
+}
