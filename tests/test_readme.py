@@ -37,11 +37,6 @@ def test_there_are_commands_for_the_main_jobs() -> None:
     assert {"quickstart", "train", "export", "encode", "decode", "evaluate"} <= used
 
 
-@pytest.mark.parametrize("target", re.findall(r"\]\(([^)]+)\)", README))
-def test_linked_files_exist(target: str) -> None:
-    assert target.startswith("https://") or (ROOT / target).exists()
-
-
 @pytest.mark.parametrize("recipe", re.findall(r"^\| (`.*?) \|", README, re.MULTILINE))
 def test_listed_recipes_exist(recipe: str) -> None:
     for name in re.findall(r"`(\w+)`", recipe):
