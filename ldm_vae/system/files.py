@@ -86,9 +86,24 @@ def is_temporary(name: str) -> bool:
     return name.startswith(".") and name.endswith(_TEMPORARY) and name.count(".") > 2
 
 
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Have an error of the block's writing name the file or folder: of a full disk Python says only that it is full.
+
+    Raises:
+        OSError: What the block raised, with `path` in its message.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:  # it names a file already
+            raise
+        raise OSError(f"{path} can't be written: {error.strerror}") from None
+
+
 def write_whole(path: Path, content: bytes) -> None:
     """Write a small file that is whole or absent."""
-    with whole_or_absent(path) as temporary:
+    with naming(path), whole_or_absent(path) as temporary:
         temporary.write_bytes(content)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ldm_vae.config.parsing import dump_config
 from ldm_vae.config.run import Config
-from ldm_vae.system.files import sync_folder
+from ldm_vae.system.files import naming, sync_folder
 from ldm_vae.system.tensors import write_tensors
 from ldm_vae.training import checkpoint_files as files
 from ldm_vae.training.checkpoint_files import (
@@ -53,16 +53,8 @@ def save_checkpoint(state: TrainingState, run: RunFolder, plan: RunPlan) -> Path
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
     try:
-        for name, tensors in checkpoint_tensors(state).items():
-            write_tensors(unfinished / name, {key: tensor.contiguous() for key, tensor in tensors.items()})
-        (unfinished / files.RECORD).write_text(_record(state, plan).to_json())
-        (unfinished / files.CONFIG).write_text(dump_config(plan.config))
-        (unfinished / files.ARCHITECTURE).write_text(state.autoencoder.to_json_string())
-        write_manifest(unfinished)
-        for path in unfinished.iterdir():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-        sync_folder(unfinished)
+        with naming(unfinished):
+            _write_files(unfinished, state, plan)
     except OSError:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise
@@ -70,6 +62,19 @@ def save_checkpoint(state: TrainingState, run: RunFolder, plan: RunPlan) -> Path
     unfinished.rename(checkpoint)
     sync_folder(run.path)
     return checkpoint
+
+
+def _write_files(folder: Path, state: TrainingState, plan: RunPlan) -> None:
+    for name, tensors in checkpoint_tensors(state).items():
+        write_tensors(folder / name, {key: tensor.contiguous() for key, tensor in tensors.items()})
+    (folder / files.RECORD).write_text(_record(state, plan).to_json())
+    (folder / files.CONFIG).write_text(dump_config(plan.config))
+    (folder / files.ARCHITECTURE).write_text(state.autoencoder.to_json_string())
+    write_manifest(folder)
+    for path in folder.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    sync_folder(folder)
 
 
 def checkpoint_tensors(state: TrainingState) -> dict[str, dict[str, Tensor]]:

@@ -1,28 +1,40 @@
-"""What a run tells: metrics.jsonl, the tracker, the progress bar, skipped.jsonl."""
+"""What a run says while it trains: metrics.jsonl, skipped.jsonl, the tracker, the progress."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
+import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from tqdm import tqdm
 
 from ldm_vae.config.rules import require
 from ldm_vae.config.run import Config
 from ldm_vae.images.training import SkippedImage
-from ldm_vae.system.files import write_whole
+from ldm_vae.system.files import naming, write_whole
+from ldm_vae.system.progress import progress
 from ldm_vae.training.meter import MeterReading
 from ldm_vae.training.run_folder import RunFolder
 
 
 class Tracking:
-    """Lines for people and machines; all but `skipped` are the main process's."""
+    """Figures and lines for people and machines. All come from the main process, but for the images that it skipped,
+    which each process lists.
+
+    Args:
+        run: The folder that the files are in.
+        config: The run's settings.
+        accelerator: The processes, and the tracker.
+        step: Updates that were made before.
+
+    Raises:
+        ValueError: This process doesn't see the folder, which the main process made.
+    """
 
     def __init__(self, run: RunFolder, config: Config, *, accelerator: Accelerator, step: int):
         require(
@@ -34,8 +46,13 @@ class Tracking:
         self.accelerator = accelerator
         self.is_main = accelerator.is_main_process
         self.batch_size = config.train.batch_size
-        self.bar = tqdm(
-            total=config.train.max_train_steps, initial=step, unit="step", disable=not self.is_main, dynamic_ncols=True
+        self.bar = progress(
+            config.train.max_train_steps,
+            what="train",
+            unit="step",
+            initial=step,
+            show=self.is_main,
+            seconds_between_lines=math.inf,  # in a log file: a line every log_steps, from `log`
         )
         self._since = (time.perf_counter(), step)
         self._seen = {(line["index"], line["name"]) for line in _lines(run.skipped)}
@@ -63,7 +80,8 @@ class Tracking:
             "images_per_second": self.batch_size * steps / seconds,
         }
         self._write(figures, step=step)
-        self.bar.set_postfix_str(_readable(figures))
+        self.bar.set_postfix_str(_readable(figures), refresh=False)
+        self.bar.refresh()
 
     def validated(self, figures: dict[str, Any], *, step: int) -> None:
         """Write one line of validation figures."""
@@ -75,37 +93,41 @@ class Tracking:
     def say(self, line: str) -> None:
         """Print a line above the progress bar."""
         if self.is_main:
-            self.bar.write(line)
+            self.bar.write(line, file=sys.stdout)
 
     def skipped(self, images: list[SkippedImage]) -> None:
-        """List unreadable images, each once a process."""
+        """Add images that could not be read to skipped.jsonl, each once a process, and say so."""
         new = [image for image in images if (image.index, image.name) not in self._seen]
         if not new:
             return
         self._seen.update((image.index, image.name) for image in new)
         self.num_skipped_images += len(new)
         lines = "".join(json.dumps(asdict(image), ensure_ascii=False) + "\n" for image in new)
-        with self.run.skipped.open("a") as file:
-            file.write(lines)
+        _append(self.run.skipped, lines)
         for image in new:
             self.say(f"skipped {image.name}: {image.reason}")
 
     def sync(self) -> None:
-        """Have the lines written so far outlast a power failure, like the checkpoint that comes after them."""
-        with self.run.metrics.open("ab") as file:
+        """Make the figures written so far last through a power failure, as the checkpoint that follows them will."""
+        with naming(self.run.metrics), self.run.metrics.open("ab") as file:
             os.fsync(file.fileno())
 
     def close(self) -> None:
-        """End trackers and bar."""
+        """End the trackers and the progress."""
         self.bar.close()
         for tracker in self.accelerator.trackers:
             tracker.finish()
 
     def _write(self, figures: dict[str, Any], *, step: int) -> None:
         if self.is_main:
-            with self.run.metrics.open("a") as file:
-                file.write(json.dumps({"step": step, **_finite(figures)}, allow_nan=False) + "\n")
+            _append(self.run.metrics, json.dumps({"step": step, **_finite(figures)}, allow_nan=False) + "\n")
         self.accelerator.log({name: value for name, value in figures.items() if _is_number(value)}, step=step)
+
+
+def _append(path: Path, lines: str) -> None:
+    """Add lines to a file."""
+    with naming(path), path.open("a") as file:
+        file.write(lines)
 
 
 def rewind(run: RunFolder, *, step: int) -> None:

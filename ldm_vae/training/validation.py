@@ -22,6 +22,7 @@ from ldm_vae.images.transforms import to_image
 from ldm_vae.metrics.reconstruction import ReconstructionMetrics, ReconstructionSummary
 from ldm_vae.models.families.family import Reconstruction
 from ldm_vae.models.precision import autocast, use_bf16
+from ldm_vae.system.files import naming
 from ldm_vae.training.processes import host_group, waiting_for_others
 from ldm_vae.training.state import BestValidation, TrainingState
 
@@ -92,7 +93,7 @@ def validate(
 
 
 def reconstruct(state: TrainingState, images: Tensor, *, train: TrainConfig) -> Reconstruction:
-    """Encode images [B, C, H, W] and decode the posterior's mean, in the precision that the run trains in."""
+    """Encode images, [B, C, H, W] in [-1, 1], and decode the posterior's mean, in the precision of the run."""
     with autocast(images.device, enabled=use_bf16(train.mixed_precision, device=images.device)):
         return state.family.reconstruct(images)
 
@@ -137,7 +138,8 @@ def save_samples(pictures: list[Image.Image], path: Path) -> None:
     """Write a grid of pictures, given as original, reconstruction, original, … : each pair is a column."""
     path.parent.mkdir(exist_ok=True)
     ordered = [picture.convert("RGB") for picture in pictures[0::2] + pictures[1::2]]
-    make_image_grid(ordered, rows=2, cols=len(pictures) // 2).save(path)
+    with naming(path):
+        make_image_grid(ordered, rows=2, cols=len(pictures) // 2).save(path)
 
 
 def best_validation(
