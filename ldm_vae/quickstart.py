@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,17 +17,16 @@ from ldm_vae.config.commands.export import ExportOptions
 from ldm_vae.config.commands.quickstart import QuickstartOptions
 from ldm_vae.config.parsing import load_config
 from ldm_vae.config.recipes import find_recipe
-from ldm_vae.config.rules import require
 from ldm_vae.config.run import Config
 from ldm_vae.encoding.decode import decode
 from ldm_vae.encoding.encode import encode
 from ldm_vae.evaluation.evaluate import evaluate
 from ldm_vae.exporting.export import export
 from ldm_vae.models.load import load_vae
+from ldm_vae.system.outputs import QUICKSTART, OutputFolder
 from ldm_vae.training.loop import train
 
 RECIPE = "quickstart"
-MARKER = ".ldm-vae-quickstart"  # says whose folder it is, so that --overwrite removes nothing else
 TRAINING_PHOTOGRAPHS = (
     "astronaut.png",
     "chelsea.png",
@@ -76,11 +74,12 @@ def quickstart(options: QuickstartOptions) -> QuickstartSummary:
     Raises:
         ValueError: where the photographs aren't installed, or the output holds something else.
     """
-    output = Path(options.output)
+    output = OutputFolder(options.output, kind=QUICKSTART)
     config = load_config(find_recipe(RECIPE))
-    _prepare(output, overwrite=options.overwrite)
-    training, kept_out = gather_photographs(output / "photographs")
-    return run_all(config, output=output, training=options.data or str(training), kept_out=kept_out)
+    output.check(overwrite=options.overwrite)
+    output.begin([], mark=json.dumps({"recipe": RECIPE}).encode())
+    training, kept_out = gather_photographs(output.path / "photographs")
+    return run_all(config, output=output.path, training=options.data or str(training), kept_out=kept_out)
 
 
 def run_all(config: Config, *, output: Path, training: str, kept_out: Path) -> QuickstartSummary:
@@ -113,18 +112,6 @@ def run_all(config: Config, *, output: Path, training: str, kept_out: Path) -> Q
         decoded=decoded,
         psnr=evaluation.evaluations[0]["psnr"],
     )
-
-
-def _prepare(output: Path, *, overwrite: bool) -> None:
-    """Make the output folder; an earlier quickstart is removed when told to, anything else is left alone."""
-    if output.exists() and any(output.iterdir()):
-        require(
-            (output / MARKER).is_file(), f"--output: {output} holds something else than a quickstart; name another"
-        )
-        require(overwrite, f"--output: {output} holds an earlier quickstart; give --overwrite to replace it")
-        shutil.rmtree(output)
-    output.mkdir(parents=True, exist_ok=True)
-    (output / MARKER).write_text(json.dumps({"recipe": RECIPE}))
 
 
 def gather_photographs(folder: Path) -> tuple[Path, Path]:

@@ -30,7 +30,9 @@ from ldm_vae.models.fingerprint import fingerprint
 from ldm_vae.models.load import load_vae
 from ldm_vae.models.precision import exact_float32, use_bf16
 from ldm_vae.system.files import write_whole
+from ldm_vae.system.outputs import EVALUATION, OutputFolder
 from ldm_vae.system.strict_json import dump_json
+from ldm_vae.system.text import printable
 
 METRICS, TABLE = "metrics.json", "table.md"
 
@@ -64,9 +66,8 @@ class EvaluateSummary:
         lines = [format_table(self.evaluations)]
         if self.skipped:
             first = self.skipped[0]
-            lines.append(
-                f"{len(self.skipped)} skipped, listed in {self.metrics}; the first: {first.name} ({first.reason})"
-            )
+            which = f"{printable(first.name)} ({printable(first.reason)})"
+            lines.append(f"{len(self.skipped)} skipped, listed in {self.metrics}; the first: {which}")
         lines += [f"metrics: {self.metrics}", f"table: {self.table}"]
         return "\n".join([*lines, *(f"pictures: {grid}" for grid in self.grids)])
 
@@ -78,8 +79,8 @@ def evaluate(options: EvaluateOptions) -> EvaluateSummary:
         ValueError: in one line, for an output that is taken, data or weights that can't be read, and autoencoders that
             don't fit the data, the resolution or each other.
     """
-    output = Path(options.output).expanduser()
-    held = _check_output(output, overwrite=options.overwrite)
+    output = OutputFolder(options.output, kind=EVALUATION)
+    output.check(overwrite=options.overwrite)
     processes = join_processes()
     device = processes.device
     exact_float32()
@@ -129,33 +130,18 @@ def evaluate(options: EvaluateOptions) -> EvaluateSummary:
     summary = EvaluateSummary(
         evaluations=evaluations,
         skipped=list({skip.index: skip for comparison in comparisons for skip in comparison.images.skipped}.values()),
-        metrics=output / METRICS,
-        table=output / TABLE,
-        grids=[output / _grid_name(resolution, resolutions) for resolution in resolutions if options.num_pictures > 0],
+        metrics=output.path / METRICS,
+        table=output.path / TABLE,
+        grids=[
+            output.path / _grid_name(resolution, resolutions) for resolution in resolutions if options.num_pictures > 0
+        ],
     )
     if processes.is_main_process:
-        for name in held:
-            (output / name).unlink()
         pictures = [comparison.pictures for comparison in comparisons]
-        _write(summary, options=options, pictures=pictures, device=device.type)
+        with output.whole(overwrite=options.overwrite) as folder:
+            _write(folder, summary, options=options, pictures=pictures, device=device.type)
     processes.wait_for_everyone()
     return summary
-
-
-def _check_output(output: Path, *, overwrite: bool) -> list[str]:
-    """Return the names of an earlier evaluation's files, which are to be replaced."""
-    require(output.is_dir() or not output.exists(), f"output: {output} is a file; name a folder")
-    held = sorted(path.name for path in output.iterdir()) if output.exists() else []
-    others = [
-        name
-        for name in held
-        if name not in (METRICS, TABLE) and not (name.startswith("grid") and name.endswith(".png"))
-    ]
-    require(
-        not others, f"output: {output} holds {', '.join(others[:3])}, which no evaluation wrote; take another folder"
-    )
-    require(not held or overwrite, f"output: {output} holds an evaluation already; --overwrite replaces it")
-    return held
 
 
 def _common_channels(sources: list[str], families: list[Family]) -> int:
@@ -218,19 +204,24 @@ def _grid_name(resolution: int | None, resolutions: list[int | None]) -> str:
 
 
 def _write(
-    summary: EvaluateSummary, *, options: EvaluateOptions, pictures: list[list[list[Image.Image]]], device: str
+    folder: Path,
+    summary: EvaluateSummary,
+    *,
+    options: EvaluateOptions,
+    pictures: list[list[list[Image.Image]]],
+    device: str,
 ) -> None:
-    """Write all files, metrics.json last."""
-    summary.metrics.parent.mkdir(parents=True, exist_ok=True)
-    titles = ["original", *(evaluation.name for evaluation in summary.evaluations[: len(options.vae)])]
+    """Write all files into `folder`, which becomes the output."""
+    titles = ["original", *(printable(evaluation.name) for evaluation in summary.evaluations[: len(options.vae)])]
     for path, rows in zip(summary.grids, pictures, strict=False):
-        save_grid(path, rows, titles=titles)
-    write_whole(summary.table, (format_table(summary.evaluations) + "\n").encode())
+        save_grid(folder / path.name, rows, titles=titles)
+    write_whole(folder / TABLE, (format_table(summary.evaluations) + "\n").encode())
     content = {
+        "kind": "evaluations",  # within the first bytes, by which the folder is known to be an evaluation's
         "options": asdict(options),
         "device": device,
         "versions": package_versions(),
         "evaluations": [asdict(evaluation) for evaluation in summary.evaluations],
         "skipped": [asdict(skipped) for skipped in summary.skipped],
     }
-    write_whole(summary.metrics, (dump_json(content, indent=1) + "\n").encode())
+    write_whole(folder / METRICS, (dump_json(content, indent=1) + "\n").encode())

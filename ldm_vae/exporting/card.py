@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -16,7 +17,7 @@ from ldm_vae.evaluation.measure import MeasuredImages, short_name
 from ldm_vae.evaluation.results import Score
 from ldm_vae.exporting.headroom import FLOAT16_LIMIT, MARGIN, PrecisionReport
 from ldm_vae.metrics.latents import LatentSummary
-from ldm_vae.system.markdown import markdown_table
+from ldm_vae.system.markdown import markdown_block, markdown_table, markdown_text
 
 PICTURE = "reconstruction.png"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -57,10 +58,10 @@ def model_card(content: CardContent) -> ModelCard:
         tags=["autoencoder-kl", "vae", "latent-diffusion"],
     )
     sections = [
-        f"# {content.name.rsplit('/', 1)[-1]}",
+        f"# {markdown_text(content.name.rsplit('/', 1)[-1])}",
         _introduction(content),
         f"![original and reconstruction]({PICTURE})",
-        "## Use\n\n```python\n" + usage_snippet(content) + "```",
+        "## Use\n\n" + markdown_block(usage_snippet(content), language="python"),
         "## Latent scaling\n\n" + _scaling(content),
         "## Reconstruction\n\n" + _reconstruction(content),
         "## 16-bit types\n\n" + _precision(content),
@@ -73,7 +74,7 @@ def usage_snippet(content: CardContent) -> str:
     """Python that encodes and decodes a picture with the export; a test runs it."""
     factor = 2 ** (len(content.config["block_out_channels"]) - 1)
     mode = {1: "L", 3: "RGB", 4: "RGBA"}[content.config["in_channels"]]
-    load, dtype = f'"{content.name}"', ""
+    load, dtype = json.dumps(content.name, ensure_ascii=not content.name.isprintable()), ""
     if content.variant is not None:
         load += f', variant="{content.variant}", torch_dtype=torch.float16'
         dtype = ".to(vae.dtype)"
@@ -133,8 +134,9 @@ def _scaling(content: CardContent) -> str:
             ),
         ]
     )
+    formula = markdown_block(f"latents = {normalise}\nz = {denormalise}", language="python")
     return (
-        f"```python\nlatents = {normalise}\nz = {denormalise}\n```\n\n"
+        f"{formula}\n\n"
         f"Measured on {read.num_images} images of {content.latents_data} ({_skipped(read)}), cropped to "
         f"{content.recipe.data.resolution}x{content.recipe.data.resolution}, in float64 over all elements of the "
         f"posterior: mean {latents.mean:.6g}, standard deviation {latents.std:.6g}, 1/std "
@@ -184,7 +186,8 @@ def _training(content: CardContent) -> str:
             kept[section][name] = short_name(kept[section][name])
     kept["train"].pop("resume_from_checkpoint")
     text = yaml.safe_dump(kept, sort_keys=False, default_flow_style=None)
-    return f"{content.step} updates of the generator; {content.weights} weights. The recipe:\n\n```yaml\n{text}```"
+    block = markdown_block(text, language="yaml")
+    return f"{content.step} updates of the generator; {content.weights} weights. The recipe:\n\n{block}"
 
 
 def _is_hub_id(source: str) -> bool:

@@ -9,40 +9,32 @@ needs `convert`, or `load_autoencoder`.
 from __future__ import annotations
 
 import json
-import shutil
-import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Literal
 
 from torch import Tensor
 
 from ldm_vae.config.commands.convert import ConvertOptions
+from ldm_vae.config.rules import require
+from ldm_vae.exporting.readers import reader_notes
 from ldm_vae.models.layouts.ldm import (
     CONFIG_METADATA,
     check_fields,
     checked_state_dict,
-    full_config,
     ldm_state_dict,
     read_ldm_weights,
 )
 from ldm_vae.models.layouts.ldm_names import listed
 from ldm_vae.models.weight_files import open_weights
-from ldm_vae.system.files import sync_folder, whole_or_absent, write_whole
+from ldm_vae.system.files import whole_or_absent, write_whole
+from ldm_vae.system.outputs import EXPORT, OutputFolder
 from ldm_vae.system.tensors import write_tensors
+from ldm_vae.system.text import printable
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
-
-_EXPORT_PARTS = (CONFIG_NAME, "diffusion_pytorch_model*", "README.md", "measurements.json", "reconstruction.png",
-                 ".gitattributes")  # fmt: skip
-# What ComfyUI and A1111 build whatever a file holds.
-_INTERFACES = {"block_out_channels": ([128, 256, 512, 512], [128, 256, 512]), "layers_per_block": (2,),
-               "norm_num_groups": (32,), "in_channels": (3,), "out_channels": (3,)}  # fmt: skip
-_PUBLISHED_SCALING = (0.18215, 0.13025, 1.5305, 0.3611)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +44,7 @@ class ConvertSummary:
     output: Path
     direction: Literal["diffusers to ldm", "ldm to diffusers"]
     num_tensors: int
+    """In the output."""
     num_bytes: int
     dtypes: list[str]
     config: dict[str, Any]
@@ -63,9 +56,10 @@ class ConvertSummary:
     """What other readers of the output do otherwise."""
 
     def __str__(self) -> str:
+        """Return what was written, and what a user should know about it, in lines."""
         kind = "single LDM file" if self.direction == "diffusers to ldm" else "diffusers folder"
         size = f"{self.num_tensors} tensors, {self.num_bytes / 1e6:.1f} MB, {'/'.join(self.dtypes)}"
-        lines = [f"{self.output}: {kind}, {size}", *self.notes]
+        lines = [f"{printable(str(self.output))}: {kind}, {size}", *self.notes]
         if self.assumed:
             values = ", ".join(f"{name} {value}" for name, value in self.assumed.items() if value is not None)
             lines.append(f"The input doesn't say these, so they are as published for its family: {values}.")
@@ -88,19 +82,23 @@ def convert(options: ConvertOptions) -> ConvertSummary:
     if source.is_dir():
         if options.config is not None:
             raise ValueError(f"config is for single LDM files; {source} has its own {CONFIG_NAME}")
+        check_ldm_output(output, overwrite=options.overwrite)
         state, config = read_diffusers_folder(source)
-        write_ldm_file(output, state, config=config, overwrite=options.overwrite)
+        written = write_ldm_file(output, state, config=config, overwrite=options.overwrite)
         return ConvertSummary(
             output=output,
             direction="diffusers to ldm",
-            **_size(state),
+            **_size(written),
             config=config,
-            notes=_reader_notes(config),
+            notes=reader_notes(config),
         )
     if not source.is_file():
         raise ValueError(f"input: there is no folder or file {source}")
     if output.suffix in (".safetensors", ".ckpt", ".pt"):
-        raise ValueError(f"output: {source} is a single file, so a folder is written; {output} is named like a file")
+        raise ValueError(
+            f"--output {output} is named like a file, but {source} is a single file, so a folder is written"
+        )
+    OutputFolder(output, kind=EXPORT).check(overwrite=options.overwrite)
     override = _read_json(Path(options.config).expanduser(), field="config") if options.config is not None else {}
     weights = read_ldm_weights(source, config=override)
     write_diffusers_folder(output, weights.state, config=weights.config, overwrite=options.overwrite)
@@ -142,7 +140,7 @@ def read_diffusers_folder(folder: str | Path) -> tuple[dict[str, Tensor], dict[s
 
 def write_ldm_file(
     path: str | Path, state: Mapping[str, Tensor], *, config: Mapping[str, Any], overwrite: bool = False
-) -> None:
+) -> dict[str, Tensor]:
     """Write a KL autoencoder as a single LDM file, whole or not at all.
 
     Args:
@@ -151,18 +149,35 @@ def write_ldm_file(
         config: diffusers' config, with its `_class_name`; it goes into the metadata as it is.
         overwrite: Replace a file that is there.
 
+    Returns:
+        The tensors as the file holds them.
+
     Raises:
         ValueError: `path` is taken or misnamed, or `state` and `config` aren't a KL autoencoder that the layout holds.
     """
     path = Path(path)
-    if path.suffix != ".safetensors":
-        raise ValueError(f"output: {path} must end in .safetensors, the only kind of LDM file that is written")
-    if path.is_dir() or (path.exists() and not overwrite):
-        raise ValueError(f"output: {path} is there already" + ("" if path.is_dir() else "; --overwrite replaces it"))
+    check_ldm_output(path, overwrite=overwrite)
     ldm_state = ldm_state_dict(state, config=config)
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole_or_absent(path) as temporary:
         _save_tensors(ldm_state, temporary, metadata={CONFIG_METADATA: json.dumps(dict(config))})
+    return ldm_state
+
+
+def check_ldm_output(path: Path, *, overwrite: bool) -> None:
+    """Find out, before any long work, whether an LDM file may be written; nothing is changed.
+
+    Raises:
+        ValueError: The file is misnamed, taken, or its folder can't be written.
+    """
+    name = printable(str(path))
+    require(
+        path.suffix == ".safetensors",
+        f"--output {name} must end in .safetensors, the only kind of single file that is written",
+    )
+    require(not path.is_dir(), f"--output {name} is a folder; a single file is to be written")
+    require(overwrite or not path.exists(), f"--output {name} is there already; --overwrite replaces it")
+    OutputFolder(path.parent, kind=EXPORT).check_writable()
 
 
 def write_diffusers_folder(
@@ -179,50 +194,30 @@ def write_diffusers_folder(
     Raises:
         ValueError: The folder is taken.
     """
-    with whole_folder(folder, overwrite=overwrite) as temporary:
-        with whole_or_absent(temporary / WEIGHTS_NAME) as weights:
-            _save_tensors(state, weights, metadata={})
-        text = json.dumps(dict(config), indent=2, sort_keys=True) + "\n"  # as diffusers writes it
-        write_whole(temporary / CONFIG_NAME, text.encode())
+    with OutputFolder(folder, kind=EXPORT).whole(overwrite=overwrite) as temporary:
+        write_diffusers_files(temporary, state, config=config)
 
 
-@contextmanager
-def whole_folder(folder: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """Yield a temporary folder that becomes `folder` when the block ends, or, where it raises, is removed.
+def write_diffusers_files(
+    folder: Path, state: Mapping[str, Tensor], *, config: Mapping[str, Any], variant: str | None = None
+) -> None:
+    """Write config.json and the weights of an AutoencoderKL into a folder that is there.
 
-    Raises:
-        ValueError: `folder` is taken: it is a file, or it holds an export and `overwrite` is false, or it holds
-            something other than an export, whatever `overwrite` is.
+    Args:
+        folder: Where the files go.
+        state: diffusers' state dict; types and bits are kept.
+        config: diffusers' config, written as it is.
+        variant: diffusers' word in the weights' name, such as `fp16`.
     """
-    folder = Path(folder).resolve()
-    _check_replaceable(folder, overwrite=overwrite)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    tag = uuid.uuid4().hex[:8]
-    temporary, old = (folder.with_name(f".{folder.name}.{tag}.{end}") for end in ("tmp", "old"))
-    temporary.mkdir()
-    try:
-        yield temporary
-        if folder.exists():
-            folder.rename(old)
-        temporary.rename(folder)
-        sync_folder(folder.parent)
-        shutil.rmtree(old, ignore_errors=True)
-    except BaseException:
-        if old.exists() and not folder.exists():
-            old.rename(folder)
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+    with whole_or_absent(folder / weights_name(variant)) as weights:
+        _save_tensors(state, weights, metadata={})
+    text = json.dumps(dict(config), indent=2, sort_keys=True) + "\n"  # as diffusers writes it
+    write_whole(folder / CONFIG_NAME, text.encode())
 
 
-def _check_replaceable(folder: Path, *, overwrite: bool) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"output: {folder} is a file, and a folder is to be written")
-    held = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
-    others = [name for name in held if not any(fnmatch(name, part) for part in _EXPORT_PARTS)]
-    if held and (others or CONFIG_NAME not in held):
-        raise ValueError(f"output: {folder} holds {listed(others or held)}, which no export does; take another folder")
-    if held and not overwrite:
-        raise ValueError(f"output: {folder} holds an export already; --overwrite replaces it")
+def weights_name(variant: str | None) -> str:
+    """Return diffusers' name for a file of weights."""
+    return WEIGHTS_NAME if variant is None else WEIGHTS_NAME.replace(".safetensors", f".{variant}.safetensors")
 
 
 def _save_tensors(state: Mapping[str, Tensor], path: Path, *, metadata: dict[str, str]) -> None:
@@ -240,20 +235,6 @@ def _read_json(path: Path, *, field: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{field}: {path} holds a JSON {type(content).__name__}, not an object of fields")
     return content
-
-
-def _reader_notes(config: Mapping[str, Any]) -> list[str]:
-    """What readers of the LDM layout do otherwise, since they don't know our metadata."""
-    full, notes = full_config(config), []
-    others = [f"{name} {full[name]}" for name, values in _INTERFACES.items() if full[name] not in values]
-    if any(kind.startswith("Attn") for kind in (*full["down_block_types"], *full["up_block_types"])):
-        others.append("attention inside levels")
-        notes.append("diffusers' from_single_file maps no attention inside levels: give it the diffusers folder.")
-    if others:
-        notes.append(f"ComfyUI and A1111 build kl-f8 whatever a file holds, so they can't use this: {listed(others)}.")
-    if full["scaling_factor"] not in _PUBLISHED_SCALING or full["latents_mean"] is not None:
-        notes.append("ComfyUI and A1111 scale latents as their model's family does, not by the numbers in this file.")
-    return notes
 
 
 def _size(state: Mapping[str, Tensor]) -> dict[str, Any]:

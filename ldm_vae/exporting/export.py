@@ -27,17 +27,22 @@ from ldm_vae.exporting.card import CardContent
 from ldm_vae.exporting.files import export_place, variant, with_fields, write_card, write_weights
 from ldm_vae.exporting.headroom import PrecisionReport, fit_float16
 from ldm_vae.exporting.hub import push_folder
+from ldm_vae.exporting.readers import reader_notes
 from ldm_vae.images.collection import ImageCollection, open_collection
 from ldm_vae.images.evaluation import EvaluationImages, evaluation_batches
 from ldm_vae.images.training import SkippedImage
 from ldm_vae.metrics.latents import LatentSummary
 from ldm_vae.models.families.family import Family
 from ldm_vae.models.precision import exact_float32
+from ldm_vae.system.markdown import markdown_code
+from ldm_vae.system.text import printable
 from ldm_vae.training.run_autoencoder import RunAutoencoder, load_run_autoencoder
 
 PRECISION_IMAGES = 32
 """Images whose activations are measured, and whose reconstructions in 16-bit types are compared."""
 CARD_PICTURES = 4
+_SMALLEST_TILE = 512
+_UNSTATED_SAMPLE_SIZE = 32  # AutoencoderKL's default
 _NEEDS_SHIFT = ("sd3", "flux")  # their pipelines crash without a number
 
 
@@ -57,21 +62,25 @@ class ExportSummary:
     skipped: list[SkippedImage]
     url: str | None
     """Where it was uploaded to."""
+    notes: list[str]
+    """What other programs do otherwise with a single LDM file."""
 
     def __str__(self) -> str:
+        """Return what was written and measured, in lines."""
         scaling = f"scaling_factor {self.config['scaling_factor']:.6g}"
         if self.config["shift_factor"] is not None:
             scaling += f", shift_factor {self.config['shift_factor']:.6g}"
         if self.config["latents_mean"] is not None:
             scaling += ", latents_mean and latents_std a channel"
         lines = [
-            f"{self.output}: {self.checkpoint.name}, {scaling} over {self.latents.num_images} images",
+            f"{printable(str(self.output))}: {self.checkpoint.name}, {scaling} over {self.latents.num_images} images",
             f"PSNR {self.metrics['psnr'].value:.2f} dB; {self.precision_statement}",
         ]
         if self.skipped:
             first = self.skipped[0]
-            lines.append(f"{len(self.skipped)} images skipped; the first: {first.name} ({first.reason})")
-        return "\n".join([*lines, *([f"uploaded to {self.url}"] if self.url else [])])
+            which = f"{printable(first.name)} ({printable(first.reason)})"
+            lines.append(f"{len(self.skipped)} images skipped; the first: {which}")
+        return "\n".join([*lines, *self.notes, *([f"uploaded to {self.url}"] if self.url else [])])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +119,7 @@ def export(options: ExportOptions) -> ExportSummary:
         )
         measured, metrics = _measure_reconstructions(family, reconstruction_data, options)
         fields = scaling_fields(options, latents=latents)
-        fields |= {"force_upcast": not precision.float16_is_safe, "sample_size": run.config.data.resolution}
+        fields |= {"force_upcast": not precision.float16_is_safe, "sample_size": tile_size(run)}
         exported = with_fields(family, fields, dtype=options.dtype)
         config = json.loads(exported.model.to_json_string())
         if place is not None:
@@ -150,6 +159,7 @@ def export(options: ExportOptions) -> ExportSummary:
         precision_statement=statement,
         skipped=latents_read.skipped,
         url=url,
+        notes=reader_notes(config) if options.format == "ldm" else [],
     )
 
 
@@ -165,6 +175,18 @@ def scaling_fields(options: ExportOptions, *, latents: LatentSummary) -> dict[st
     if options.shift or options.target in _NEEDS_SHIFT:
         fields["shift_factor"] = latents.mean
     return fields
+
+
+def tile_size(run: RunAutoencoder) -> int:
+    """Return the config's `sample_size`: the side in pixels of the tiles that diffusers' `enable_tiling` cuts.
+
+    A tile has less around it than a whole picture, which shows at the seams, so tiles aren't as small as the crops of
+    a training may be. A pretrained model's size stays, unless it is the class's default, which nobody chose.
+    """
+    stated = run.family.model.config.sample_size
+    if run.config.model.pretrained is not None and stated != _UNSTATED_SAMPLE_SIZE:
+        return stated
+    return max(_SMALLEST_TILE, run.config.data.resolution)
 
 
 def _check_target(options: ExportOptions, *, latent_channels: int) -> None:
@@ -186,7 +208,7 @@ def _open_data(run: RunAutoencoder, options: ExportOptions) -> tuple[_Data, _Dat
             multiple_of=run.family.spatial_factor,
         )
         indices = spread_indices(len(collection), num_images=num_images)
-        return _Data(images=images, indices=indices, name=f"`{short_name(source)}`{kind}")
+        return _Data(images=images, indices=indices, name=f"{markdown_code(short_name(source))}{kind}")
 
     if options.data is not None:
         given = open_collection(options.data, split=options.split, image_column=options.image_column, rules=options)

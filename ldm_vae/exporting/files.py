@@ -15,14 +15,14 @@ from torch import Tensor
 
 from ldm_vae.config.commands.export import ExportOptions
 from ldm_vae.config.names import DType
-from ldm_vae.config.rules import require
 from ldm_vae.evaluation.grid import save_grid
 from ldm_vae.exporting.card import PICTURE, CardContent, model_card
-from ldm_vae.exporting.convert import whole_folder, write_ldm_file
+from ldm_vae.exporting.convert import check_ldm_output, write_diffusers_files, write_ldm_file
 from ldm_vae.models.families.family import Family
 from ldm_vae.models.layouts.ldm import read_ldm_file
 from ldm_vae.models.precision import DTYPES
 from ldm_vae.system.files import sync_folder
+from ldm_vae.system.outputs import EXPORT, OutputFolder
 from ldm_vae.system.strict_json import dump_json
 
 MEASUREMENTS = "measurements.json"
@@ -31,25 +31,21 @@ _NOT_COMPARED = ("_name_or_path", "_diffusers_version", "_use_default_values")
 
 @contextmanager
 def export_place(options: ExportOptions, *, is_main: bool) -> Iterator[Path | None]:
-    """Where the main process writes: a folder that becomes the output when the block ends, or the future file.
+    """Yield where the main process writes: a folder that becomes the output when the block ends, or the future file.
 
     Raises:
-        ValueError: before any work, where the output is taken or misnamed.
+        ValueError: Before any work, where the output is taken, misnamed or can't be written.
     """
     output = Path(options.output).expanduser()
     if not is_main:
         yield None
     elif options.format == "diffusers":
-        with whole_folder(output, overwrite=options.overwrite) as folder:
+        with OutputFolder(output, kind=EXPORT).whole(overwrite=options.overwrite) as folder:
             yield folder
             for path in folder.iterdir():
                 sync_folder(path)  # files too
     else:
-        require(output.suffix == ".safetensors", f"output: {output} must end in .safetensors, being a single file")
-        require(not output.is_dir(), f"output: {output} is a folder; format ldm writes a file")
-        require(
-            options.overwrite or not output.exists(), f"output: {output} is there already; --overwrite replaces it"
-        )
+        check_ldm_output(output, overwrite=options.overwrite)
         yield output
 
 
@@ -71,7 +67,8 @@ def write_weights(exported: Family, place: Path, *, options: ExportOptions) -> N
     """
     dtype = DTYPES[options.dtype]
     if options.format == "diffusers":
-        exported.model.save_pretrained(place, variant=variant(options))
+        config = json.loads(exported.model.to_json_string())
+        write_diffusers_files(place, exported.model.state_dict(), config=config, variant=variant(options))
         read = exported.from_pretrained(
             place, variant=variant(options), torch_dtype=dtype, local_files_only=True, low_cpu_mem_usage=False
         )

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from ldm_vae.config.commands.convert import ConvertOptions
 from ldm_vae.exporting.convert import WEIGHTS_NAME, convert, write_diffusers_folder
+from ldm_vae.exporting.readers import reader_notes
 from ldm_vae.models.layouts.ldm import diffusers_state_dict, infer_config, ldm_state_dict, read_ldm_file
 
 DOWN, UP = ("DownEncoderBlock2D", "AttnDownEncoderBlock2D"), ("UpDecoderBlock2D", "AttnUpDecoderBlock2D")
@@ -473,11 +474,11 @@ def test_an_output_that_is_there_stays(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds an export already; --overwrite"):
         run(tmp_path / "vae.safetensors", tmp_path / "other")
     (tmp_path / "other/thesis.tex").write_text("years of work")
-    with pytest.raises(ValueError, match=r"holds thesis\.tex, which no export does"):
+    with pytest.raises(ValueError, match=r"holds thesis\.tex, which no export wrote"):
         run(tmp_path / "vae.safetensors", tmp_path / "other", overwrite=True)
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos/a.png").write_text("a picture")
-    with pytest.raises(ValueError, match=r"holds a\.png, which no export does"):
+    with pytest.raises(ValueError, match=r"holds a\.png, which no export wrote"):
         run(tmp_path / "vae.safetensors", tmp_path / "photos", overwrite=True)
     assert (tmp_path / "vae.safetensors").read_bytes() == before
     assert AutoencoderKL.load_config(tmp_path / "other")["scaling_factor"] == 0.5
@@ -561,10 +562,34 @@ def test_the_summary_says_what_others_would_read_otherwise(tmp_path: Path) -> No
     assert "norm_num_groups 4, attention inside levels" in str(summary)
     stated = json.loads(metadata_of(tmp_path / "vae.safetensors")["ldm_vae.config"])
     assert stated == json.loads((tmp_path / "vae/config.json").read_text())
-    with torch.device("meta"):
-        plain = AutoencoderKL(
-            block_out_channels=(128, 256, 512), layers_per_block=2, down_block_types=DOWN[:1] * 3,
-            up_block_types=UP[:1] * 3,
-        )  # fmt: skip
-    plain.half().to_empty(device="cpu").save_pretrained(tmp_path / "plain")
-    assert run(tmp_path / "plain", tmp_path / "plain.safetensors").notes == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "comfyui", "a1111"),
+    [
+        ({}, True, True),
+        ({"block_out_channels": (128, 256, 512)}, True, False),  # f4, which ComfyUI recognises
+        ({"latent_channels": 16}, True, False),
+        ({"latent_channels": 64}, False, False),  # taken for HunyuanImage's
+        ({"use_quant_conv": False, "use_post_quant_conv": False}, True, False),
+        ({"block_out_channels": (64, 128, 256, 256)}, False, False),
+    ],
+)
+def test_who_can_use_a_file_is_told(fields: dict[str, Any], comfyui: bool, a1111: bool) -> None:
+    levels = len(fields.get("block_out_channels", (128, 256, 512, 512)))
+    published = {"_class_name": "AutoencoderKL", "block_out_channels": (128, 256, 512, 512), "layers_per_block": 2,
+                 "down_block_types": DOWN[:1] * levels, "up_block_types": UP[:1] * levels}  # fmt: skip
+    told = " ".join(reader_notes(published | fields))
+    assert ("ComfyUI" not in told) == comfyui
+    assert ("A1111" not in told) == a1111
+
+
+def test_the_tensors_counted_are_those_of_the_output(tmp_path: Path) -> None:
+    """Without attention in the middle the file holds twenty tensors more, which change nothing."""
+    build(mid_block_add_attention=False).save_pretrained(tmp_path / "vae")
+    summary = run(tmp_path / "vae", tmp_path / "vae.safetensors")
+    written = load_file(tmp_path / "vae.safetensors")
+    assert summary.num_tensors == len(written)
+    assert summary.num_bytes == sum(tensor.nbytes for tensor in written.values())
+    back = run(tmp_path / "vae.safetensors", tmp_path / "back")
+    assert back.num_tensors == len(load_file(tmp_path / "back" / WEIGHTS_NAME)) == len(written) - 20

@@ -1,7 +1,11 @@
 """`export` of a real run: scaling against drawn samples, bits against the checkpoint, the card's own snippet run."""
 
 import json
+import os
 import re
+import stat
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
+import ldm_vae.exporting.export
 import ldm_vae.exporting.files
 from ldm_vae.config.commands.export import ExportOptions
 from ldm_vae.config.data import DataConfig
@@ -89,7 +94,7 @@ def test_weights_are_the_checkpoint_s_and_the_scaling_that_of_samples(run: Path,
     assert autoencoder.config.scaling_factor * samples.std().item() == pytest.approx(1, abs=3e-3)
     assert autoencoder.config.shift_factor is None
     assert autoencoder.config.force_upcast is False
-    assert autoencoder.config.sample_size == 16
+    assert autoencoder.config.sample_size == 512
     assert summary.latents.num_images == 6
     assert [skipped.name for skipped in summary.skipped] == ["broken.png"]
     assert "broken.png" in str(summary)
@@ -203,6 +208,90 @@ def test_the_card_tells_recipe_metrics_and_licence_and_no_path(run: Path, tmp_pa
     measurements = json.loads((tmp_path / "vae" / "measurements.json").read_text())
     assert measurements["latents"]["num_images"] == 6
     assert measurements["precision"]["magnitudes"]["decoder.conv_out"] > 0
+
+
+def test_a_tile_is_no_smaller_than_pictures_usually_are(run: Path, tmp_path: Path) -> None:
+    """diffusers cuts tiles of `sample_size`: a training on small crops must not make it cut small tiles."""
+    export_run(run, tmp_path / "vae")
+    autoencoder = AutoencoderKL.from_pretrained(tmp_path / "vae")
+    images = torch.rand(1, 3, 512, 512, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    with torch.no_grad():
+        whole = autoencoder(images).sample
+        autoencoder.enable_tiling()
+        assert torch.equal(autoencoder(images).sample, whole)
+
+
+def test_a_pretrained_model_keeps_its_tiles_unless_nobody_chose_them(tmp_path: Path) -> None:
+    for chosen, expected in ((256, 256), (32, 512)):  # 32 is the class's default
+        folder = tmp_path / str(chosen)
+        tiny_autoencoder(widths=(8,), sample_size=chosen).save_pretrained(folder / "pretrained")
+        run = train_run(folder, ModelConfig(pretrained=str(folder / "pretrained")))
+        assert export_run(run, folder / "vae").config["sample_size"] == expected
+
+
+def test_others_may_read_an_export_as_the_umask_lets_them(run: Path, tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        export_run(run, tmp_path / "vae")
+        export_run(run, tmp_path / "vae.safetensors", format="ldm")
+    finally:
+        os.umask(before)
+    written = [*(tmp_path / "vae").iterdir(), tmp_path / "vae.safetensors"]
+    assert {stat.S_IMODE(path.stat().st_mode) for path in written} == {0o640}
+
+
+def test_a_single_file_comes_with_what_others_make_of_it(run: Path, tmp_path: Path) -> None:
+    summary = export_run(run, tmp_path / "vae.safetensors", format="ldm")
+    assert "ComfyUI and A1111 build kl-f8 whatever a file holds" in str(summary)
+    assert export_run(run, tmp_path / "vae").notes == []
+
+
+def test_names_with_markup_and_newlines_are_shown_as_they_are(tmp_path: Path) -> None:
+    model = ModelConfig(block_out_channels=[8], layers_per_block=1, norm_num_groups=4)
+    run = train_run(tmp_path, model)
+    data = save_pictures(tmp_path / "a`b\n# not a heading", count=2, size=(16, 16))
+    name = "*vae*\n```[x]|\x1b[2J"
+    summary = export_run(run, tmp_path / name, data=data)
+    card = (tmp_path / name / "README.md").read_text()
+    assert "\x1b" not in card + str(summary)
+    assert str(summary).startswith(f"{tmp_path}/*vae*\\n```[x]|\\x1b[2J: checkpoint-000002")
+    assert r"# \*vae\*\\n\`\`\`\[x\]\|\\x1b\[2J" in card.splitlines()
+    assert "``a`b\\n# not a heading``" in card
+    assert "# not a heading" not in card.splitlines()
+    load = re.findall(r"from_pretrained\((.*)\)\.eval", card)[0]
+    assert eval(load) == name
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a mount needs root")
+def test_an_empty_mount_point_is_filled(run: Path, tmp_path: Path) -> None:
+    """As containers and cloud jobs give their output folder; it can't be renamed away."""
+    (tmp_path / "mounted").mkdir()
+    export_run(run, tmp_path / "vae.safetensors", format="ldm")
+    command = f"{sys.executable} -m ldm_vae"
+    script = f"""mount -t tmpfs none {tmp_path}/mounted || exit 77
+        {command} export --run {run} --output {tmp_path}/mounted --num_workers 0 && ls {tmp_path}/mounted &&
+        {command} convert {tmp_path}/vae.safetensors {tmp_path}/mounted --overwrite && ls -A {tmp_path}/mounted"""
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(["unshare", "-m", "sh", "-c", script], env=environment, capture_output=True, text=True)
+    if ended.returncode == 77 or "unshare" in ended.stderr:
+        pytest.skip("mounts aren't allowed here")
+    assert ended.returncode == 0, ended.stderr
+    lines = ended.stdout.splitlines()
+    assert lines[3:8] == ["README.md", "config.json", "diffusion_pytorch_model.safetensors", "measurements.json",
+                          "reconstruction.png"]  # fmt: skip
+    assert lines[-2:] == ["config.json", "diffusion_pytorch_model.safetensors"]
+
+
+@pytest.mark.parametrize("name", ["vae", "vae.safetensors"])
+def test_what_cannot_be_written_is_found_before_measuring(
+    name: str, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ldm_vae.exporting.export, "measure_latents", lambda *_, **__: pytest.fail("it was measured"))
+    (tmp_path / "file").write_text("no folder")
+    layout = "ldm" if name.endswith(".safetensors") else "diffusers"
+    for parent, reason in ((tmp_path / "file", "is a file"), (Path("/proc/here"), "can't be written")):
+        with pytest.raises(ValueError, match=reason):
+            export_run(run, parent / name, format=layout)
 
 
 def test_push_to_hub_uploads_the_whole_export(
