@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from ldm_vae.images.decoding import convert_picture
-from ldm_vae.images.transforms import crop_box, resize_crop, to_image, to_tensor
+from ldm_vae.images.transforms import crop_box, middle_box, resize_crop, to_image, to_tensor
 from ldm_vae.models.exact import within_memory
 from ldm_vae.models.families import family_of
 from ldm_vae.models.families.family import DiffusersModel
@@ -46,22 +46,24 @@ def encode_images(
     (72, 48)
 
     Args:
-        autoencoder: on any device, in any floating-point type.
-        images: one picture or several: PIL images, numpy arrays [H, W] or [H, W, C] or [B, H, W, C], tensors [C, H, W]
+        autoencoder: On any device, in any floating-point type.
+        images: One picture or several: PIL images, numpy arrays [H, W] or [H, W, C] or [B, H, W, C], tensors [C, H, W]
             or [B, C, H, W]; uint8 in 0 to 255, or floats in [-1, 1]. PIL images are converted to the autoencoder's
             channels as files are; arrays must have them, but grey ones are repeated to RGB.
-        resolution: resize the short side to so many pixels and crop the middle to a square (8-bit pictures only);
+        resolution: Resize the short side to so many pixels and crop the middle to a square (8-bit pictures only);
             None: cut around the middle to a multiple of the model's factor.
         normalize: `scaling`: (z - shift) * scale by the model's config; `none`: the model's own latents z.
-        sample: draw from the posterior instead of taking its mean.
-        generator: of the draws, on the CPU.
-        batch_size: pictures encoded at once.
-        memory_gib: the most memory of the device, in GiB beside the weights, that encoding may take; larger pictures
+        sample: Draw from the posterior instead of taking its mean.
+        generator: Of the draws, on the CPU.
+        batch_size: Pictures encoded at once.
+        memory_gib: The most memory of the device, in GiB beside the weights, that encoding may take; larger pictures
             go through the network strip by strip, with the same result (`enable_exact_tiling`). None: no bound.
+
     Returns:
         Latents [B, c, h, w], float32, on the autoencoder's device.
+
     Raises:
-        ValueError: in one line, for pictures of another range, number of channels or, among themselves, size.
+        ValueError: In one line, for pictures of another range, number of channels or, among themselves, size.
     """
     family = family_of(autoencoder)
     channels, factor = family.in_channels, family.spatial_factor
@@ -94,8 +96,7 @@ def decode_latents(
     batch_size: int = 8,
     memory_gib: float | None = None,
 ) -> list[Image.Image]:
-    """Decode latents [B, c, h, w] or [c, h, w], normalised as `normalize` says (see `encode_images`), into pictures of
-    mode L, RGB or RGBA; `memory_gib` bounds what that takes, as in `encode_images`.
+    """Decode latents into pictures: what `encode_images` gives, or what a diffusion model denoised.
 
     >>> import torch
     >>> from ldm_vae import decode_latents, load_autoencoder
@@ -104,8 +105,18 @@ def decode_latents(
     >>> [picture.size for picture in pictures]
     [(16, 16), (16, 16)]
 
+    Args:
+        autoencoder: On any device, in any floating-point type.
+        latents: One or several, [c, h, w] or [B, c, h, w], of any floating-point type.
+        normalize: How the latents are normalised, as in `encode_images`.
+        batch_size: Latents decoded at once.
+        memory_gib: The most memory of the device that decoding may take, as in `encode_images`.
+
+    Returns:
+        A picture for each latent, of mode L, RGB or RGBA, values outside [-1, 1] clamped.
+
     Raises:
-        ValueError: the latents aren't of this shape.
+        ValueError: In one line, where the latents don't have this shape, or the pictures hold NaN or infinity.
     """
     batch = latents[None] if latents.ndim == 3 else latents
     family = family_of(autoencoder)
@@ -120,12 +131,17 @@ def decode_latents(
     pictures = []
     for part in batch.to(family.dtype).split(batch_size):
         with within_memory(autoencoder, memory_gib):
-            pictures += [to_image(image) for image in family.decode(part)]
+            images = family.decode(part)
+        if not images.isfinite().all():
+            raise ValueError(
+                f"the pictures hold NaN or infinity in {family.dtype}; check the latents, or decode in torch.float32"
+            )
+        pictures += [to_image(image) for image in images]
     return pictures
 
 
 def _unbatched(images: Picture | Sequence[Picture]) -> list[Picture]:
-    """One picture an entry."""
+    """Return the pictures one by one."""
     if isinstance(images, Image.Image):
         return [images]
     if isinstance(images, (np.ndarray, Tensor)):
@@ -134,7 +150,7 @@ def _unbatched(images: Picture | Sequence[Picture]) -> list[Picture]:
 
 
 def _to_image_tensor(picture: Picture, *, channels: int, resolution: int | None) -> Tensor:
-    """A picture as a tensor [C, H, W], float32 in [-1, 1] on the CPU."""
+    """Return a picture as a tensor [C, H, W], float32 in [-1, 1] on the CPU."""
     if not isinstance(picture, Image.Image):
         if isinstance(picture, np.ndarray):
             picture = torch.from_numpy(np.atleast_3d(picture).transpose(2, 0, 1).copy())
@@ -170,9 +186,9 @@ def _check_range(picture: Tensor, *, resolution: int | None) -> Tensor:
 
 
 def _cut(picture: Tensor, *, factor: int) -> Tensor:
-    """The middle of [C, H, W], a multiple of `factor` pixels a side."""
+    """Return the middle of [C, H, W], a multiple of `factor` pixels a side."""
     height, width = (side // factor * factor for side in picture.shape[1:])
     if height == 0 or width == 0:
         raise ValueError(f"images: {picture.shape[2]}x{picture.shape[1]} pixels are fewer than the factor {factor}")
-    top, left = (picture.shape[1] - height) // 2, (picture.shape[2] - width) // 2
-    return picture[:, top : top + height, left : left + width]
+    left, top, right, bottom = middle_box((picture.shape[2], picture.shape[1]), cut=(width, height))
+    return picture[:, top:bottom, left:right]

@@ -55,6 +55,7 @@ class QuickstartSummary:
     psnr: float
 
     def __str__(self) -> str:
+        """Return where everything is, in lines."""
         return "\n".join(
             [
                 "",
@@ -135,8 +136,10 @@ def gather_photographs(folder: Path) -> tuple[Path, Path]:
 
 
 def cut_into_tiles(image: Image.Image, stem: Path) -> None:
-    """Write an image, reduced to a short side of at most MAX_SIDE, as square tiles: little to decode for each crop,
-    which is then about as sharp as the photographs that the model is used on."""
+    """Write an image, reduced to a short side of at most `MAX_SIDE`, as square tiles.
+
+    There is little to decode for each crop then, and it is about as sharp as the photographs a model is used on.
+    """
     reduction = max(1.0, min(image.size) / MAX_SIDE)
     image = image.resize((round(image.width / reduction), round(image.height / reduction)), Image.Resampling.LANCZOS)
     for top in range(0, image.height - TILE + 1, TILE):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ldm_vae.losses.perceptual import as_rgb
 from ldm_vae.models.frozen.efficientnet import load_efficientnet
 from ldm_vae.system.pixels import from_pixels, to_pixels
+from ldm_vae.system.text import first_line
 
 _INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"  # torch-fidelity's, converted from the published graph
 
@@ -93,8 +94,8 @@ def _load_inception(file: Path, *, device: torch.device | str) -> SetFeatures:
     except ModuleNotFoundError:
         raise ValueError("inception_weights: Inception needs torch-fidelity: pip install 'ldm-vae[fid]'") from None
     except Exception as error:  # a foreign pickle can raise anything
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"inception_weights: {file} is not torch-fidelity's {_INCEPTION_FILE}: {reason}") from None
+        told = first_line(error)
+        raise ValueError(f"inception_weights: {file} is not torch-fidelity's {_INCEPTION_FILE}: {told}") from None
     return SetFeatures(
         name="inception",
         network=_ByteInput(network).to(device),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from ldm_vae.images.transforms import middle_box
 from ldm_vae.system.files import whole_or_absent
 
 MAX_SIDE = 512
@@ -15,8 +16,14 @@ _BACKGROUND = "white"
 
 
 def save_grid(path: Path, rows: Sequence[Sequence[Image.Image]], *, titles: Sequence[str]) -> None:
-    """Write rows of pictures as a PNG, whole or absent, in their own pixels: of a large one, the middle `MAX_SIDE`
-    pixels a side. All rows have one picture a title; alpha is shown on white."""
+    """Write rows of pictures as a PNG, whole or absent, in their own pixels.
+
+    Args:
+        path: The file.
+        rows: Pictures side by side, one a title in each row. Of a large picture the middle `MAX_SIDE` pixels a side
+            are shown, and alpha is shown on white.
+        titles: One a column, shown above it.
+    """
     cells = [[_middle(picture) for picture in row] for row in rows]
     font = ImageFont.load_default(size=14)
     width = max([cell.width for row in cells for cell in row], default=0)
@@ -37,7 +44,6 @@ def save_grid(path: Path, rows: Sequence[Sequence[Image.Image]], *, titles: Sequ
 
 
 def _middle(picture: Image.Image) -> Image.Image:
-    width, height = min(picture.width, MAX_SIDE), min(picture.height, MAX_SIDE)
-    left, top = (picture.width - width) // 2, (picture.height - height) // 2
-    cut = picture.crop((left, top, left + width, top + height)).convert("RGBA")
+    box = middle_box(picture.size, cut=(min(picture.width, MAX_SIDE), min(picture.height, MAX_SIDE)))
+    cut = picture.crop(box).convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", cut.size, _BACKGROUND), cut).convert("RGB")

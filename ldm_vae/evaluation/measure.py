@@ -63,13 +63,13 @@ class Comparison:
 
 
 def join_processes() -> PartialState:
-    """The processes of this launch, joined on the first call; a single one without a launcher. On machines without an
-    accelerator too, where accelerate has to be told."""
+    """Return the processes of this launch, joined on the first call; a single one without a launcher."""
+    # on machines without an accelerator accelerate has to be told
     return PartialState(cpu=not torch.accelerator.is_available())
 
 
 def spread_indices(num_available: int, *, num_images: int | None) -> list[int]:
-    """At most `num_images` indices, spread evenly over those available."""
+    """Return at most `num_images` indices, spread evenly over those available."""
     count = num_available if num_images is None else min(num_images, num_available)
     return [i * num_available // count for i in range(count)]
 
@@ -83,10 +83,10 @@ def measure_latents(
     num_workers: int,
     strict: bool,
 ) -> tuple[LatentSummary, MeasuredImages]:
-    """Statistics of the latents of the images `indices`, in float32 on the model's device.
+    """Return the statistics of the latents of the images `indices`, in float32 on the model's device.
 
     Raises:
-        ValueError: none of the images can be read, or, where `strict`, one of them can't.
+        ValueError: None of the images can be read, or, where `strict`, one of them can't.
     """
     metrics = LatentMetrics(latent_channels=family.latent_channels)
     reader = _Reader(strict=strict)
@@ -115,10 +115,19 @@ def measure_reconstructions(
     """Decode the posterior's mean of the images `indices` with each autoencoder, on its device.
 
     Args:
-        set_features: network of the distances between the sets of pictures; None: none are measured.
-        num_pictures: rows to keep for a picture grid, spread over the images.
+        families: Autoencoders, all on one device and of the same image channels.
+        dataset: Where the images come from, as [C, H, W] in [-1, 1].
+        indices: Which images of `dataset`; each process takes its share.
+        batch_size: Images at once.
+        num_workers: Decoding processes.
+        bf16: Whether convolutions run in bf16.
+        perceptual: Perceptual distance, on the autoencoders' device; None measures none.
+        set_features: Network of the distances between the sets of pictures; None measures none.
+        num_pictures: Rows to keep for a picture grid, spread over the images.
+        strict: Whether an unreadable image is an error.
+
     Raises:
-        ValueError: none of the images can be read, or, where `strict`, one of them can't.
+        ValueError: None of the images can be read, or, where `strict`, one of them can't.
     """
     device = families[0].device
     metrics = [
@@ -157,8 +166,7 @@ def measure_reconstructions(
 
 
 def reconstruct(family: Family, images: Tensor, *, bf16: bool = False) -> Reconstruction:
-    """Posterior mean and standard deviation [B, c, h, w], and what the decoder makes of the mean, [B, C, H, W], all
-    float32, of images [B, C, H, W] in [-1, 1]."""
+    """Return what an autoencoder makes of images [B, C, H, W] in [-1, 1], convolutions in `bf16` where asked for."""
     with autocast(images.device, enabled=bf16):
         return family.reconstruct(images)
 
@@ -166,8 +174,17 @@ def reconstruct(family: Family, images: Tensor, *, bf16: bool = False) -> Recons
 def choose_perceptual(
     name: PerceptualChoice, *, weights: str | None, device: torch.device
 ) -> tuple[str | None, nn.Module | None]:
-    """Load the perceptual distance called `name`, or for `auto` the best one that needs no download: LPIPS (vgg) where
-    its weights are, else EfficientNet-Lite0's where its package is, else none. Returns its name too."""
+    """Load the perceptual distance called `name`.
+
+    For `auto` it is the best one that needs no download: LPIPS (vgg) where its weights are, else EfficientNet-Lite0's
+    where its package is, else none.
+
+    Returns:
+        The distance's own name and its network, or None twice.
+
+    Raises:
+        ValueError: The weights of a distance that was asked for are missing or foreign.
+    """
     if name == "none":
         return None, None
     if name == "auto":
@@ -182,7 +199,7 @@ def choose_perceptual(
 
 
 def short_name(source: str) -> str:
-    """What to call an autoencoder in a table: a folder's or file's own name, or the hub id."""
+    """Return what to call an autoencoder in a table: a folder's or file's own name, or the hub id."""
     path = Path(source).expanduser()
     return (path.resolve().name or source) if path.exists() else source
 

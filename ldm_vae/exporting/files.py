@@ -55,7 +55,7 @@ def with_fields(family: Family, fields: Mapping[str, Any], *, dtype: DType) -> F
 
 
 def variant(options: ExportOptions) -> str | None:
-    """diffusers' name for the weights' type, in the file's name."""
+    """Return diffusers' word for the weights' type in the file's name, where it has one."""
     return "fp16" if options.dtype == "float16" else None
 
 

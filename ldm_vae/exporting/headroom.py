@@ -147,7 +147,10 @@ def fit_float16(family: Family, batches: Sequence[Tensor], *, repair: bool) -> t
     """Measure an autoencoder and, where float16 isn't safe, whether rescaling its weights makes it so.
 
     Args:
-        repair: return the rescaled autoencoder, where that helps and leaves the reconstruction as it is.
+        family: The autoencoder, on the device to measure on.
+        batches: Images [B, C, H, W] in [-1, 1] to measure on.
+        repair: Whether to take the rescaled autoencoder, where that helps and leaves the reconstruction as it is.
+
     Returns:
         The autoencoder to use, its report, and a sentence on float16.
     """

@@ -76,6 +76,7 @@ class PipelineCheck:
         return None if self.fits else f"{self.vae} does not fit {self.pipeline}"
 
     def __str__(self) -> str:
+        """Return the verdict with its reasons and notes, a line each."""
         verdict = "fits" if self.fits else "does not fit"
         lines = [f"{self.vae} {verdict} {self.pipeline_class} in {self.pipeline}"]
         lines += [f"{misfit.field}: {misfit.reason}" for misfit in self.misfits]

@@ -27,7 +27,7 @@ from ldm_vae.images.limits import (
 )
 from ldm_vae.images.pixels import Units, stated_units, to_channels
 from ldm_vae.images.transforms import Box, resize_crop
-from ldm_vae.system.text import printable
+from ldm_vae.system.text import one_line, printable
 
 T = TypeVar("T")
 
@@ -226,7 +226,7 @@ def _reason(error: Exception, source: bytes | str | Path, rules: ReadingRules) -
         return "it is empty" if size == 0 else "it is in no format that is read here"
     if isinstance(error, OSError) and error.strerror is not None:
         return error.strerror
-    return printable(" ".join(str(error).split())) or type(error).__name__
+    return one_line(error)
 
 
 def _upright_size(image: Image.Image, rules: ReadingRules) -> tuple[int, int]:

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from ldm_vae.images.collection import ImageCollection
 from ldm_vae.images.decoding import UnreadableImage
 from ldm_vae.images.training import SkippedImage
-from ldm_vae.images.transforms import Box, crop_box, to_tensor
+from ldm_vae.images.transforms import Box, crop_box, middle_box, to_tensor
 from ldm_vae.system.workers import load
 
 
@@ -90,8 +90,7 @@ class EvaluationImages(Dataset):
             raise UnreadableImage(
                 self._collection.name(index), f"its {size} pixels are fewer than the model's factor {factor} a side"
             )
-        left, top = (picture.width - width) // 2, (picture.height - height) // 2
-        return to_tensor(picture.crop((left, top, left + width, top + height)))
+        return to_tensor(picture.crop(middle_box(picture.size, cut=(width, height))))
 
 
 def evaluation_batches(

@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ldm_vae.system.telling import counted, first_line
-from ldm_vae.system.text import printable
+from ldm_vae.system.telling import counted
+from ldm_vae.system.text import first_line, printable
 
 FILE_NAME = "file_name"
 """The column that names a row's picture, relative to the folder of the metadata file."""

@@ -11,8 +11,8 @@ from datasets import Dataset, IterableDataset
 from ldm_vae.config.reading import ReadingRules
 from ldm_vae.images.cells import Cells
 from ldm_vae.images.splits import choose_split, split_range
-from ldm_vae.system.telling import first_line, tell
-from ldm_vae.system.text import printable
+from ldm_vae.system.telling import tell
+from ldm_vae.system.text import first_line, printable
 
 HINT = "give a folder of images, parquet or webdataset (tar) files, or the id of a data set on the hub"
 """What messages propose to who named no data."""

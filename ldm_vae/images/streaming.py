@@ -26,6 +26,7 @@ from ldm_vae.images.request import SourceRequest
 from ldm_vae.images.sources import open_source
 from ldm_vae.images.training import Augmentation, SkippedImage, TrainingSample
 from ldm_vae.system.randomness import sample_rng
+from ldm_vae.system.text import first_line
 
 _SHARDS_OF_A_FOLDER = 64
 _AHEAD = 4
@@ -273,7 +274,7 @@ class StreamingImages:
             for example in part:
                 yield example[self._stream.image_column]
         except Exception as error:
-            reason = str(error).strip().partition("\n")[0] or type(error).__name__
+            reason = first_line(error)
             raise StreamError(f"reading {self._stream.source} broke off: {reason}") from error
 
 

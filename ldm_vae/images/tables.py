@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 
 from ldm_vae.images.folders import TABLE_FORMATS, Listing
 from ldm_vae.images.tars import count_samples
-from ldm_vae.system.telling import counted, first_line
-from ldm_vae.system.text import printable
+from ldm_vae.system.telling import counted
+from ldm_vae.system.text import first_line, printable
 
 _RATIO = 10
 """Pictures beside files that hold this many times as many are no data: the preview of a data set, say. And so the

@@ -15,8 +15,8 @@ from typing import Any
 from ldm_vae.images.cells import JSON_COLUMNS
 from ldm_vae.images.formats import IMAGE_EXTENSIONS, PLUGIN_EXTENSIONS
 from ldm_vae.images.metadata_files import LABEL_COLUMNS, decode_text
-from ldm_vae.system.telling import counted, first_line, tell
-from ldm_vae.system.text import printable
+from ldm_vae.system.telling import counted, tell
+from ldm_vae.system.text import first_line, printable
 
 IMAGE = "image"
 """Column of the pictures, whatever the endings of their members."""

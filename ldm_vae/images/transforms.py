@@ -60,6 +60,12 @@ def crop_box(
     return left, top, min(left + side, float(width)), min(top + side, float(height))
 
 
+def middle_box(size: tuple[int, int], *, cut: tuple[int, int]) -> tuple[int, int, int, int]:
+    """Return (left, top, right, bottom) of the middle of a picture; both sizes are (width, height), in pixels."""
+    left, top = ((side - part) // 2 for side, part in zip(size, cut, strict=True))
+    return left, top, left + cut[0], top + cut[1]
+
+
 def resize_crop(image: Image.Image, box: Box, *, resolution: int | tuple[int, int]) -> Image.Image:
     """Return `box` of the image as a square of `resolution` pixels, or of (width, height) pixels: bicubic,
     antialiased, in one pass."""

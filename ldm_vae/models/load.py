@@ -16,6 +16,7 @@ from ldm_vae.config.rules import require
 from ldm_vae.models.families import FAMILIES, family_class
 from ldm_vae.models.families.family import DiffusersModel, Family
 from ldm_vae.models.layouts.ldm import read_ldm_file
+from ldm_vae.system.text import first_line
 
 HUB_TIMEOUT_SECONDS = 10
 
@@ -86,7 +87,7 @@ def _load_from_hub(repository: str, *, field: str) -> Family:
 
 
 def _unreachable(repository: str, field: str, reason: object) -> str:
-    line = str(reason).strip().splitlines()[0]
+    line = first_line(reason)
     return f"{field}: '{repository}' is neither a folder or file here nor a model that the hub could give: {line}"
 
 
@@ -107,4 +108,4 @@ def _load_folder(folder: Path, *, field: str) -> Family:
     try:
         return family.from_pretrained(folder, variant=variant, torch_dtype=torch.float32)
     except OSError as error:
-        raise ValueError(f"{field}: {folder} has no weights that can be read: {str(error).splitlines()[0]}") from None
+        raise ValueError(f"{field}: {folder} has no weights that can be read: {first_line(error)}") from None

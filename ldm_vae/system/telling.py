@@ -6,8 +6,6 @@ import multiprocessing
 import os
 import sys
 
-from ldm_vae.system.text import printable
-
 _told: set[str] = set()
 
 
@@ -22,9 +20,3 @@ def tell(message: str) -> None:
 def counted(number: int, noun: str, plural: str | None = None) -> str:
     """Return a number with its noun, such as `1 file` and `2,000 files`."""
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message without its full stop, or its type where it has no message."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return printable(lines[0].strip().rstrip("."))

@@ -7,6 +7,17 @@ import unicodedata
 _INVISIBLE = ("Cc", "Cf", "Cs", "Zl", "Zp")  # control, formatting (right-to-left override), surrogate, separators
 
 
+def first_line(error: object) -> str:
+    """Return the first line of what an error says, without a full stop; its class's name where it says nothing."""
+    lines = str(error).strip().splitlines()
+    return printable(lines[0].strip().rstrip(".")) if lines else type(error).__name__
+
+
+def one_line(error: object) -> str:
+    """Return all that an error says, on one line; its class's name where it says nothing."""
+    return printable(" ".join(str(error).split())) or type(error).__name__
+
+
 def printable(text: str) -> str:
     """Return `text` on one line: each character that a terminal would act on instead of showing it is escaped.
 

@@ -15,6 +15,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from ldm_vae.system.memory import release_freed_memory
+from ldm_vae.system.text import first_line, one_line
 
 T = TypeVar("T")
 
@@ -99,7 +100,7 @@ def _next(batches: Iterator[Any], timeout_seconds: float) -> Any:
         try:
             return next(batches)
         except (RuntimeError, OSError, EOFError) as error:  # the last two: it died while it handed something over
-            reason = str(error).strip().partition("\n")[0].strip().rstrip(".")
+            reason = first_line(error)
             if "timed out" not in reason:
                 raise DataWorkerError(
                     f"a data worker died ({reason}); is memory short? Set data.num_workers 0 to see the error itself"
@@ -116,7 +117,7 @@ class _Raised:
 
     def __init__(self, error: Exception) -> None:
         if not isinstance(error, (ValueError, RuntimeError)):
-            reason = " ".join(str(error).split())
+            reason = one_line(error)
             message = f"a data worker failed: {type(error).__name__}: {reason}; set data.num_workers 0 to see where"
             error = DataWorkerError(message)
         self.error = error

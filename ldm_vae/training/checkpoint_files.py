@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ldm_vae.system.files import sha256_file
 from ldm_vae.system.paths import OutsideFolder, inside
+from ldm_vae.system.text import first_line
 from ldm_vae.training.data_names import DataNames
 from ldm_vae.training.run_folder import (
     RunFolder,
@@ -93,7 +94,7 @@ def read_tensors(checkpoint: Path, name: str) -> dict[str, Tensor]:
     try:
         return load_file(checkpoint / name)
     except (OSError, SafetensorError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise CheckpointError(f"{checkpoint} is damaged: {name} can't be read ({reason})") from None
 
 
