@@ -69,7 +69,7 @@ SMALL = [
         (["train", "--train.batch_sise", "3"], 2, "did you mean '--train.batch_size'?"),
         (["train", "--config", "kl_f8", "--data.resolution", "100"], 2, "does not divide; take 96 or 104"),
         (["train", *SMALL], 1, "data.train is missing"),
-        (["train", *SMALL, "--data.train", "./absent"], 1, "data.train"),
+        (["train", *SMALL, "--data.train", "./absent"], 1, "ldm-vae: --data.train: "),
         (["train", *SMALL, "--data.train", "{empty}"], 1, "holds no image"),
     ],
 )

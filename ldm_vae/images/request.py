@@ -9,6 +9,7 @@ import datasets
 from datasets import Dataset, IterableDataset
 
 from ldm_vae.config.reading import ReadingRules
+from ldm_vae.config.rules import FieldError
 from ldm_vae.images.cells import Cells
 from ldm_vae.images.splits import choose_split, split_range
 from ldm_vae.system.telling import tell
@@ -50,7 +51,7 @@ class SourceRequest:
 
     def error(self, message: str) -> ValueError:
         """Return the error for the user, with the option that gave the source."""
-        return ValueError(f"{self.option}: {message}")
+        return FieldError(f"{self.option if self.option.startswith('-') else f'<{self.option}>'}: {message}")
 
     def tell(self, message: str) -> None:
         """Tell the user what was assumed or left out."""
