@@ -68,7 +68,7 @@ class Numbering:
 
     @property
     def stems(self) -> list[str]:
-        """Of all shards, in order."""
+        """Names of all shards, in order, without suffix."""
         return list(self._shards)
 
     def shard(self, stem: str) -> ShardImages:
@@ -80,8 +80,11 @@ class Numbering:
 
 
 def bucket_sizes(resolution: int, *, step: int, max_aspect: float) -> list[Size]:
-    """Return the sizes that images are put in: sides in multiples of `step`, no more pixels than a square of
-    `resolution`, no longer than `max_aspect` times their short side, and for each width as high as that allows."""
+    """Return the sizes of the buckets, sorted.
+
+    Sides are multiples of `step`; no size has more pixels than a square of `resolution` or is longer than `max_aspect`
+    times its short side; and for each width there is the largest height that this allows.
+    """
     sizes = set()
     for width in range(step, resolution * resolution // step + 1, step):
         height = resolution * resolution // width // step * step

@@ -42,15 +42,16 @@ class EncodeSummary:
 
     output: Path
     num_images: int
-    """Of the collection."""
+    """Images of the collection."""
     num_rows: int
     num_skipped: int
     num_shards: int
     num_bytes: int
-    """Of all shards."""
+    """Bytes of all shards."""
     encoded_images: int
-    """By this process."""
+    """Images that this process encoded."""
     encoded_shards: int
+    """Shards that this process wrote."""
     damaged_shards: int
     """Shards that this process found damaged; they were encoded again."""
     seconds: float
@@ -73,7 +74,7 @@ def encode(options: EncodeOptions) -> EncodeSummary:
     Returns when the output is whole, whichever processes made it so.
 
     Raises:
-        ValueError: naming the option, for what a user can mend.
+        ValueError: In one line, naming the option, for what a user can mend.
     """
     OutputFolder(options.output, kind=LATENTS).check_writable()
     family = load_vae(options.vae, field="--vae").family

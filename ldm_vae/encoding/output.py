@@ -101,11 +101,11 @@ def _write_plan_first(folder: Path, plan: Plan) -> None:
 
 
 def take_back_damaged(folder: Path, *, plan: Plan, leases: Leases, on_shard: Callable[[bool], None]) -> None:
-    """Compare every whole shard of an output with its digest, and remove the records of those that are damaged, so
-    that they are encoded again.
+    """Compare every whole shard of an output with its digest, and have damaged ones encoded again.
 
-    Processes that start together divide the shards among themselves: each claims parts of the list, and holds what it
-    has done until it ends. A part whose process died is taken over.
+    The records of damaged shards are removed, so that these shards count as missing. Processes that start together
+    divide the shards among themselves: each claims parts of the list, and holds what it has done until it ends. A part
+    whose process died is taken over.
 
     Args:
         folder: The output.

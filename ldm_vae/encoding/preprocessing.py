@@ -39,14 +39,14 @@ class ImageBatch:
     """Consecutive images of one shard."""
 
     rows: list[Row]
-    """Of all of them; those without a reason are in `pixels`."""
+    """One row per image of the batch, skipped ones included. Rows whose `reason` is None have a line in `pixels`."""
     pixels: Tensor | None  # [n, H, W, C], uint8; None where none can be read
     noise: Tensor | None  # [n, c, h, w], float32, for mode sample
     stem: str = ""
     size: Size = (0, 0)
     """(width, height) that the shard's images have."""
     last: bool = False
-    """Whether the shard ends with it."""
+    """Whether the batch is the last of its shard."""
 
     def pin_memory(self) -> ImageBatch:
         """Return the batch in page-locked memory (called by the loader)."""
@@ -57,16 +57,16 @@ class ImageBatch:
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
-    """From a picture to what the encoder takes, but for the range."""
+    """How a picture becomes what the encoder takes, except for the range of its values."""
 
     channels: int
-    """1, 3 or 4."""
+    """Channels of the pictures: 1, 3 or 4."""
     spatial_factor: int
-    """Pixels a latent pixel, along one side."""
+    """Pixels of the image along one side of a pixel of the latents."""
     noise_channels: int | None
-    """Channels of the posterior's noise, for mode sample; none: no noise."""
+    """Channels of the posterior's noise, for mode sample; None for modes without noise."""
     seed: int
-    """Of the noise, which is a function of (seed, sample)."""
+    """Seed of the noise, which is a function of (seed, sample)."""
 
     def box(self, picture: Size, *, size: Size) -> Box:
         """Return the part of a picture that is taken: about its middle, as much as fits the shape of `size`."""

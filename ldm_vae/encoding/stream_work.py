@@ -89,7 +89,7 @@ class StreamShardWork:
 
     @property
     def stems(self) -> list[str]:
-        """Of the shards of all input files that are encoded, in order."""
+        """Names of the shards of all input files that are encoded, in order, without suffix."""
         return [
             part_stem(file, part)
             for file in range(self._num_files)

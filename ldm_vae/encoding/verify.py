@@ -46,7 +46,7 @@ class VerifyReport:
     deep_images: int
     """Images encoded again."""
     largest_error: float
-    """Of these latents: root of summed squared differences, relative to the latents'."""
+    """Largest error of these images: the root of the summed squared differences, relative to that of the latents."""
 
     def __str__(self) -> str:
         text = f"{self.folder}: {self.num_rows:,} latents in {self.num_shards:,} shards, all whole"
@@ -59,8 +59,8 @@ def verify(options: LatentsVerifyOptions) -> VerifyReport:
     """Check every shard against its digest and, with `deep`, encode a random few images again.
 
     Raises:
-        LatentsDamaged: listing every problem.
-        ValueError: the folder is no output of `ldm-vae encode`, or the VAE or data for `deep` don't belong to it.
+        LatentsDamaged: There are problems; the message lists all.
+        ValueError: The folder is no output of `ldm-vae encode`, or the VAE or data for `deep` don't belong to it.
     """
     folder = Path(options.latents).expanduser()
     with progress(None, what="verify", unit="shard") as bar:

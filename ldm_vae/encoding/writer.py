@@ -39,7 +39,7 @@ class EncodedBatch:
 
     stem: str
     rows: list[Row]
-    """Images of the batch; those without a reason are the tensors' rows."""
+    """One row per image of the batch, skipped ones included. Those whose `reason` is None are in `tensors`."""
     tensors: dict[str, Tensor]
     """float32 [n, c, h, w]; on the CPU, or still on their way there until `ready`."""
     shape: tuple[int, int, int]
@@ -66,9 +66,9 @@ class ShardWriter:
     disk, latents that are no finite numbers) is raised by the next `add`, or on leaving.
 
     Args:
-        folder: of the output.
-        plan: of the output.
-        on_written: called in the writer's thread with each whole shard's record.
+        folder: The output.
+        plan: What the output is.
+        on_written: Called in the writer's thread with the record of each shard that is whole.
     """
 
     def __init__(self, folder: Path, *, plan: Plan, on_written: Callable[[ShardRecord], None]) -> None:
@@ -172,7 +172,7 @@ def write_shard(
         plan: What the output is.
         tensors: `mean` and `std`, or `latents`, [n, c, h, w], and what goes with them, [n, ...].
         rows: Every image of the shard; the n without a reason are the tensors' rows, in order.
-        moments: Of the shard's latents.
+        moments: Moments of the shard's latents.
         rounding: What was rounded off each tensor.
         shape: [c, h, w] of a latent.
     """

@@ -33,9 +33,10 @@ class Problem:
 
 
 def check_folder(folder: Path, *, on_shard: Callable[[], object] = lambda: None) -> list[Problem]:
-    """Read every byte of an output and return what is wrong with it: `unfinished` outputs, files that are `missing`,
-    `damaged` (cut off, or bits flipped), `duplicate` (a copy of another, or two rows of one image) or `foreign` (of
-    another VAE or preprocessing, or not of this output).
+    """Read every byte of an output and return what is wrong with it.
+
+    An output may be `unfinished`; files may be `missing`, `damaged` (cut off, or bits flipped), `duplicate` (a copy of
+    another, or two rows of one image) or `foreign` (of another VAE or preprocessing, or not of this output).
 
     Args:
         folder: What `ldm-vae encode --output` wrote.

@@ -56,21 +56,21 @@ class LatentDataset(Dataset[LatentSample]):
     tensor([0, 1])
 
     Args:
-        directory: what `ldm-vae encode --output` wrote.
-        sample: draw from the posterior instead of returning its mean (folders of mode `moments` only). The noise is a
+        directory: What `ldm-vae encode --output` wrote.
+        sample: Draw from the posterior instead of returning its mean (folders of mode `moments` only). The noise is a
             function of (seed, epoch, the image's number), so it doesn't depend on workers, processes or order.
         normalize: `scaling` gives the latents that diffusers' pipelines denoise, (z - shift)·scale with the VAE's
             scaling factor (and latents_mean and latents_std, where it has them); `channel` gives mean 0 and standard
             deviation 1 a channel by `stats()`; `none` gives the VAE's own latents.
-        random_flip: take the mirrored image's latents for half of the rows, anew each epoch (folders written with
+        random_flip: Take the mirrored image's latents for half of the rows, anew each epoch (folders written with
             `--flip` only).
-        seed: of the posterior's noise and of the flips.
-        verify: compare each row with its checksum whenever it is read, so that a bit that flipped on the disk raises
+        seed: Seed of the posterior's noise and of the flips.
+        verify: Compare each row with its checksum whenever it is read, so that a bit that flipped on the disk raises
             `ValueError` instead of becoming training data. Shards that are cut off, exchanged or of another output
             are found without it.
 
     Raises:
-        ValueError: in one line, where the folder isn't whole or hasn't what is asked for.
+        ValueError: In one line, where the folder isn't whole or hasn't what is asked for.
     """
 
     def __init__(
@@ -117,8 +117,14 @@ class LatentDataset(Dataset[LatentSample]):
         self._epoch.fill_(epoch)
 
     def stats(self) -> LatentStats:
-        """Mean and standard deviation a channel of the VAE's own latents (before any normalisation), measured in
-        float64 when they were written; of posterior samples where `sample` is set, else of what is stored."""
+        """Return mean and standard deviation a channel of the VAE's own latents, before any normalisation.
+
+        They were measured in float64 when the latents were written: of posterior samples where `sample` is set, else
+        of what is stored.
+
+        Raises:
+            ValueError: The folder holds no rows.
+        """
         stats = self.index["stats"]
         if not stats["count"]:
             raise ValueError(f"{self.directory} holds no rows, so its latents have no statistics")
@@ -130,8 +136,11 @@ class LatentDataset(Dataset[LatentSample]):
         return latents / self.scale.to(latents) + self.shift.to(latents)
 
     def latents(self, row: int, *, flipped: bool = False) -> Tensor:
-        """Return the VAE's own latents of a row, float32 [c, h, w], or of the mirrored image: the posterior's sample
-        where `sample` is set, else its mean."""
+        """Return the VAE's own latents of a row, float32 [c, h, w].
+
+        They are the posterior's sample where `sample` is set, else its mean; with `flipped` those of the mirrored
+        image.
+        """
         tensors, at = self._locate(row)
         suffix = "_flip" if flipped else ""
         name = "mean" if self.index["mode"] == "moments" else "latents"
@@ -166,7 +175,7 @@ class LatentDataset(Dataset[LatentSample]):
             yield range(int(start), int(stop))
 
     def shape(self, row: int) -> tuple[int, int, int]:
-        """Shape [c, h, w] of a row's latents; it differs between rows where the images were put in buckets."""
+        """Return the shape [c, h, w] of a row's latents, which differs between rows that are of different buckets."""
         c, h, w = self.index["shards"][self._shard(self._row(row))]["shape"]
         return c, h, w
 

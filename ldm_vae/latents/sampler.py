@@ -18,11 +18,11 @@ class ShapeBatchSampler(Sampler[list[int]]):
     of the batches, an equal number, for which some batches may come twice.
 
     Args:
-        dataset: the latents.
-        batch_size: rows a batch.
-        seed: of the order.
-        num_replicas: number of processes.
-        rank: this one.
+        dataset: The latents.
+        batch_size: Rows a batch.
+        seed: Seed of the order.
+        num_replicas: Number of processes.
+        rank: Number of this process.
     """
 
     def __init__(

@@ -169,8 +169,11 @@ def row_checksums(tensors: Mapping[str, Tensor]) -> Tensor:
 
 
 def read_record(folder: Path, *, stem: str, plan_digest: str) -> ShardRecord | None:
-    """Return the record of a shard if it is whole, of this plan, and the shard's file has the size that it tells, else
-    None. The shard's bytes are not read."""
+    """Return the record of a shard, or None.
+
+    The record must be whole and of this plan, and the shard's file must have the size that the record tells; the
+    file's bytes are not read.
+    """
     try:
         values = read_sealed(folder / f"{stem}.json")
         record = None if values is None else ShardRecord.from_json(values)

@@ -41,8 +41,10 @@ class RowMoments:
 
 @dataclass(kw_only=True)
 class ChannelMoments:
-    """Count, mean and sum of squared deviations of each channel, which merge without loss (Chan, Golub and LeVeque,
-    "Updating formulae and a pairwise algorithm for computing sample variances", 1979)."""
+    """Count, mean and sum of squared deviations of each channel, which merge without loss.
+
+    From Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances", 1979.
+    """
 
     count: int = 0
     """Elements of each channel."""
@@ -163,6 +165,8 @@ class Rounding:
 
 
 def _rows(values: Tensor, *, flat: int) -> np.ndarray:
-    """Return values on the CPU in float64, with the dimensions from `flat` on as one. NumPy sums each row by itself,
-    on one thread, so a row's sums don't depend on the rows beside it."""
+    """Return values on the CPU in float64, with the dimensions from `flat` on as one.
+
+    NumPy sums each row by itself, on one thread, so a row's sums don't depend on the rows beside it.
+    """
     return in_float64(values.cpu()).flatten(flat).contiguous().numpy()

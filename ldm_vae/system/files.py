@@ -42,8 +42,10 @@ def process_lives(pid: int) -> bool:
 
 @contextmanager
 def whole_or_absent(path: Path, *, sync: bool = True) -> Iterator[Path]:
-    """Yield a temporary path in the folder of `path`. What is written there becomes `path` at once, or, where the
-    block raises or the process dies, never; with `sync` that holds through a power failure too.
+    """Yield a temporary path in the folder of `path`, which becomes `path` when the block ends.
+
+    Where the block raises or the process dies, `path` stays as it was; with `sync` that holds through a power failure
+    too.
 
     Raises:
         OSError: The disk is full or can't be written, naming `path`.
@@ -74,8 +76,10 @@ def _named(error: OSError, path: Path, temporary: Path) -> OSError:
 
 
 def temporary_path(path: Path) -> Path:
-    """Return a new hidden name beside `path` that tells which process it belongs to, for `remove_temporaries`. It is
-    never longer than a name may be: of a long one it takes the beginning."""
+    """Return a new hidden name beside `path`, for what isn't whole yet.
+
+    The name tells `remove_temporaries` which process it belongs to, and is never longer than a name may be.
+    """
     end = f".{_host_tag()}-{os.getpid()}-{uuid.uuid4().hex[:8]}{_TEMPORARY}"
     name = os.fsencode(path.name)[: LONGEST_NAME - len(end) - 1].decode(errors="ignore")
     return path.with_name(f".{name}{end}")
@@ -117,8 +121,11 @@ def sync_folder(folder: Path) -> None:
 
 
 def remove_temporaries(folder: Path, *, older_than: float) -> None:
-    """Remove the temporary files and folders of killed processes: those of this host's dead processes, and any that
-    nobody has written to for `older_than` seconds. Other subfolders are left alone."""
+    """Remove the temporary files and folders that killed processes left.
+
+    These are those of this host's dead processes, and any that nobody has written to for `older_than` seconds. Other
+    subfolders are left alone.
+    """
     for entry in os.scandir(folder):
         if not is_temporary(entry.name):
             continue

@@ -23,8 +23,11 @@ def keep_freed_memory() -> None:
 
 
 def release_freed_memory() -> None:
-    """Let the C library give back what was freed, after all. Before a fork: else each of these pages is copied when it
-    is written to again, for as long as the child lives."""
+    """Let the C library give back what was freed, after all.
+
+    To be called before a fork: else each of these pages is copied when it is written to again, for as long as the
+    child lives.
+    """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)

@@ -204,11 +204,10 @@ class OutputFolder:
 
     @contextmanager
     def whole(self, *, overwrite: bool) -> Iterator[Path]:
-        """Yield a temporary folder whose contents become the output when the block ends; where it raises, nothing
-        changes.
+        """Yield a temporary folder whose contents become the output when the block ends.
 
-        A folder that exists already, which may be a mount point or lie in a parent that can't be written, is kept and
-        filled, the mark last; a new one appears at once.
+        Where the block raises, nothing changes. A folder that exists already, which may be a mount point or lie in a
+        parent that can't be written, is kept and filled, the mark last; a new one appears at once.
 
         Raises:
             ValueError: The folder may not be written (`check`), found before the block runs.

@@ -23,8 +23,9 @@ def progress(
     leave: bool = True,
     seconds_between_lines: float = SECONDS_BETWEEN_LINES,
 ) -> tqdm:
-    """Return a bar on stderr, to be updated, written over and closed as tqdm's; where stderr is no terminal, one that
-    writes whole lines, a few an hour, instead of drawing over itself.
+    """Return a bar on stderr, which is updated, written over and closed like tqdm's.
+
+    Where stderr is no terminal, the bar writes a whole line now and then instead of drawing over itself.
 
     Args:
         total: Pieces of work; None where it isn't known.

@@ -82,8 +82,11 @@ def load(
 
 
 def _start(loader: DataLoader) -> Iterator[Any]:
-    """Start the workers, without torch's handler that raises a worker's death wherever the main thread happens to be,
-    be it amid writing a checkpoint: `_next` finds it."""
+    """Start the workers, without torch's handler for the death of a worker.
+
+    That handler raises wherever the main thread happens to be, be it amid writing a checkpoint; `_next` finds dead
+    workers by itself.
+    """
     if threading.current_thread() is not threading.main_thread():
         return iter(loader)
     handler = signal.getsignal(signal.SIGCHLD)
@@ -154,8 +157,11 @@ class _GuardedCollate:
 
 
 def _init_worker(worker: int) -> None:
-    """Leave signals to the main process: a run that saves and stops on SIGTERM or SIGUSR1, which Slurm and a terminal
-    send to all of its processes, needs its workers until then. Only the main process itself can terminate them."""
+    """Leave signals to the main process, which alone can terminate its workers.
+
+    Slurm and terminals send SIGTERM or SIGUSR1 to all processes of a run. The run saves and stops then, and needs its
+    workers until it has.
+    """
     parent = multiprocessing.parent_process()
     for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)

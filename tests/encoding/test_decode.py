@@ -172,7 +172,7 @@ def test_what_is_refused_and_what_is_replaced(vae: str, latents: str, tmp_path: 
     torch.nn.init.zeros_(trained.decoder.conv_out.weight)
     trained.save_pretrained(tmp_path / "trained")
     decode(DecodeOptions(**{**arguments, "vae": str(tmp_path / "trained"), "output": str(tmp_path / "d")}))
-    with pytest.raises(ValueError, match="--num_images is 0"):
+    with pytest.raises(ValueError, match="num_images is 0"):
         DecodeOptions(**arguments, num_images=0)
 
 

@@ -41,8 +41,9 @@ class LatentsExportSummary:
 
 
 def export_latents(options: LatentsExportOptions) -> LatentsExportSummary:
-    """Write a folder of latents in another layout: the VAE's own latents, not scaled, unless the layout's reader wants
-    them scaled.
+    """Write a folder of latents in another layout.
+
+    The latents are the VAE's own, not scaled, unless the layout's reader expects scaled ones (FLUX's in `kohya`).
 
     Raises:
         ValueError: In one line, naming what the layout needs and the folder hasn't, or what the output holds.

@@ -100,8 +100,10 @@ def plan_files(dataset: LatentDataset, folder: Path, options: LatentsExportOptio
 
 
 def write_files(dataset: LatentDataset, planned: KohyaFiles, options: LatentsExportOptions) -> Iterator[int]:
-    """Write the files, each with `latents`, `original_size`, `crop_ltrb` and, where there are any, `latents_flipped`;
-    yield 1 after each."""
+    """Write the files and yield 1 after each.
+
+    Each holds `latents`, `original_size`, `crop_ltrb` and, where there are any, `latents_flipped`.
+    """
     model = _MODELS[options.kohya_model]
     for file in planned.files:
         _, h, w = dataset.shape(file.row)
@@ -122,8 +124,10 @@ def write_files(dataset: LatentDataset, planned: KohyaFiles, options: LatentsExp
 
 
 def kohya_crop(bucket: Size, *, original: Size) -> tuple[float, float, float, float]:
-    """Return sd-scripts' crop_ltrb, which it conditions SDXL on: the picture laid wholly into its bucket
-    (`BucketManager.get_crop_ltrb`)."""
+    """Return sd-scripts' crop_ltrb, which it conditions SDXL on.
+
+    It is the place of the picture when all of it is laid into its bucket (`BucketManager.get_crop_ltrb`).
+    """
     scale = min(bucket[0] / original[0], bucket[1] / original[1])
     width, height = original[0] * scale, original[1] * scale
     left, top = (bucket[0] - width) // 2, (bucket[1] - height) // 2

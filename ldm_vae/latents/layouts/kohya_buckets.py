@@ -31,8 +31,11 @@ def kohya_bucket_sizes(resolution: int, *, step: int, smallest: int, largest: in
 
 
 def kohya_bucket(picture: Size, *, sizes: Sequence[Size]) -> Size:
-    """Return the bucket of a picture: its own size where that is one, else the first of the nearest aspect ratio,
-    width over height, by their plain difference."""
+    """Return the bucket of a picture.
+
+    It is the picture's own size where there is such a bucket, else the first of the nearest aspect ratio, width over
+    height, by their plain difference.
+    """
     if picture in sizes:
         return picture
     aspect = picture[0] / picture[1]

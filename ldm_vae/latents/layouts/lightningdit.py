@@ -22,8 +22,10 @@ def file_names(dataset: LatentDataset) -> list[str]:
 
 
 def write_files(dataset: LatentDataset, folder: Path) -> Iterator[int]:
-    """Write safetensors with `latents`, `latents_flip` and `labels`, and statistics with `mean` and `std`
-    [1, c, 1, 1]; yield the rows of each file."""
+    """Write the files and yield the number of rows of each.
+
+    They are safetensors with `latents`, `latents_flip` and `labels`, and statistics: `mean` and `std`, [1, c, 1, 1].
+    """
     for name, rows in zip(file_names(dataset), filter(len, dataset.shard_rows()), strict=False):
         labels = [max(dataset[row].label, 0) for row in rows]  # a collection without labels is one class
         with whole_or_absent(folder / name) as temporary:

@@ -27,8 +27,10 @@ def file_names(dataset: LatentDataset) -> list[str]:
 
 
 def write_files(dataset: LatentDataset, folder: Path) -> Iterator[int]:
-    """Write the stored tensors as arrays, with `label`, `sample`, `source` and the collection's other columns; yield
-    the rows of each file."""
+    """Write the files and yield the number of rows of each.
+
+    Columns are the stored tensors as arrays, `label`, `sample`, `source` and the collection's other columns.
+    """
     one_shape = has_one_shape(dataset)
     columns = _column_features(dataset)
     lines = dataset.rows()

@@ -21,8 +21,11 @@ def file_names(dataset: LatentDataset) -> list[str]:
 
 
 def write_files(dataset: LatentDataset, folder: Path) -> Iterator[int]:
-    """Write tar files in which the members of a row share a key, the image's number: `.mean.npy` and `.std.npy` or
-    `.latents.npy`, `.cls`, and `.json` with the source and the other columns; yield the rows of each file."""
+    """Write the files and yield the number of rows of each.
+
+    The members of a row share a key, the image's number: `.mean.npy` and `.std.npy` or `.latents.npy`, `.cls`, and
+    `.json` with the source and the other columns.
+    """
     lines = dataset.rows()
     for file, rows in zip(file_names(dataset), filter(len, dataset.shard_rows()), strict=True):
         with whole_or_absent(folder / file) as temporary, tarfile.open(temporary, "w") as tar:
