@@ -251,8 +251,10 @@ class Subject:
 
 
 class FlopCount(TorchDispatchMode):
-    """Adds up torch's own counts of the operators that run. (torch's FlopCounterMode follows modules as well, which
-    torch.autograd.grad with leaves does not allow.)"""
+    """Adds up torch's own counts of the operators that run.
+
+    torch's FlopCounterMode follows modules as well, which torch.autograd.grad with leaves does not allow.
+    """
 
     def __init__(self) -> None:
         super().__init__()

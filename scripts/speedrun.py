@@ -63,8 +63,11 @@ def train(run: Run, options: argparse.Namespace) -> None:
 
 
 def measure(run: Run, options: argparse.Namespace, *, perceptual: nn.Module) -> dict[str, Any]:
-    """Quality of the averaged weights of a stage's checkpoints, on the validation images at the training resolution,
-    and of the last one on the large images at `sizes`; what was measured before is read."""
+    """Return the quality of the averaged weights of a stage's checkpoints; what was measured before is read.
+
+    It is measured on the validation images at the training resolution, and for the last checkpoint also on the large
+    images at `sizes`.
+    """
     folder = options.output / "runs" / run.name
     path = folder / "quality.json"
     quality: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {"updates": {}, "sizes": {}}
@@ -110,8 +113,10 @@ def _quality(
 
 
 def time_updates(recipes: list[str], *, rounds: int = 15) -> dict[str, float]:
-    """Mean seconds of an update of each recipe: the median at each of its resolutions, weighted by their parts. All of
-    them take turns, so that a busy machine slows them alike."""
+    """Return the mean seconds of an update of each recipe, weighted over its resolutions by their parts of the run.
+
+    At each resolution it is the median. The recipes take turns, so that a busy machine slows them alike.
+    """
     steps, batches, weights = {}, {}, {}
     for recipe in recipes:
         config = parse(Config, recipe_arguments(recipe), prog="speedrun")

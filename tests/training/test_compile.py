@@ -18,8 +18,10 @@ MODEL = {"block_out_channels": [4], "norm_num_groups": 1, "mid_block_add_attenti
 
 
 def config_of(output_dir: Path, pictures: Path, **fields: object) -> Config:
-    """Six steps of four images, the first of a smaller size, the GAN from the third on; three batches of the eleven
-    images validate, one short."""
+    """Return a run of six steps of four images, the first of a smaller size, with the GAN from the third on.
+
+    Three batches of the eleven images validate, one of them short.
+    """
     return tiny_config(
         output_dir=output_dir,
         model=MODEL,

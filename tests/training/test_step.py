@@ -208,7 +208,7 @@ def test_accumulation_equals_one_large_batch(learn_logvar: bool) -> None:
 
 
 def test_first_adversarial_step_gives_the_generator_no_g() -> None:
-    """lam is measured in it, and used in the next one."""
+    """The adaptive weight lam is measured in it, and used in the next one."""
     config = tiny_config(data={"resolution": 64})
     state, step, _ = make(config)
     state.lam.zero_()
