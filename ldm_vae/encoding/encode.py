@@ -77,14 +77,15 @@ def encode(options: EncodeOptions) -> EncodeSummary:
         ValueError: In one line, naming the option, for what a user can mend.
     """
     OutputFolder(options.output, kind=LATENTS).check_writable()
-    family = load_vae(options.vae, field="--vae").family
+    loaded = load_vae(options.vae, field="--vae", **options.said_of_vae)
+    family = loaded.family
     check_sizes(options, family=family)
     open_images = open_stream if options.streaming else open_collection
     images = open_images(
         options.data, split=options.split, image_column=options.image_column, field="--data", rules=options
     )
     bf16 = use_bf16(options.mixed_precision, device=local_device())
-    plan = make_plan(options, images=images, family=family, bf16=bf16)
+    plan = make_plan(options, images=images, vae=loaded, bf16=bf16)
     encoder = InferenceAutoencoder(family, bf16=bf16, memory_gib=options.memory_gib)
     return _Encode(options, plan=plan, images=images, encoder=encoder).run()
 

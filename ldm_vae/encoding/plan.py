@@ -14,12 +14,14 @@ from ldm_vae.images.streaming import ImageStream
 from ldm_vae.latents.shards import Plan
 from ldm_vae.models.families.family import Family
 from ldm_vae.models.fingerprint import fingerprint
+from ldm_vae.models.load import LoadedVae
 
 _NAMES_AT_ONCE = 10_000
 
 
-def make_plan(options: EncodeOptions, *, images: ImageCollection | ImageStream, family: Family, bf16: bool) -> Plan:
+def make_plan(options: EncodeOptions, *, images: ImageCollection | ImageStream, vae: LoadedVae, bf16: bool) -> Plan:
     """State what an output with these options is."""
+    family = vae.family
     digests = fingerprint(family)
     preprocessing: dict[str, Any] = {
         "channels": family.in_channels,
@@ -47,6 +49,7 @@ def make_plan(options: EncodeOptions, *, images: ImageCollection | ImageStream, 
             "encoder": digests.encoder,
             "spatial_factor": family.spatial_factor,
             **family.scaling,
+            **({"assumed": vae.assumed} if vae.assumed else {}),
         },
         preprocessing=preprocessing,
         mode=options.mode,

@@ -84,7 +84,10 @@ def evaluate(options: EvaluateOptions) -> EvaluateSummary:
     processes = join_processes()
     device = processes.device
     exact_float32()
-    families = [load_vae(source).family.to(device, memory_format=torch.channels_last) for source in options.vae]
+    families = [
+        load_vae(source, needs_scaling=False).family.to(device, memory_format=torch.channels_last)
+        for source in options.vae
+    ]
     if options.memory_gib is not None:
         for family in families:
             enable_exact_tiling(family.model, memory_gib=options.memory_gib, tell=tell_plan)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ldm_vae.losses.perceptual import as_rgb
 from ldm_vae.models.frozen.efficientnet import load_efficientnet
+from ldm_vae.models.frozen.weights import read_weights
 from ldm_vae.system.pixels import from_pixels, to_pixels
 from ldm_vae.system.text import first_line
 
@@ -84,8 +85,8 @@ class _PooledEfficientNet(nn.Module):
 def _load_inception(file: Path, *, device: torch.device | str) -> SetFeatures:
     if not file.is_file():
         raise ValueError(f"inception_weights: there is no file {file}")
+    read_weights(file, field="inception_weights")  # torch-fidelity's own read would run a pickle's code
     try:
-        torch.load(file, map_location="cpu", weights_only=True)  # torch-fidelity's own read would run a pickle's code
         from torchmetrics.image.fid import NoTrainInceptionV3
 
         network = NoTrainInceptionV3(

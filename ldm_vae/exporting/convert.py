@@ -19,22 +19,17 @@ from torch import Tensor
 from ldm_vae.config.commands.convert import ConvertOptions
 from ldm_vae.config.rules import require
 from ldm_vae.exporting.readers import reader_notes
+from ldm_vae.models.layouts.folder import CONFIG_NAME, WEIGHTS_NAME, FolderWeights, read_config, read_folder
 from ldm_vae.models.layouts.ldm import (
     CONFIG_METADATA,
     check_fields,
-    checked_state_dict,
     ldm_state_dict,
     read_ldm_weights,
 )
-from ldm_vae.models.layouts.ldm_names import listed
-from ldm_vae.models.weight_files import open_weights
 from ldm_vae.system.files import whole_or_absent, write_whole
 from ldm_vae.system.outputs import EXPORT, OutputFolder
 from ldm_vae.system.tensors import write_tensors
 from ldm_vae.system.text import printable
-
-CONFIG_NAME = "config.json"
-WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +48,7 @@ class ConvertSummary:
     left_out: list[str] = field(default_factory=list)
     """Names in the input that belong to its training and not to the autoencoder."""
     notes: list[str] = field(default_factory=list)
-    """What other readers of the output do otherwise."""
+    """What was assumed and left out, and what other readers of the output do otherwise."""
 
     def __str__(self) -> str:
         """Return what was written, and what a user should know about it, in lines."""
@@ -61,11 +56,7 @@ class ConvertSummary:
         size = f"{self.num_tensors} tensors, {self.num_bytes / 1e6:.1f} MB, {'/'.join(self.dtypes)}"
         lines = [f"{printable(str(self.output))}: {kind}, {size}", *self.notes]
         if self.assumed:
-            values = ", ".join(f"{name} {value}" for name, value in self.assumed.items() if value is not None)
-            lines.append(f"The input doesn't say these, so they are as published for its family: {values}.")
             lines.append("Where its model has others, give its config.json with --config.")
-        if self.left_out:
-            lines.append(f"Left out, as parts of its training: {listed(self.left_out, most=3)}.")
         return "\n".join(lines)
 
 
@@ -83,14 +74,15 @@ def convert(options: ConvertOptions) -> ConvertSummary:
         if options.config is not None:
             raise ValueError(f"config is for single LDM files; {source} has its own {CONFIG_NAME}")
         check_ldm_output(output, overwrite=options.overwrite)
-        state, config = read_diffusers_folder(source)
+        weights = _read_kl_folder(source)
+        state, config = weights.state, weights.config
         written = write_ldm_file(output, state, config=config, overwrite=options.overwrite)
         return ConvertSummary(
             output=output,
             direction="diffusers to ldm",
             **_size(written),
             config=config,
-            notes=reader_notes(config),
+            notes=[*weights.notes, *reader_notes(config)],
         )
     if not source.is_file():
         raise ValueError(f"input: there is no folder or file {source}")
@@ -99,43 +91,31 @@ def convert(options: ConvertOptions) -> ConvertSummary:
             f"--output {output} is named like a file, but {source} is a single file, so a folder is written"
         )
     OutputFolder(output, kind=EXPORT).check(overwrite=options.overwrite)
-    override = _read_json(Path(options.config).expanduser(), field="config") if options.config is not None else {}
-    weights = read_ldm_weights(source, config=override)
-    write_diffusers_folder(output, weights.state, config=weights.config, overwrite=options.overwrite)
+    override = read_config(Path(options.config).expanduser()) if options.config is not None else {}
+    try:
+        file = read_ldm_weights(source, config=override)
+    except ValueError as error:
+        raise ValueError(f"input: {error}") from None
+    write_diffusers_folder(output, file.state, config=file.config, overwrite=options.overwrite)
     return ConvertSummary(
         output=output,
         direction="ldm to diffusers",
-        **_size(weights.state),
-        config=weights.config,
-        assumed=weights.assumed,
-        left_out=weights.left_out,
+        **_size(file.state),
+        config=file.config,
+        assumed=file.assumed,
+        left_out=file.left_out,
+        notes=file.notes,
     )
 
 
-def read_diffusers_folder(folder: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read (state dict, config.json) of a KL autoencoder in the stored types, from its folder or a pipeline's.
-
-    The unnamed weights come before a variant (`.fp16`), and safetensors before a pickle. Raises `ValueError` where
-    there is no config or no weights, or they don't belong to each other or to a KL autoencoder.
-    """
-    folder = Path(folder)
-    if not (folder / CONFIG_NAME).is_file() and (folder / "vae" / CONFIG_NAME).is_file():
-        folder = folder / "vae"
-    config = _read_json(folder / CONFIG_NAME, field="input")
-    if "_class_name" not in config:
-        raise ValueError(f"{folder / CONFIG_NAME} names no _class_name, so it is no diffusers model")
-    check_fields({"_class_name": config["_class_name"]})
-    stem = "diffusion_pytorch_model"
-    for pattern in (WEIGHTS_NAME, f"{stem}.*.safetensors", f"{stem}.bin", f"{stem}.*.bin"):
-        for path in sorted(folder.glob(pattern)):
-            file = open_weights(path)
-            try:
-                return checked_state_dict(file.load(file.names), config=config), config
-            except ValueError as error:
-                raise ValueError(f"{path}: {error}") from error
-    raise ValueError(
-        f"{folder} holds no {WEIGHTS_NAME}, only {listed(sorted(path.name for path in folder.iterdir()))}"
-    )
+def _read_kl_folder(source: Path) -> FolderWeights:
+    """Read a folder whose class has a single-file layout."""
+    try:
+        weights = read_folder(source)
+        check_fields({"_class_name": weights.config["_class_name"]})
+    except ValueError as error:
+        raise ValueError(f"input: {error}") from None
+    return weights
 
 
 def write_ldm_file(
@@ -201,7 +181,7 @@ def write_diffusers_folder(
 def write_diffusers_files(
     folder: Path, state: Mapping[str, Tensor], *, config: Mapping[str, Any], variant: str | None = None
 ) -> None:
-    """Write config.json and the weights of an AutoencoderKL into a folder that is there.
+    """Write config.json and the weights of a KL autoencoder into a folder that is there.
 
     Args:
         folder: Where the files go.
@@ -223,18 +203,6 @@ def weights_name(variant: str | None) -> str:
 def _save_tensors(state: Mapping[str, Tensor], path: Path, *, metadata: dict[str, str]) -> None:
     tensors = {name: tensor.contiguous() for name, tensor in state.items()}
     write_tensors(path, tensors, metadata={"format": "pt", **metadata})
-
-
-def _read_json(path: Path, *, field: str) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text())
-    except OSError as error:
-        raise ValueError(f"{field}: {path} can't be read ({error.strerror})") from error
-    except ValueError as error:
-        raise ValueError(f"{field}: {path} is not JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{field}: {path} holds a JSON {type(content).__name__}, not an object of fields")
-    return content
 
 
 def _size(state: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -42,7 +42,7 @@ PRECISION_IMAGES = 32
 """Images whose activations are measured, and whose reconstructions in 16-bit types are compared."""
 CARD_PICTURES = 4
 _SMALLEST_TILE = 512
-_UNSTATED_SAMPLE_SIZE = 32  # AutoencoderKL's default
+_UNSTATED_SAMPLE_SIZE = 32  # the class's default
 _NEEDS_SHIFT = ("sd3", "flux")  # their pipelines crash without a number
 
 

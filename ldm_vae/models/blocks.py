@@ -19,7 +19,11 @@ MIN_POSITIONS = {torch.float32: 1024, torch.bfloat16: 4096}  # input pixels, fro
 def speed_up_blocks(network: nn.Module) -> None:
     """Give residual blocks, upsamplers and group norms the forwards below; names and weights stay as they are."""
     for module in network.modules():
-        if isinstance(module, ResnetBlock2D) and module.output_scale_factor == 1:
+        if (
+            isinstance(module, ResnetBlock2D)
+            and module.output_scale_factor == 1
+            and isinstance(module.nonlinearity, nn.SiLU)
+        ):
             module.forward = functools.partial(residual_block, module)
         elif isinstance(module, nn.GroupNorm):
             module.forward = functools.partial(group_norm, module)  # type: ignore[method-assign]

@@ -23,7 +23,7 @@ def build_autoencoder(config: ModelConfig) -> Family:
     if config.pretrained is None:
         family: Family = KL.build(config)
         return quiet_(family) if config.init == "quiet" else family
-    family = load_vae(config.pretrained, field="model.pretrained").family.train()
+    family = load_vae(config.pretrained, field="model.pretrained", needs_scaling=False).family.train()
     require(
         family.in_channels == config.in_channels,
         f"model.in_channels is {config.in_channels}, but {config.pretrained} takes {family.in_channels}",

@@ -1,21 +1,30 @@
-"""Autoencoders loaded from wherever people keep them: diffusers folders, single files, the hub."""
+"""Autoencoders loaded from wherever people keep them: diffusers folders, single files, the hub. One reader for all."""
 
 from __future__ import annotations
 
-import contextlib
-import json
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from ldm_vae.config.rules import require
-from ldm_vae.models.families import FAMILIES, family_class
 from ldm_vae.models.families.family import DiffusersModel, Family
-from ldm_vae.models.layouts.ldm import read_ldm_file
+from ldm_vae.models.layouts.folder import (
+    CONFIG_NAME,
+    FolderWeights,
+    choose_weights,
+    model_folder,
+    read_config,
+    read_folder,
+    require_config,
+    shard_names,
+)
+from ldm_vae.models.layouts.ldm import family_of_weights, read_ldm_weights
 from ldm_vae.system.text import first_line
 
 HUB_TIMEOUT_SECONDS = 10
@@ -31,6 +40,8 @@ class LoadedVae:
     """Where it came from, as it was named."""
     notes: list[str] = field(default_factory=list)
     """Lines for the user: what was assumed, and what was left out."""
+    assumed: dict[str, Any] = field(default_factory=dict)
+    """Fields of the config that neither the source nor the user said: published values."""
 
     @property
     def model(self) -> DiffusersModel:
@@ -38,8 +49,17 @@ class LoadedVae:
         return self.family.model
 
 
-def load_autoencoder(source: str | Path, *, field: str = "vae") -> DiffusersModel:
+def load_autoencoder(
+    source: str | Path,
+    *,
+    field: str = "vae",
+    config: str | Path | None = None,
+    scaling_factor: float | None = None,
+    shift_factor: float | None = None,
+) -> DiffusersModel:
     """Load a diffusers autoencoder in float32, in eval mode.
+
+    What had to be assumed, and what was left out, is told as a warning.
 
     >>> from ldm_vae import load_autoencoder
     >>> autoencoder = load_autoencoder("export")
@@ -49,63 +69,88 @@ def load_autoencoder(source: str | Path, *, field: str = "vae") -> DiffusersMode
     Args:
         source: A diffusers folder (or a pipeline's, with a `vae` subfolder), a single LDM file, or a hub id.
         field: The option's name, for the error.
+        config: A config.json with what a single file doesn't say.
+        scaling_factor: What the latents are multiplied by, where the source doesn't say it or says it wrongly.
+        shift_factor: What is subtracted from them before.
 
     Raises:
         ValueError: In one line, where there is no such thing or it is no autoencoder of a class that is known.
     """
-    return load_vae(source, field=field).model
+    return load_vae(source, field=field, config=config, scaling_factor=scaling_factor, shift_factor=shift_factor).model
 
 
-def load_vae(source: str | Path, *, field: str = "vae") -> LoadedVae:
-    """Load an autoencoder behind the interface of its family. Arguments and errors as in `load_autoencoder`."""
+def load_vae(
+    source: str | Path,
+    *,
+    field: str = "vae",
+    config: str | Path | None = None,
+    scaling_factor: float | None = None,
+    shift_factor: float | None = None,
+    needs_scaling: bool = True,
+) -> LoadedVae:
+    """Load an autoencoder behind the interface of its family. Arguments and errors as in `load_autoencoder`.
+
+    Args:
+        needs_scaling: Whether the scaling matters, so that a file of which several scalings were published is an
+            error unless it is given. Training and reconstruction don't need it.
+    """
     path = Path(source).expanduser()
-    if path.is_file():
-        family: Family = read_ldm_file(path)
-    elif path.is_dir():
-        family = _load_folder(path, field=field)
-    else:
-        family = _load_from_hub(str(source), field=field)
-    return LoadedVae(family=family.eval(), source=str(source))
+    given = {"scaling_factor": scaling_factor, "shift_factor": shift_factor}
+    fields = {name: value for name, value in given.items() if value is not None}
+    try:
+        if path.is_file():
+            stated = read_config(Path(config).expanduser()) if config is not None else {}
+            weights = read_ldm_weights(path, config=stated | fields, needs_scaling=needs_scaling)
+            loaded = LoadedVae(
+                family=family_of_weights(weights),
+                source=str(source),
+                notes=[f"{path}: {note}" for note in weights.notes],
+                assumed=weights.assumed,
+            )
+        else:
+            require(config is None, f"a config is for single files; {source} has its own {CONFIG_NAME}")
+            if not path.is_dir():
+                path = _download(str(source))
+            loaded = _from_folder(read_folder(path), source=str(source), fields=fields)
+    except ValueError as error:
+        raise ValueError(f"{field}: {error}") from None
+    for note in loaded.notes:
+        warnings.warn(note, stacklevel=2)
+    return loaded
 
 
-def _load_from_hub(repository: str, *, field: str) -> Family:
+def _from_folder(weights: FolderWeights, *, source: str, fields: Mapping[str, Any]) -> LoadedVae:
+    family = weights.family.from_config({**weights.config, **fields}, device="meta")
+    state = {name: tensor.to(torch.float32, copy=True) for name, tensor in weights.state.items()}
+    family.model.load_state_dict(state, assign=True)
+    return LoadedVae(family=family.eval(), source=source, notes=weights.notes)
+
+
+def _download(repository: str) -> Path:
+    """Fetch config and weights of a hub repository, or find them in the cache; return the folder that holds them."""
     try:
         files = [file.rfilename for file in HfApi().model_info(repository, timeout=HUB_TIMEOUT_SECONDS).siblings or []]
-        offline = False
     except (HfHubHTTPError, HFValidationError) as error:  # there is none of that name, or it is private
-        raise ValueError(_unreachable(repository, field, error)) from None
+        raise ValueError(_unreachable(repository, error)) from None
     except Exception as error:  # no network, in the words of whichever client the hub library uses
-        files, offline, reason = ["config.json", "vae/config.json"], True, error
-    subfolders = [name for name, file in ((None, "config.json"), ("vae", "vae/config.json")) if file in files]
-    for subfolder in subfolders:
-        for family in FAMILIES.values():
-            with contextlib.suppress(OSError, ValueError), warnings.catch_warnings(action="ignore"):
-                return family.from_pretrained(
-                    repository, subfolder=subfolder, local_files_only=offline, torch_dtype=torch.float32
-                )
-    raise ValueError(_unreachable(repository, field, reason if offline else f"it holds no {' or '.join(FAMILIES)}"))
+        try:
+            folder = Path(snapshot_download(repository, local_files_only=True))
+            require_config(model_folder(folder))
+        except Exception:  # nor in the cache
+            raise ValueError(_unreachable(repository, error)) from None
+        return folder
+    inside = next((inside for inside in ("", "vae/") if f"{inside}{CONFIG_NAME}" in files), None)
+    names = [name.removeprefix(inside) for name in files if inside is not None and name.startswith(inside)]
+    chosen, _ = choose_weights(names)
+    if inside is None or chosen is None:
+        raise ValueError(_unreachable(repository, "it holds no autoencoder of diffusers"))
+    folder = Path(snapshot_download(repository, allow_patterns=[f"{inside}{name}" for name in (CONFIG_NAME, chosen)]))
+    if chosen.endswith(".json"):
+        shards = [f"{inside}{name}" for name in shard_names(folder / inside / chosen)]
+        snapshot_download(repository, allow_patterns=shards)
+    return folder / inside
 
 
-def _unreachable(repository: str, field: str, reason: object) -> str:
+def _unreachable(repository: str, reason: object) -> str:
     line = first_line(reason)
-    return f"{field}: '{repository}' is neither a folder or file here nor a model that the hub could give: {line}"
-
-
-def _load_folder(folder: Path, *, field: str) -> Family:
-    if not (folder / "config.json").is_file() and (folder / "vae" / "config.json").is_file():
-        folder = folder / "vae"
-    require(
-        (folder / "config.json").is_file(),
-        f"{field}: {folder} holds no config.json, so it is no diffusers model"
-        + ("; it is a run: export it first" if (folder / "config.yaml").is_file() else ""),
-    )
-    try:
-        family = family_class(json.loads((folder / "config.json").read_text()).get("_class_name"))
-    except ValueError as error:
-        raise ValueError(f"{field}: {folder} holds {error}") from None
-    plain = any(any(folder.glob(f"diffusion_pytorch_model{end}")) for end in (".safetensors*", "*.bin"))
-    variant = None if plain else "fp16"
-    try:
-        return family.from_pretrained(folder, variant=variant, torch_dtype=torch.float32)
-    except OSError as error:
-        raise ValueError(f"{field}: {folder} has no weights that can be read: {first_line(error)}") from None
+    return f"'{repository}' is neither a folder or file here nor a model that the hub could give: {line}"

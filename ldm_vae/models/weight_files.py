@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import zipfile
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,11 @@ _NAMED_ONLY: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
 ]
 
 
+_COMPILED = re.compile(r"(^|\.)_orig_mod\.")
+_WEIGHT_KEYS = ("state_dict", "model", "module", "model_state_dict", "generator", "vae")
+"""Under which training programs keep weights in a checkpoint, the likeliest first."""
+
+
 @dataclass(frozen=True)
 class WeightFile:
     """Names and metadata of a weight file; `load` reads the tensors one asks for, in their stored type."""
@@ -32,19 +37,38 @@ class WeightFile:
     names: list[str]
     metadata: dict[str, str]
     load: Callable[[Iterable[str]], dict[str, Tensor]]
+    left_out: list[str] = field(default_factory=list)
+    """Other sets of weights that the file holds beside these, such as averaged ones, by the key they are under."""
 
 
 def open_weights(path: str | Path) -> WeightFile:
     """Open a safetensors file, or a torch pickle with `weights_only=True`, whatever its suffix.
 
-    Raises `ValueError` for a file that is missing, damaged or of another kind, and for a pickle that would run code.
+    Names are given without what torch.compile (`_orig_mod.`) and DDP (`module.`) put before them.
+
+    Raises:
+        ValueError: The file is missing, damaged or of another kind, or a pickle that would run code.
     """
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{path} is not a file")
     with path.open("rb") as file:
         start = file.read(9)
-    return _open_safetensors(path) if start[8:] == b"{" else _open_pickle(path)
+    return _unwrapped(_open_safetensors(path) if start[8:] == b"{" else _open_pickle(path))
+
+
+def _unwrapped(file: WeightFile) -> WeightFile:
+    """Take off the names' prefixes of torch.compile and DDP, unless two names would become one."""
+    stored = {_COMPILED.sub(r"\1", name): name for name in file.names}
+    while stored and all(name.startswith("module.") for name in stored):
+        stored = {name.removeprefix("module."): original for name, original in stored.items()}
+    if len(stored) < len(file.names):
+        return file
+    return replace(
+        file,
+        names=list(stored),
+        load=lambda wanted: {name: file.load([stored[name]])[stored[name]] for name in wanted},
+    )
 
 
 def _open_safetensors(path: Path) -> WeightFile:
@@ -73,14 +97,33 @@ def _open_pickle(path: Path) -> WeightFile:
                 f"take its safetensors version"
             ) from error
         raise ValueError(f"{path} is neither a safetensors file nor a readable torch pickle of weights") from error
-    while isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-        content = content["state_dict"]
+    left_out: list[str] = []
+    while isinstance(content, dict) and not any(isinstance(value, Tensor) for value in content.values()):
+        nested = [str(key) for key, value in content.items() if isinstance(value, dict) and value]
+        chosen = next((key for key in _WEIGHT_KEYS if key in nested), nested[0] if len(nested) == 1 else None)
+        if chosen is None:
+            break
+        left_out += [key for key in nested if key != chosen and _holds_tensors(content[key])]
+        content = content[chosen]
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}, not a dictionary of weights")
-    tensors = {name: value for name, value in content.items() if isinstance(value, Tensor)}
+    tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+    if not tensors and content:
+        raise ValueError(
+            f"{path} holds no weights under a name that is known ({', '.join(_WEIGHT_KEYS)}), but "
+            f"{', '.join(map(str, list(content)[:6]))}; save the autoencoder's state dict alone"
+        )
     return WeightFile(
-        path=path, names=list(tensors), metadata={}, load=lambda wanted: {name: tensors[name] for name in wanted}
+        path=path,
+        names=list(tensors),
+        metadata={},
+        load=lambda wanted: {name: tensors[name] for name in wanted},
+        left_out=left_out,
     )
+
+
+def _holds_tensors(content: dict[Any, Any]) -> bool:
+    return any(isinstance(value, Tensor) for value in content.values())
 
 
 _LOOKS = (

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Optional
 
-from ldm_vae.config.commands.shared import RunsAutoencoder
+from ldm_vae.config.commands.shared import ReadsVae, RunsAutoencoder
 from ldm_vae.config.names import MixedPrecision
 from ldm_vae.config.rules import local_path, positive, source
 
 
 @dataclass(kw_only=True)
-class DecodeOptions(RunsAutoencoder):
+class DecodeOptions(ReadsVae, RunsAutoencoder):
     """Decode shards of latents into PNG pictures, named by their sources."""
 
     vae: str = source()

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Optional
 
-from ldm_vae.config.commands.shared import ReadsImages, RunsAutoencoder
+from ldm_vae.config.commands.shared import ReadsImages, ReadsVae, RunsAutoencoder
 from ldm_vae.config.names import BucketSet, DetectChanges, DType, LatentsMode
 from ldm_vae.config.rules import at_least, local_path, positive, require, require_divides, source
 
 
 @dataclass(kw_only=True)
-class EncodeOptions(ReadsImages, RunsAutoencoder):
+class EncodeOptions(ReadsImages, ReadsVae, RunsAutoencoder):
     """Encode images into shards of latents, one row an image.
 
     Any number of processes, on any number of nodes that share the output folder, may run the same command: they divide

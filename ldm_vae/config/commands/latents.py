@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Optional
 
+from ldm_vae.config.commands.shared import ReadsVae
 from ldm_vae.config.names import LatentsLayout, PipelineKind
 from ldm_vae.config.reading import ReadingRules
 from ldm_vae.config.rules import Options, at_least, local_path, require, source
 
 
 @dataclass(kw_only=True)
-class LatentsVerifyOptions(ReadingRules):
+class LatentsVerifyOptions(ReadsVae, ReadingRules):
     """Check that a folder of latents is whole: report missing, damaged, duplicate and foreign shards."""
 
     latents: str = local_path()

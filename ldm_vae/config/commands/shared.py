@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Optional
+from typing import Any, Optional
 
 from ldm_vae.config.names import MixedPrecision
 from ldm_vae.config.reading import ReadingRules
-from ldm_vae.config.rules import Options, at_least, positive
+from ldm_vae.config.rules import Options, at_least, local_path, positive
 
 
 @dataclass(kw_only=True)
@@ -31,3 +31,24 @@ class RunsAutoencoder(Options):
     memory_gib: Optional[float] = positive(None)
     """The most memory of the device, in GiB beside the weights, that an encode or decode may take. Larger images go
     through the network strip by strip, with the same result. Without it there is no bound."""
+
+
+@dataclass(kw_only=True)
+class ReadsVae(Options):
+    """What a single file of an autoencoder doesn't say of itself."""
+
+    vae_config: Optional[str] = local_path(None)
+    """config.json with what a single file of the autoencoder doesn't say. Folders have their own."""
+    scaling_factor: Optional[float] = positive(None)
+    """Factor that diffusion models take the latents times, where the autoencoder doesn't say it or says it wrongly."""
+    shift_factor: Optional[float] = None
+    """Number that is subtracted from the latents before, where the autoencoder doesn't say it or says it wrongly."""
+
+    @property
+    def said_of_vae(self) -> dict[str, Any]:
+        """The same as arguments of `load_vae`."""
+        return {
+            "config": self.vae_config,
+            "scaling_factor": self.scaling_factor,
+            "shift_factor": self.shift_factor,
+        }

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ldm_vae.config.names import did_you_mean
 from ldm_vae.models.families.kl import KL
+from ldm_vae.models.layouts.folder import check_numbers, checked_state_dict
 from ldm_vae.models.layouts.ldm_names import (
     MID_ATTENTION,
     canonical_names,
@@ -30,7 +31,6 @@ from ldm_vae.models.layouts.ldm_names import (
     ldm_name,
     ldm_shape,
     listed,
-    modern_name,
 )
 from ldm_vae.models.weight_files import WeightFile, looks_like, open_weights
 
@@ -46,6 +46,7 @@ _UP = {False: "UpDecoderBlock2D", True: "AttnUpDecoderBlock2D"}
 # What the layout can't say. A bare file gets the values published with kl-f8; a full checkpoint, its family's.
 _PUBLISHED = {"act_fn": "silu", "norm_num_groups": 32, "sample_size": 512, "scaling_factor": 0.18215,
               "shift_factor": None, "latents_mean": None, "latents_std": None, "force_upcast": True}  # fmt: skip
+_PUBLISHED_CHANNELS = 4
 _FAMILIES: tuple[tuple[str, dict[str, Any]], ...] = (
     ("model.diffusion_model.joint_blocks.", {"scaling_factor": 1.5305, "shift_factor": 0.0609, "sample_size": 1024}),
     ("model.diffusion_model.double_blocks.", {"scaling_factor": 0.3611, "shift_factor": 0.1159, "sample_size": 1024}),
@@ -64,6 +65,21 @@ class LdmWeights:
     left_out: list[str]
     """Names in the file that belong to its training and not to the autoencoder."""
 
+    @property
+    def notes(self) -> list[str]:
+        """Lines for the user: what was assumed, and what was left out."""
+        lines = []
+        if self.assumed:
+            values = ", ".join(f"{name} {value}" for name, value in self.assumed.items() if value is not None)
+            lines.append(f"The input doesn't say these, so they are as published for its family: {values}.")
+        if self.left_out:
+            averaged = any("ema" in name for name in self.left_out)
+            lines.append(
+                f"Left out, as parts of its training: {listed(self.left_out, most=3)}"
+                + ("; among them averaged weights (EMA)." if averaged else ".")
+            )
+        return lines
+
 
 def read_ldm_file(path: str | Path, *, config: dict[str, Any] | None = None) -> KL:
     """Load an autoencoder from a single LDM file (bare, or inside a full checkpoint) in float32 and eval mode.
@@ -75,29 +91,47 @@ def read_ldm_file(path: str | Path, *, config: dict[str, Any] | None = None) -> 
     Raises:
         ValueError: The file is no KL autoencoder, or not a whole one, or contradicts `config`.
     """
-    weights = read_ldm_weights(path, config=config)
+    return family_of_weights(read_ldm_weights(path, config=config))
+
+
+def family_of_weights(weights: LdmWeights) -> KL:
+    """Return the autoencoder in float32 and eval mode."""
     family = KL.from_config(weights.config, device="meta")
     state = {name: tensor.to(torch.float32, copy=True) for name, tensor in weights.state.items()}
     family.model.load_state_dict(state, assign=True)
     return family.eval()
 
 
-def read_ldm_weights(path: str | Path, *, config: dict[str, Any] | None = None) -> LdmWeights:
-    """Read the autoencoder's tensors alone out of a single LDM file. Arguments and errors as in `read_ldm_file`."""
+def read_ldm_weights(
+    path: str | Path, *, config: dict[str, Any] | None = None, needs_scaling: bool = True
+) -> LdmWeights:
+    """Read the autoencoder's tensors alone out of a single LDM file. Arguments and errors as in `read_ldm_file`.
+
+    Args:
+        path: A safetensors file or a torch pickle.
+        config: Fields of diffusers' config that the file can't say, or says wrongly.
+        needs_scaling: Whether a file that doesn't say how its latents are scaled, and is of an architecture that was
+            published with several scalings, is an error.
+    """
     file = open_weights(path)
     prefix = _find_prefix(file)
     left_out = [name for name in file.names if not prefix and name.startswith(_TRAINING_LEFTOVERS)]
     names = [name for name in file.names if name.startswith(prefix) and name not in set(left_out)]
+    left_out += file.left_out
     ldm_state = {name.removeprefix(prefix): tensor for name, tensor in file.load(names).items()}
     override = config or {}
     assumed: dict[str, Any] = {}
     try:
         check_fields(override)
+        check_numbers(override)
         if CONFIG_METADATA in file.metadata:
             stated = json.loads(file.metadata[CONFIG_METADATA])
         else:
-            assumed = {name: value for name, value in _published(file.names).items() if name not in override}
+            published, known = _published(file.names)
+            assumed = {name: value for name, value in published.items() if name not in override}
             stated = infer_config(ldm_state) | assumed
+            if needs_scaling and not known and "scaling_factor" in assumed:
+                _ask_for_scaling(stated["latent_channels"])
         state, complete = diffusers_state_dict(ldm_state, config=stated | override)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
@@ -117,7 +151,7 @@ def ldm_state_dict(state: Mapping[str, Tensor], *, config: Mapping[str, Any]) ->
     if full["act_fn"] != "silu":
         raise ValueError(f"act_fn is {full['act_fn']!r}; the LDM layout is for 'silu' alone")
     ldm_state = {}
-    for name, tensor in checked_state_dict(state, config=config).items():
+    for name, tensor in checked_state_dict(state, family=KL, config=config).items():
         ldm = ldm_name(name, num_levels=len(full["block_out_channels"]))
         ldm_state[ldm] = tensor.reshape(ldm_shape(ldm, tensor.shape))
     if not full["mid_block_add_attention"]:
@@ -156,15 +190,6 @@ def diffusers_state_dict(
     named = fit_shapes(named, shapes=shapes)
     state = {name: named[names[name]].reshape(tensor.shape) for name, tensor in model.state_dict().items()}
     return state, complete
-
-
-def checked_state_dict(state: Mapping[str, Tensor], *, config: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Check a KL autoencoder's state dict against its config, and give attention its new names (`to_q`, not `query`).
-
-    Raises `ValueError` that lists what is missing, extra or of the wrong shape.
-    """
-    shapes = {name: tensor.shape for name, tensor in _meta_family(config).model.state_dict().items()}
-    return fit_shapes({modern_name(name): tensor for name, tensor in state.items()}, shapes=shapes)
 
 
 def infer_config(ldm_state: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -225,12 +250,22 @@ def _find_prefix(file: WeightFile) -> str:
     raise ValueError(f"{file.path} is not a KL autoencoder in LDM layout; it looks like {looks_like(file.names)}")
 
 
-def _published(names: list[str]) -> dict[str, Any]:
-    """What the published model of the same family says, by the other parts of a full checkpoint."""
+def _published(names: list[str]) -> tuple[dict[str, Any], bool]:
+    """Return what the published model of the same family says, and whether the other parts of a full checkpoint tell
+    the family."""
     for marker, values in _FAMILIES:
         if any(name.startswith(marker) for name in names):
-            return _PUBLISHED | values
-    return dict(_PUBLISHED)
+            return _PUBLISHED | values, True
+    return dict(_PUBLISHED), any(name.startswith("model.diffusion_model.") for name in names)
+
+
+def _ask_for_scaling(latent_channels: int) -> None:
+    if latent_channels != _PUBLISHED_CHANNELS:
+        published = "; SD3's are 1.5305 and 0.0609, FLUX's 0.3611 and 0.1159" if latent_channels == 16 else ""
+        raise ValueError(
+            f"the file doesn't say how its {latent_channels} latent channels are scaled; give scaling_factor and "
+            f"shift_factor{published}, or its config.json"
+        )
 
 
 def _meta_family(config: Mapping[str, Any]) -> KL:
