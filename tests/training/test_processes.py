@@ -59,7 +59,14 @@ class Launches:
 def launches(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Launches:
     launches = Launches(tmp_path_factory.mktemp("launches"))
 
-    def job(name: str, *changes: Change, num_processes: int = 2, smooth: bool = True, **train: Any) -> Job:
+    def job(
+        name: str,
+        *changes: Change,
+        num_processes: int = 2,
+        smooth: bool = True,
+        adaptive_weight: str = "lagged",
+        **train: Any,
+    ) -> Job:
         config: dict[str, Any] = {
             "output_dir": str(launches.run(name, num_processes=num_processes)),
             "model": {"decoder_only": name == "decoder_only"},
@@ -67,7 +74,10 @@ def launches(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Launch
                 "train": str(pictures), "validation": str(pictures),  # 11: a tail of 1 for 2 processes
                 "early_resolutions": [16], "early_fractions": [0.4],
             },
-            "loss": {"perceptual": "efficientnet_lite0", "kl_weight": 1e-3, "learn_logvar": True},
+            "loss": {
+                "perceptual": "efficientnet_lite0", "kl_weight": 1e-3, "learn_logvar": True,
+                "adaptive_weight": adaptive_weight,
+            },
             "train": {
                 "batch_size": BATCH_SIZE, "max_train_steps": STEPS, "disc_learning_rate": 4e-3, "adam_epsilon": 1e-4,
                 "max_grad_norm": 0.5, "lr_scheduler": "cosine", "lr_warmup_steps": 2, "weight_decay": 0.01,
@@ -87,6 +97,8 @@ def launches(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Launch
             job("published", num_processes=num_processes, smooth=False, learning_rate=1e-4, disc_learning_rate=1e-4),
         ]
     jobs[2] += [job(name, fault, micro_batch_size=2) for name, fault in FAULTS.items()]
+    for num_processes in (1, 2):
+        jobs[num_processes].append(job("same_step", num_processes=num_processes, adaptive_weight="same_step"))
     jobs[2] += [
         job("differing_at_start", DifferentAtStart(rank=1)),
         job("differing_after_step", DifferentAfterStep(step=6)),
@@ -126,6 +138,12 @@ def test_published_objective_does_not_depend_on_them_either(launches: Launches) 
     """L1, ReLU and hinge: the kinks take a rounding error to where it shows, in a few weights, after a few steps."""
     one, two = (launches.run("published", num_processes=n) for n in (1, 2))
     assert largest_difference(one, two, but_for=["state"]) < 10 * TOLERANCE
+
+
+def test_lam_of_the_same_step_is_the_global_batchs(launches: Launches) -> None:
+    one, two = (launches.run("same_step", num_processes=n) for n in (1, 2))
+    assert all(line["lam_clamped"] == 0 for line in lines_with("lam", one))
+    assert largest_difference(one, two) < TOLERANCE
 
 
 @pytest.mark.parametrize("fault", FAULTS)
