@@ -1,5 +1,16 @@
 """The objective of the autoencoder: the published kl-f8 loss (Rombach et al. 2022, appendix G) divided by the number
-of elements of an image, so that its weights carry over and nothing grows with the resolution."""
+of elements of an image, so that its weights carry over and nothing grows with the resolution.
+
+Notation, here and in training/step.py (docs/objective.md has the formulas with their sources):
+
+    x    images [B, C, H, W] in [-1, 1];  N = C·H·W elements each
+    z    latents, sampled from the posterior q(z given x) of mean and log-variance (`posterior_logvar`)
+    y    the reconstruction, decoder(z)
+    s    log-variance of the likelihood (`likelihood_logvar`), a trained scalar or 0
+    g    adversarial loss of the generator, -mean D(y);  d: loss of the discriminator D
+    W    weight of the decoder's last convolution
+    lam  weight of g, from the gradients of both at W
+"""
 
 from __future__ import annotations
 

@@ -15,13 +15,14 @@ from torch import Tensor, nn
 
 from ldm_vae.config.run import Config
 from ldm_vae.losses.term import Term
-from ldm_vae.models.autoencoder import TrainableAutoencoder
+from ldm_vae.models.trainable import TrainableAutoencoder
 from ldm_vae.training import terms as table
-from ldm_vae.training.checkpoint import load_checkpoint, save_checkpoint
+from ldm_vae.training.checkpoint import load_checkpoint
 from ldm_vae.training.state import TrainingState, build_state
 from ldm_vae.training.step import TrainingStep
 from ldm_vae.training.terms import build_objective
 from tests.tiny import tiny_config
+from tests.training.checkpoints import save_at
 from tests.training.test_step import make, make_batch, plain_gradients
 
 
@@ -136,7 +137,7 @@ def test_bf16_is_for_the_networks_and_what_they_give_is_float32() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         output = state.generator.module(batch.images, batch.noise)
         logits = state.discriminator.module(batch.images, batch.images)
-    for tensor in (output.reconstruction, output.mean, output.posterior_logvar, *logits):
+    for tensor in (output.reconstruction, output.latent.mean, output.latent.posterior_logvar, *logits):
         assert tensor.dtype == torch.float32
 
 
@@ -159,7 +160,7 @@ def test_posterior_logvar_is_clamped_as_published() -> None:
             quant_conv.weight.zero_()
             quant_conv.bias.fill_(bias)
         output = state.trainable(batch.images, batch.noise)
-        assert output.posterior_logvar.unique().tolist() == [bound]
+        assert output.latent.posterior_logvar.unique().tolist() == [bound]
 
 
 def test_weights_of_the_config_are_those_of_the_terms() -> None:
@@ -216,7 +217,7 @@ def test_a_term_may_train_a_network_which_the_checkpoint_has(tmp_path: Any) -> N
         on="latents",
         weight=2.0,
         network=probe,
-        of=lambda output, images: probe(output.mean).square().mean(),
+        of=lambda output, images: probe(output.latent.mean).square().mean(),
     )
 
     def with_term() -> tuple[TrainingState, TrainingStep]:
@@ -231,7 +232,7 @@ def test_a_term_may_train_a_network_which_the_checkpoint_has(tmp_path: Any) -> N
     step(iter([make_batch_of(32)]))
     assert not torch.equal(probe.weight, before)
     assert state.meter.read().means["probe"] > 0
-    checkpoint = save_checkpoint(state, tmp_path)
+    checkpoint = save_at(state, tmp_path, step=1)
     trained = probe.weight.detach().clone()
     resumed, _ = with_term()
     with torch.no_grad():
