@@ -150,8 +150,9 @@ def _changes(plan: RunPlan, *, checkpoint: Path, learning_rates: dict[str, float
     before = _config_before(checkpoint)
     if before is not None:
         old, new = flatten(asdict(before)), flatten(asdict(config))
-        changed = [name for name in new if old[name] != new[name] and name not in _OF_THE_START]
-        lines += [f"{name} is {new[name]} now, after {old[name]}" for name in changed]
+        names = [name for name in {**new, **old} if name not in _OF_THE_START]  # a number's or a ramp's, which differ
+        changed = [name for name in names if old.get(name, "None") != new.get(name, "None")]
+        lines += [f"{name} is {new.get(name, 'absent')} now, after {old.get(name, 'absent')}" for name in changed]
         if "train.max_train_steps" in changed and config.train.lr_scheduler not in _NEVER_FALL:
             lines.append(
                 f"train.lr_scheduler {config.train.lr_scheduler} falls over all of train.max_train_steps, so it falls "

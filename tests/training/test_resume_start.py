@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ldm_vae.config.loss import Ramp
 from ldm_vae.config.parsing import dump_config
 from ldm_vae.config.run import Config
 from ldm_vae.images import batches as batches_module
@@ -131,6 +132,17 @@ def test_changed_settings_are_told(
     config.train.weight_decay = 0.1
     begin(run, config, images, checkpoint=run / "checkpoint-000003", **state.learning_rates)
     assert told(capsys) == ["train.weight_decay is 0.1 now, after 0.0"]
+
+
+def test_a_weight_that_became_a_ramp_is_told(
+    run: Path, state: TrainingState, images: TrainingImages, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = resuming(run, "latest")
+    config.loss.kl_weight = Ramp(end=1e-3, to_step=9)
+    begin(run, config, images, checkpoint=run / "checkpoint-000003", **state.learning_rates)
+    lines = told(capsys)
+    assert "loss.kl_weight is absent now, after 1e-06" in lines
+    assert "loss.kl_weight.end is 0.001 now, after absent" in lines
 
 
 def test_schedule_that_another_length_changes_is_told(
