@@ -24,10 +24,12 @@ from ldm_vae.images.limits import (
     check_size,
     raise_pillows_limit,
     silence_libtiff,
+    without_png_text,
 )
 from ldm_vae.images.pixels import Units, stated_units, to_channels
 from ldm_vae.images.transforms import Box, resize_crop
 from ldm_vae.system.text import one_line, printable
+from ldm_vae.system.watch import at_work, refusal
 
 T = TypeVar("T")
 
@@ -195,16 +197,21 @@ def _guarded(
         assert isinstance(image, ImageFile)
         return image
 
+    if name is None:
+        name = f"of {len(source)} bytes" if isinstance(source, bytes) else str(source)
+    refused = refusal(name)
+    if refused is not None:
+        raise UnreadableImage(name, refused)
     try:
         raise_pillows_limit(rules)
         with (
+            at_work(name, seconds=rules.max_decode_seconds),
             warnings.catch_warnings(),
             LimitedBytes(source) if isinstance(source, bytes) else open_regular(source) as file,
         ):
             warnings.simplefilter("ignore")  # Pillow's, on odd metadata and large pictures
             file.begin(rules)
-            with Image.open(file, formats=FORMATS) as image:
-                assert isinstance(image, ImageFile)
+            with _open_image(file) as image:
                 if image.format == "TIFF":
                     silence_libtiff()
                 if image.format in _JPEG_FORMATS:
@@ -213,9 +220,20 @@ def _guarded(
     except _BAD_FILE_ERRORS as error:
         if isinstance(error, OSError) and error.errno in _MACHINE_ERRORS:
             raise
-        if name is None:
-            name = f"of {len(source)} bytes" if isinstance(source, bytes) else str(source)
         raise UnreadableImage(name, _reason(error, source, rules)) from error
+
+
+def _open_image(file: LimitedBytes | LimitedFile) -> ImageFile:
+    """Open a picture; a PNG with more text than Pillow takes, such as a prompt's workflow, without the text."""
+    try:
+        image = Image.open(file, formats=FORMATS)
+    except ValueError as error:
+        if "MAX_TEXT" not in str(error) and "text memory" not in str(error):
+            raise
+        file.seek(0)
+        image = Image.open(LimitedBytes(without_png_text(file.read())), formats=FORMATS)
+    assert isinstance(image, ImageFile)
+    return image
 
 
 def _reason(error: Exception, source: bytes | str | Path, rules: ReadingRules) -> str:

@@ -31,10 +31,10 @@ class EvaluationBatch:
     """The readable ones of a batch of images, and why the others aren't."""
 
     indices: list[int]
-    """Of `images`, in the collection."""
+    """Numbers of the rows of `images` in the collection."""
     images: Tensor | None  # [n, C, H, W], float32 in [-1, 1], channels_last; None where none can be read
     names: list[str]
-    """Of `images`."""
+    """What the rows of `images` are called."""
     skipped: list[SkippedImage]
 
     def pin_memory(self) -> EvaluationBatch:

@@ -60,7 +60,7 @@ def folder_dataset(listing: Listing, paths: Sequence[str]) -> tuple[Dataset, lis
             )
             features[CAPTION_FILE] = Value("binary")
             if given < len(paths):
-                notes.append(f"{len(paths) - given:,} of {counted(len(paths), 'picture')} have no caption beside them")
+                notes.append(f"pictures without a caption beside them: {len(paths) - given:,} of {len(paths):,}")
     return Dataset.from_dict(columns, features=features), notes
 
 

@@ -68,12 +68,12 @@ class Listing:
         if self.left_out:
             yield f"left out by their endings: {describe_endings(self.left_out)}"
         if self.not_files:
-            yield f"left out {counted(len(self.not_files), 'name')} that are no files: {_some(self.not_files)}"
+            number = counted(len(self.not_files), "pipe, socket or device", "pipes, sockets and devices")
+            yield f"left out {number}: {_some(self.not_files)}"
         if self.hidden:
             yield f"left out {counted(self.hidden, 'hidden file')} called like pictures"
         if self.links_outside:
-            number = counted(len(self.links_outside), "link")
-            yield f"{number} that lead outside are followed: {_some(self.links_outside)}"
+            yield f"follows {counted(len(self.links_outside), 'link')} to the outside: {_some(self.links_outside)}"
 
 
 def list_folder(root: str) -> Listing:
@@ -85,7 +85,6 @@ def list_folder(root: str) -> Listing:
     Raises:
         OSError: A folder can't be listed.
     """
-
     listing = Listing(root=root)
     walk = _Walk(listing)
     walk.list("")

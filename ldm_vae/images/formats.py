@@ -20,7 +20,7 @@ _EXTENSIONS = (
     ".jp2", ".j2k", ".jpx", ".jpf", ".j2c", ".jpc", ".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".ico", ".psd", ".sgi",
 )  # fmt: skip
 
-EXTRA = "the extra `formats` reads them: pip install ldm-vae[formats]"
+EXTRA = "the extra `formats` reads .heic and .jxl: pip install ldm-vae[formats]"
 """What messages say of files that only a plugin reads."""
 
 
@@ -36,7 +36,7 @@ _PLUGINS: dict[str, tuple[str, Callable[[object], None], tuple[str, ...]]] = {
     "pillow_heif": ("HEIF", _register_heif, (".heic", ".heif", ".hif")),
     "pillow_jxl": ("JXL", _is_registered, (".jxl",)),
 }
-"""By module: Pillow's name of the format, how the plugin is registered, and the endings of its files."""
+"""For each module: Pillow's name of the format, how the plugin is registered, and the endings of its files."""
 
 
 def _load_formats() -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:

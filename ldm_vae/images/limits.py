@@ -15,7 +15,7 @@ from PIL import Image
 from ldm_vae.config.reading import ReadingRules
 
 _MOST_SCANS = 100
-"""Of a JPEG. Photographs have about ten; each costs as much as decoding the whole picture."""
+"""Most scans of a JPEG. Photographs have about ten; each costs as much as decoding the whole picture."""
 _SCAN = b"\xff\xda"
 
 
@@ -92,6 +92,17 @@ def _first_scan_is_whole(image: Image.Image, file: LimitedBytes | LimitedFile) -
     length = 6 + 2 * components
     file.seek(max(0, file.tell() - length - len(_SCAN)))
     return file.read(5) == _SCAN + bytes([0, length, components])
+
+
+def without_png_text(content: bytes) -> bytes:
+    """Return a PNG without its chunks of text."""
+    kept, at = [content[:8]], 8
+    while at + 12 <= len(content):
+        size = int.from_bytes(content[at : at + 4], "big") + 12
+        if content[at + 4 : at + 8] not in (b"tEXt", b"zTXt", b"iTXt"):
+            kept.append(content[at : at + size])
+        at += size
+    return b"".join(kept)
 
 
 @functools.cache

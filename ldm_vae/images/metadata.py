@@ -13,7 +13,6 @@ from typing import Any
 import pyarrow as pa
 
 from ldm_vae.images.metadata_files import MetadataTable, NoFileNames, as_text, read_metadata_file
-from ldm_vae.system.telling import counted
 from ldm_vae.system.text import printable
 
 
@@ -79,13 +78,13 @@ def _mismatches(
     missing: list[str], num_rows: int, rows: dict[str, Any], images: Sequence[str], num_repeated: int
 ) -> Iterator[str]:
     if missing:
-        yield f"{len(missing):,} of {counted(num_rows, 'row')} name no picture here, such as {printable(missing[0])!r}"
+        yield f"rows that name no picture here: {len(missing):,} of {num_rows:,}, such as {printable(missing[0])!r}"
     without = next((image for image in images if image not in rows), None)
     if without is not None and num_rows > 0:
         number = len(images) - len(rows)
-        yield f"{number:,} of {counted(len(images), 'picture')} have no row, such as {printable(without)!r}"
+        yield f"pictures without a row: {number:,} of {len(images):,}, such as {printable(without)!r}"
     if num_repeated:
-        yield f"{counted(num_repeated, 'row')} name a picture that an earlier row names, which counts"
+        yield f"rows that name a picture again, whose first row counts: {num_repeated:,}"
 
 
 def _gather(
@@ -149,7 +148,7 @@ class _Finder:
     def notes(self) -> Iterator[str]:
         """Yield what was assumed about names."""
         for how, number in self._assumed.items():
-            yield f"{counted(number, 'name')} fit a picture {how}"
+            yield f"names that fit a picture {how}: {number:,}"
 
 
 def _normal(path: str) -> str:

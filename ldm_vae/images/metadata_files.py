@@ -52,12 +52,17 @@ class MetadataTable:
 def decode_text(content: bytes) -> tuple[str, str | None]:
     """Return a text file's content, and the encoding where it was assumed.
 
-    It is UTF-8, or UTF-16 where it begins with a byte order mark; what is neither is taken for Windows-1252, of which
-    Latin-1 is a part.
+    It is UTF-8, or UTF-16 where it begins with a byte order mark. Without a mark it is taken for UTF-16 where its
+    first character says so, and what is neither for Windows-1252, of which Latin-1 is a part.
     """
     encoding = next((name for mark, name in _BYTE_ORDER_MARKS if content.startswith(mark)), "utf-8")
+    assumed = None
+    if encoding == "utf-8" and content[1:2] == b"\0":
+        encoding, assumed = "utf-16-le", "UTF-16"
+    elif encoding == "utf-8" and content[:1] == b"\0":
+        encoding, assumed = "utf-16-be", "UTF-16"
     try:
-        return content.decode(encoding), None
+        return content.decode(encoding), assumed
     except UnicodeDecodeError:
         try:
             return content.decode(_OTHER_ENCODING), "Windows-1252"
@@ -128,7 +133,7 @@ def _separator(text: str, path: str) -> str:
         names = next(csv.reader([header], delimiter=separator), [])
         if FILE_NAME in (name.strip() for name in names):
             return separator
-    raise NoFileNames(f"{printable(path)} has no column {FILE_NAME}; its first line is {printable(header[:80])!r}")
+    raise NoFileNames(f"{printable(path)}: it has no column {FILE_NAME}; its first line is {printable(header[:80])!r}")
 
 
 def _labels(texts: list[str]) -> pa.Array | None:
@@ -209,7 +214,7 @@ def _read_parquet(full: str, path: str) -> MetadataTable:
 def _check_columns(names: Sequence[str], path: str) -> None:
     if FILE_NAME not in names:
         found = ", ".join(map(printable, names)) or "none"
-        raise NoFileNames(f"{printable(path)} has no column {FILE_NAME}; its columns are {found}")
+        raise NoFileNames(f"{printable(path)}: it has no column {FILE_NAME}; its columns are {found}")
     repeated = next((name for name in names if list(names).count(name) > 1), None)
     if repeated is not None:
         raise MetadataError(f"{printable(path)} can't be read: it has several columns {printable(repeated)!r}")

@@ -24,7 +24,7 @@ class Units:
     """What a file says about its numbers and Pillow's mode doesn't."""
 
     bits: int = 8
-    """Of a sample, in the file."""
+    """Bits that a sample has in the file."""
     white_is_zero: bool = False
     """Whether grey is given the wrong way round, and Pillow leaves it so."""
     signed: bool = False

@@ -77,7 +77,7 @@ def _instead(listing: Listing) -> str:
     if listing.outputs:
         found.append(f"{counted(len(listing.outputs), 'folder')} that ldm-vae wrote")
     if listing.not_files:
-        found.append(f"{counted(len(listing.not_files), 'name')} that are no files")
+        found.append(f"{len(listing.not_files):,} pipes, sockets or devices")
     return f", but {' and '.join(found)}" if found else ""
 
 

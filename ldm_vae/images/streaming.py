@@ -253,8 +253,10 @@ class StreamingImages:
                 position += (start - position) // length * length  # all passes are alike
 
     def _shuffled(self, cells: Iterator[Any], rng: np.random.Generator) -> Iterator[Any]:
-        """Yield each cell once, in random order within the buffer. (Not by `datasets`, which can't be trusted here:
-        version 5.2 waits for ever where a process has few of the files.)"""
+        """Yield each cell once, in random order within the buffer.
+
+        `datasets`' own shuffling isn't used: version 5.2 waits for ever where a process has few of the files.
+        """
         buffer: list[Any] = []
         for cell in cells:
             if len(buffer) < self._shuffle_buffer:
@@ -284,6 +286,10 @@ class LocalSamples(IterableDataset):
     def __init__(self, images: StreamingImages, **arguments: int) -> None:
         self._images = images
         self._arguments = arguments
+
+    def resumed(self, num_samples: int) -> LocalSamples:
+        """Return the samples from the `num_samples`-th of these on."""
+        return LocalSamples(self._images, **{**self._arguments, "start": self._arguments["start"] + num_samples})
 
     def __iter__(self) -> Iterator[TrainingSample]:
         return self._images.samples(**self._arguments)

@@ -87,8 +87,10 @@ def open_saved(path: str, request: SourceRequest) -> Source:
     except Exception as error:
         raise request.error(f"the data set saved in {request.shown} can't be loaded: {one_line(error)}") from error
     if isinstance(saved, Dataset):
-        name = str(saved.split or "train")
-        saved = {name if request.split is None else split_name(request.split): saved}
+        name = str(saved.split) if saved.split is not None else split_name(request.split or "train")
+        if saved.split is None and request.split not in (None, "train"):
+            request.tell(f"it knows no splits; {name!r} is all of it")
+        saved = {name: saved}
         chosen = request.choose_split(saved, unnamed=True)
     else:
         chosen = request.choose_split(saved)
@@ -101,6 +103,7 @@ def open_saved(path: str, request: SourceRequest) -> Source:
 
 
 def open_hub(request: SourceRequest) -> Source:
+    """Open a data set of the hub."""
     source = request.source
     try:
         _reach_hub(source)

@@ -23,7 +23,7 @@ class SkippedImage:
     """An image that could not be read."""
 
     index: int
-    """Its number in the collection (of the process, for a stream)."""
+    """Number of the image in the collection; of a stream, among the images that its process reads."""
     name: str
     reason: str
 
@@ -71,7 +71,7 @@ class Augmentation:
     min_area: float = 0.25
     flip: bool = True
     latent_shape: tuple[int, int, int]
-    """Of an image of `resolution`."""
+    """Shape [c, h, w] of the latent of an image of `resolution`."""
 
     def resolution_of(self, k: int) -> int:
         """Return the k-th image's side, in pixels."""

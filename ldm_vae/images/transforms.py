@@ -67,8 +67,13 @@ def middle_box(size: tuple[int, int], *, cut: tuple[int, int]) -> tuple[int, int
 
 
 def resize_crop(image: Image.Image, box: Box, *, resolution: int | tuple[int, int]) -> Image.Image:
-    """Return `box` of the image as a square of `resolution` pixels, or of (width, height) pixels: bicubic,
-    antialiased, in one pass."""
+    """Return `box` of the image, resized in one pass, bicubic and antialiased.
+
+    Args:
+        image: The picture.
+        box: The part of it.
+        resolution: Side of the square result in pixels, or its (width, height).
+    """
     size = (resolution, resolution) if isinstance(resolution, int) else resolution
     return image.resize(size, Image.Resampling.BICUBIC, box=box)
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 import os
 import signal
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
@@ -15,12 +17,14 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from ldm_vae.system.memory import release_freed_memory
-from ldm_vae.system.text import first_line, one_line
+from ldm_vae.system.text import first_line, one_line, printable
+from ldm_vae.system.watch import Watch, watch_here
 
 T = TypeVar("T")
 
 _PREFETCH_FACTOR = 2
 _CHECK_SECONDS = 2
+_MOST_LOSSES, _BATCHES_BETWEEN_LOSSES = 8, 10  # more workers lost than that are no picture's fault
 
 
 class DataWorkerError(RuntimeError):
@@ -40,7 +44,9 @@ def load(
     """Yield the collated batches of `dataset`, prepared by `num_workers` processes (0: by this one).
 
     What the dataset raises in a worker is raised here in one line, without the worker's traceback. Nothing is drawn
-    from torch's global generator.
+    from torch's global generator. Where a worker dies or is stuck at a piece of work that it named by `watch.at_work`,
+    all workers are started anew and refuse that piece; the batches stay the same but for it. (Of an iterable dataset
+    that takes a method `resumed(num_samples)`.)
 
     Args:
         dataset: Map-style, or iterable with at most one worker.
@@ -55,30 +61,127 @@ def load(
         DataWorkerError: A worker died, or gave nothing for `timeout_seconds`.
     """
     if num_workers > 0:
-        dataset = _GuardedStream(dataset) if isinstance(dataset, IterableDataset) else _Guarded(dataset)
+        yield from _Workers(
+            dataset,
+            collate=collate,
+            num_workers=num_workers,
+            timeout_seconds=timeout_seconds,
+            pin_memory=pin_memory,
+            batch_sampler=batch_sampler,
+            batch_size=batch_size,
+        ).batches()
+        return
     loader: DataLoader = DataLoader(
         dataset,
         batch_sampler=batch_sampler,
         batch_size=1 if batch_size is None else batch_size,
         collate_fn=_GuardedCollate(collate),
-        num_workers=num_workers,
-        timeout=min(timeout_seconds, _CHECK_SECONDS) if num_workers > 0 else 0,
-        prefetch_factor=_PREFETCH_FACTOR if num_workers > 0 else None,
-        worker_init_fn=_init_worker,
         pin_memory=pin_memory,
         generator=torch.Generator(),
     )
-    if num_workers > 0:
-        release_freed_memory()
-    batches = _start(loader)
-    while True:
-        try:
-            batch = _next(batches, timeout_seconds) if num_workers > 0 else next(batches)
-        except StopIteration:
-            return
+    for batch in loader:
         if isinstance(batch, _Raised):
             raise batch.error
         yield batch
+
+
+class _WorkLost(RuntimeError):
+    """A worker died or was stuck at known pieces of work."""
+
+    def __init__(self, names: list[bytes], reason: str) -> None:
+        super().__init__(reason)
+        self.names, self.reason = names, reason
+
+
+class _Workers:
+    """The workers of a loader, started anew without the piece of work that ended one; the arguments are `load`'s."""
+
+    def __init__(
+        self,
+        dataset: Any,
+        *,
+        collate: Callable[[list[Any]], Any],
+        num_workers: int,
+        timeout_seconds: float,
+        pin_memory: bool,
+        batch_sampler: Any,
+        batch_size: int | None,
+    ) -> None:
+        self._dataset, self._collate, self._pin_memory = dataset, collate, pin_memory
+        self._num_workers, self._timeout_seconds, self._batch_size = num_workers, timeout_seconds, batch_size
+        self._indices = None if batch_sampler is None else iter(batch_sampler)
+        self._pending: deque[Any] = deque()
+        """Indices of the batches that are asked for and not delivered."""
+        self._watch = Watch(num_workers)
+
+    def batches(self) -> Iterator[Any]:
+        """Yield the batches in their order, whichever workers prepared them."""
+        delivered, lost_at = 0, deque[int](maxlen=_MOST_LOSSES)
+        while True:
+            workers = _start(self._loader(delivered))
+            try:
+                while True:
+                    try:
+                        batch = _next(workers, self._timeout_seconds, self._watch)
+                    except StopIteration:
+                        return
+                    if isinstance(batch, _Raised):
+                        raise batch.error
+                    if self._pending:
+                        self._pending.popleft()
+                    delivered += 1
+                    yield batch
+            except _WorkLost as loss:
+                often = (
+                    len(lost_at) == _MOST_LOSSES and delivered - lost_at[0] < _MOST_LOSSES * _BATCHES_BETWEEN_LOSSES
+                )
+                if often or not self._can_resume():
+                    name = loss.names[0].decode("utf-8", "replace")
+                    raise DataWorkerError(
+                        f"{loss.reason}, at {printable(name)}; is memory short? "
+                        f"Set data.num_workers 0 to see the error"
+                    ) from None
+                lost_at.append(delivered)
+                self._watch = self._watch.after_loss(loss.names, loss.reason)
+            finally:
+                workers._shutdown_workers()  # type: ignore[attr-defined]  # at once, whoever still refers to them
+
+    def _can_resume(self) -> bool:
+        return self._indices is not None or hasattr(self._dataset, "resumed")
+
+    def _loader(self, delivered: int) -> DataLoader:
+        if self._indices is not None:
+            dataset: Any = _Guarded(self._dataset)
+        else:
+            assert self._batch_size is not None
+            stream = self._dataset.resumed(delivered * self._batch_size) if delivered else self._dataset
+            dataset = _GuardedStream(stream)
+        release_freed_memory()
+        return DataLoader(
+            dataset,
+            batch_sampler=None if self._indices is None else _Asked(self._pending, self._indices),
+            batch_size=1 if self._batch_size is None else self._batch_size,
+            collate_fn=_GuardedCollate(self._collate),
+            num_workers=self._num_workers,
+            timeout=min(self._timeout_seconds, _CHECK_SECONDS),
+            prefetch_factor=_PREFETCH_FACTOR,
+            worker_init_fn=functools.partial(_init_worker, watch=self._watch),
+            pin_memory=self._pin_memory,
+            generator=torch.Generator(),
+        )
+
+
+class _Asked:
+    """Indices of batches: those that were asked for and not delivered, then further ones."""
+
+    def __init__(self, pending: deque[Any], indices: Iterator[Any]) -> None:
+        self._pending, self._indices = pending, indices
+
+    def __iter__(self) -> Iterator[Any]:
+        yield from list(self._pending)
+        for indices in self._indices:
+            self._pending.append(indices)
+            yield indices
 
 
 def _start(loader: DataLoader) -> Iterator[Any]:
@@ -96,18 +199,33 @@ def _start(loader: DataLoader) -> Iterator[Any]:
         signal.signal(signal.SIGCHLD, handler)
 
 
-def _next(batches: Iterator[Any], timeout_seconds: float) -> Any:
-    """Return the next batch. The loader's own timeout is short, for only then does it see whether workers live."""
+def _next(batches: Iterator[Any], timeout_seconds: float, watch: Watch) -> Any:
+    """Return the next batch. The loader's own timeout is short, for only then does it see whether workers live.
+
+    Raises:
+        _WorkLost: A worker died at known pieces of work, or was stuck at them and is killed.
+        DataWorkerError: A worker died otherwise, or gave nothing for `timeout_seconds`.
+    """
     start = time.monotonic()
     while True:
         try:
             return next(batches)
         except (RuntimeError, OSError, EOFError) as error:  # the last two: it died while it handed something over
             reason = first_line(error)
+            workers: list[BaseProcess] = batches._workers  # type: ignore[attr-defined]
             if "timed out" not in reason:
+                dead = [number for number, worker in enumerate(workers) if not worker.is_alive()]
+                names = [name for number in dead for name, *_ in watch.at_work(number)]
+                if names:
+                    raise _WorkLost(names, "the process that decoded it died") from error
                 raise DataWorkerError(
                     f"a data worker died ({reason}); is memory short? Set data.num_workers 0 to see the error itself"
                 ) from error
+            for number, worker in enumerate(workers):
+                if worker.pid is not None and watch.is_stuck(number, worker.pid):
+                    names = [name for name, *_ in watch.at_work(number)]
+                    os.kill(worker.pid, signal.SIGKILL)
+                    raise _WorkLost(names, "decoding it did not end within max_decode_seconds") from error
             if time.monotonic() - start >= timeout_seconds:
                 raise DataWorkerError(
                     f"a data worker gave nothing for {timeout_seconds:g} s; is the storage stuck? "
@@ -156,12 +274,13 @@ class _GuardedCollate:
         return next((sample for sample in samples if isinstance(sample, _Raised)), None) or self._collate(samples)
 
 
-def _init_worker(worker: int) -> None:
+def _init_worker(worker: int, *, watch: Watch) -> None:
     """Leave signals to the main process, which alone can terminate its workers.
 
     Slurm and terminals send SIGTERM or SIGUSR1 to all processes of a run. The run saves and stops then, and needs its
     workers until it has.
     """
+    watch_here(watch, worker)
     parent = multiprocessing.parent_process()
     for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)

@@ -119,7 +119,7 @@ def test_left_out_files_are_counted_and_told(tmp_path: Path, capsys: pytest.Capt
     assert names(open_collection(str(tmp_path))) == ["a.png", "b.JPG", "c.jfif", "d.TIF", "folder.png/g.png"]
     told = capsys.readouterr().err
     assert "left out by their endings: 2 .cr2, 1 without ending, 1 .txt" in told
-    assert "left out 1 name that are no files: pipe.png" in told
+    assert "left out 1 pipe, socket or device: pipe.png" in told
     assert "left out 1 hidden file called like pictures" in told
     assert list_folder(str(tmp_path)).left_out.total() == 4
 
@@ -139,4 +139,4 @@ def test_links_that_lead_outside_are_followed_and_told(tmp_path: Path, capsys: p
     (tmp_path / "data" / "nowhere.png").symlink_to("missing.png")
     found = names(open_collection(str(tmp_path / "data")))
     assert found == ["b.png", "folder/a.png", "link.png", "near.png", "nowhere.png"]
-    assert "2 links that lead outside are followed: folder, link.png" in capsys.readouterr().err
+    assert "follows 2 links to the outside: folder, link.png" in capsys.readouterr().err

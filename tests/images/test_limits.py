@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from ldm_vae.config.reading import ReadingRules
 from ldm_vae.images.decoding import UnreadableImage, decode_image, read_crop, upright_size
@@ -108,3 +108,14 @@ def test_names_are_escaped_in_messages(tmp_path: Path) -> None:
         np.asarray(decode_image(io.BytesIO(encoded(Image.new("L", (2, 2), 3), "PNG")).getvalue(), channels=1)).max()
         == 3
     )
+
+
+@pytest.mark.parametrize("compressed", [True, False])
+def test_text_in_a_png_costs_no_picture(compressed: bool) -> None:
+    text = PngImagePlugin.PngInfo()
+    for _ in range(3):
+        text.add_text("workflow", "x" * 30_000_000, zip=compressed)
+    picture = smooth_picture(8, 8)
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", pnginfo=text)
+    assert decode_image(buffer.getvalue(), channels=3).tobytes() == picture.tobytes()

@@ -55,7 +55,7 @@ def test_any_text_survives(tmp_path: Path, text: str) -> None:
     assert texts(tmp_path) == {"a.png": text}
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "cp1252"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "cp1252"])
 @pytest.mark.parametrize("separator", [",", "\t", ";", "|"])
 def test_encodings_and_separators(
     tmp_path: Path, encoding: str, separator: str, capsys: pytest.CaptureFixture[str]
@@ -83,10 +83,10 @@ def test_names_are_found_in_other_spellings_and_told(tmp_path: Path, capsys: pyt
     (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
     assert texts(tmp_path) == {"a.png": "0", "sub/b.png": "1", nfd: "2", "D.PNG": "3", "e.webp": "4", "sub/f.png": "5"}
     told = capsys.readouterr().err
-    assert "1 of 8 rows name no picture here, such as 'gone.png'" in told
-    assert "1 row name a picture that an earlier row names" in told
-    assert "2 names fit a picture but for case or Unicode normal form" in told
-    assert "1 name fit a picture but for the ending" in told
+    assert "rows that name no picture here: 1 of 8, such as 'gone.png'" in told
+    assert "rows that name a picture again, whose first row counts: 1" in told
+    assert "names that fit a picture but for case or Unicode normal form: 2" in told
+    assert "names that fit a picture but for the ending, which they lack: 1" in told
 
 
 def test_metadata_in_subfolders_and_pictures_without_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -94,7 +94,7 @@ def test_metadata_in_subfolders_and_pictures_without_rows(tmp_path: Path, capsys
     (tmp_path / "metadata.csv").write_text("file_name,text\na.png,top\none/b.png,top of b\n")
     (tmp_path / "one" / "metadata.csv").write_text("file_name,text\nb.png,near b\ndeep/c.png,c\n")
     assert texts(tmp_path) == {"a.png": "top", "one/b.png": "near b", "one/deep/c.png": "c", "two/d.png": None}
-    assert "1 of 4 pictures have no row, such as 'two/d.png'" in capsys.readouterr().err
+    assert "pictures without a row: 1 of 4, such as 'two/d.png'" in capsys.readouterr().err
 
 
 def test_types_are_those_of_the_file_and_labels_are_numbers(tmp_path: Path) -> None:
@@ -145,7 +145,7 @@ def test_a_table_that_names_no_pictures_is_left_out_and_told(
     write_pictures(tmp_path, "a.png")
     (tmp_path / "metadata.csv").write_text("camera,iso\nx,100\n")
     assert open_collection(str(tmp_path)).columns == []
-    assert "left out metadata.csv has no column file_name" in capsys.readouterr().err
+    assert "left out metadata.csv: it has no column file_name" in capsys.readouterr().err
 
 
 def test_captions_in_files_beside_the_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -156,7 +156,7 @@ def test_captions_in_files_beside_the_pictures(tmp_path: Path, capsys: pytest.Ca
     (tmp_path / "stray.txt").write_text("of no picture")
     assert texts(tmp_path) == {"a.png": "a cat\nin two lines", "c.png": "007", "d.png": None, "sub/b.png": "café"}
     told = capsys.readouterr().err
-    assert "1 of 4 pictures have no caption beside them" in told
+    assert "pictures without a caption beside them: 1 of 4" in told
     assert "left out by their endings: 1 .txt" in told
     buffer = io.StringIO()
     csv.writer(buffer).writerows([("file_name", "text"), ("a.png", "from the table")])

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import os
 import pickle
+import signal
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
@@ -13,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
+from ldm_vae.images import decoding
 from ldm_vae.images.batches import training_batches
 from ldm_vae.images.collection import open_collection
 from ldm_vae.images.streaming import LocalSamples, StreamingImages, open_stream
@@ -166,3 +169,21 @@ def test_streams_travel_to_workers_by_pickle(tmp_path: Path) -> None:
     samples = LocalSamples(streaming_images(write_shards(tmp_path, [10, 20])), start=1)
     copy = pickle.loads(pickle.dumps(samples))
     assert torch.equal(next(iter(copy)).image, next(iter(samples)).image)
+
+
+def test_a_picture_that_ends_the_worker_costs_that_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = write_shards(tmp_path, [10, 20, 30], [40, 50])
+    convert = decoding.to_channels
+
+    def convert_or_die(image: Image.Image, **arguments: Any) -> Image.Image:
+        if image.getpixel((0, 0)) == 30:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return convert(image, **arguments)
+
+    monkeypatch.setattr(decoding, "to_channels", convert_or_die)
+    batches = training_batches(streaming_images(source), start_step=0, batch_size=2, micro_batch_size=2, num_workers=2)
+    with closing(batches):
+        found = list(islice(batches, 5))
+    values = [round((value + 1) * 127.5) for batch in found for value in batch.images.flatten(1)[:, 0].tolist()]
+    assert values == [10, 20, 40, 40, 50, 10, 20, 40, 40, 50]
+    assert {skipped.reason for batch in found for skipped in batch.skipped} == {"the process that decoded it died"}

@@ -3,6 +3,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import time
@@ -20,6 +21,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from ldm_vae.config.reading import ReadingRules
+from ldm_vae.images import decoding
 from ldm_vae.images.batches import training_batches
 from ldm_vae.images.collection import ImageCollection, open_collection
 from ldm_vae.images.decoding import UnreadableImage
@@ -46,7 +49,8 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def training_images(folder: Path, **options: Any) -> TrainingImages:
     options = {"channels": 3, "resolution": 16, "latent_shape": (4, 2, 2), "crop": "random_resized"} | options
-    return TrainingImages(open_collection(str(folder)), seed=SEED, **options)
+    rules = options.pop("rules", None)
+    return TrainingImages(open_collection(str(folder), rules=rules), seed=SEED, **options)
 
 
 def assert_rows_are(batch: TrainingBatch, samples: list[TrainingSample]) -> None:
@@ -191,11 +195,55 @@ def running(folder: Path) -> Iterator[tuple[Iterator[TrainingBatch], list[BasePr
         yield batches, [worker for worker in multiprocessing.active_children() if worker not in others]
 
 
-def test_a_dead_worker_is_an_error(photos: Path) -> None:
-    with running(photos) as (batches, workers):
-        os.kill(workers[0].pid or 0, signal.SIGKILL)
-        with pytest.raises(RuntimeError, match=r"^a data worker died \(.*Set data.num_workers 0"):
-            list(islice(batches, 50))
+def batches_of(folder: Path, count: int, *, num_workers: int = 2, **options: Any) -> list[TrainingBatch]:
+    batches = training_batches(
+        training_images(folder, **options), start_step=0, batch_size=2, micro_batch_size=2, num_workers=num_workers
+    )
+    with closing(batches):
+        return list(islice(batches, count))
+
+
+def test_a_worker_that_dies_at_no_picture_is_an_error(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ImageCollection, "read_crop", lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL))
+    with pytest.raises(RuntimeError, match=r"^a data worker died \(.*Set data.num_workers 0"):
+        batches_of(photos, 2)
+
+
+@pytest.mark.parametrize("end", ["dies", "never ends"])
+def test_a_picture_that_ends_a_worker_costs_that_picture(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    for path in photos.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "5.png").write_bytes(b"no picture")
+    expected = batches_of(tmp_path, 12, num_workers=0)
+    shutil.copy(photos / "5.png", tmp_path)
+    convert = decoding.to_channels
+    bad = Image.open(photos / "5.png").tobytes()
+
+    def convert_or_end(image: Image.Image, **arguments: Any) -> Image.Image:
+        if image.tobytes() == bad:
+            if end == "dies":
+                os.kill(os.getpid(), signal.SIGKILL)
+            while True:
+                pass
+        return convert(image, **arguments)
+
+    monkeypatch.setattr(decoding, "to_channels", convert_or_end)
+    found = batches_of(tmp_path, 12, rules=ReadingRules(max_decode_seconds=1))
+    for batch, reference in zip(found, expected, strict=True):
+        assert torch.equal(batch.images, reference.images)
+        assert torch.equal(batch.noise, reference.noise)
+        assert [skipped.name for skipped in batch.skipped] == [skipped.name for skipped in reference.skipped]
+    reasons = {skipped.reason for batch in found for skipped in batch.skipped if skipped.name == "5.png"}
+    assert len(reasons) == 1
+    assert ("died" if end == "dies" else "max_decode_seconds") in reasons.pop()
+
+
+def test_workers_that_die_everywhere_are_an_error(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoding, "to_channels", lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL))
+    with pytest.raises(RuntimeError, match=r"the process that decoded it died, at \d+\.png; is memory short\?"):
+        batches_of(photos, 12)
 
 
 def test_a_stuck_worker_is_an_error(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
