@@ -51,7 +51,9 @@ class SourceRequest:
 
     def error(self, message: str) -> ValueError:
         """Return the error for the user, with the option that gave the source."""
-        return FieldError(f"{self.option if self.option.startswith('-') else f'<{self.option}>'}: {message}")
+        plain = f"{self.option}: {message}"
+        error = FieldError(f"<{self.option}>: {message}")  # told as the user gave it, where that is a known setting
+        return error if str(error) == plain else ValueError(plain)
 
     def tell(self, message: str) -> None:
         """Tell the user what was assumed or left out."""
