@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -20,6 +20,9 @@ from ldm_vae.evaluation.measure import (
     short_name,
     spread_indices,
 )
+from ldm_vae.evaluation.panel import measure_panels
+from ldm_vae.evaluation.panel_measures import format_panel
+from ldm_vae.evaluation.panel_sums import PanelImages
 from ldm_vae.evaluation.results import Evaluation, Protocol, describe_scores, format_table, package_versions
 from ldm_vae.images.collection import open_collection
 from ldm_vae.images.evaluation import EvaluationImages
@@ -27,6 +30,7 @@ from ldm_vae.images.training import SkippedImage
 from ldm_vae.models.exact import enable_exact_tiling, tell_plan
 from ldm_vae.models.families.family import Family
 from ldm_vae.models.fingerprint import fingerprint
+from ldm_vae.models.inference import InferenceAutoencoder
 from ldm_vae.models.load import load_vae
 from ldm_vae.models.precision import exact_float32, use_bf16
 from ldm_vae.system.files import write_whole
@@ -63,7 +67,7 @@ class EvaluateSummary:
 
     def __str__(self) -> str:
         """Return the table and where the files are."""
-        lines = [format_table(self.evaluations)]
+        lines = [format_table(self.evaluations), *(f"\n{table}\n" for table in _panel_tables(self.evaluations))]
         if self.skipped:
             first = self.skipped[0]
             which = f"{printable(first.name)} ({printable(first.reason)})"
@@ -130,6 +134,20 @@ def evaluate(options: EvaluateOptions) -> EvaluateSummary:
         comparisons.append(comparison)
         evaluations += _evaluations(options.vae, families, comparison, protocol=protocol)
 
+    if options.panel:
+        panel_images = [
+            PanelImages(
+                dataset=EvaluationImages(collection, channels=channels, resolution=resolution),
+                indices=spread_indices(len(collection), num_images=options.num_images),
+                batch_size=options.batch_size,
+                num_workers=options.num_workers,
+                perceptual=perceptual,
+                label=collection.label,
+                strict=options.strict,
+            )
+            for resolution in resolutions
+        ]
+        evaluations = _with_panels(evaluations, families, panel_images, bf16=bf16)
     summary = EvaluateSummary(
         evaluations=evaluations,
         skipped=list({skip.index: skip for comparison in comparisons for skip in comparison.images.skipped}.values()),
@@ -202,6 +220,27 @@ def _evaluations(
     return evaluations
 
 
+def _with_panels(
+    evaluations: list[Evaluation], families: list[Family], sizes: list[PanelImages], *, bf16: bool
+) -> list[Evaluation]:
+    """Return the evaluations with their panels; the autoencoders can't be trained any more, nor digested."""
+    device = join_processes().device
+    autoencoders = [InferenceAutoencoder(family, bf16=bf16, device=device) for family in families]
+    panels = [panel for images in sizes for panel in measure_panels(autoencoders, images)[0]]
+    return [replace(evaluation, panel=panel) for evaluation, panel in zip(evaluations, panels, strict=True)]
+
+
+def _panel_tables(evaluations: list[Evaluation]) -> list[str]:
+    """Return a table for each size that panels were measured at."""
+    tables = []
+    for resolution in dict.fromkeys(evaluation.resolution for evaluation in evaluations):
+        measured = [each for each in evaluations if each.resolution == resolution and each.panel is not None]
+        if measured:
+            figures = [each.panel.figures for each in measured if each.panel is not None]
+            tables.append(f"panel at {resolution}\n\n{format_panel([each.name for each in measured], figures)}")
+    return tables
+
+
 def _grid_name(resolution: int | None, resolutions: list[int | None]) -> str:
     return "grid.png" if len(resolutions) == 1 else f"grid-{resolution}.png"
 
@@ -218,7 +257,8 @@ def _write(
     titles = ["original", *(printable(evaluation.name) for evaluation in summary.evaluations[: len(options.vae)])]
     for path, rows in zip(summary.grids, pictures, strict=False):
         save_grid(folder / path.name, rows, titles=titles)
-    write_whole(folder / TABLE, (format_table(summary.evaluations) + "\n").encode())
+    tables = [format_table(summary.evaluations), *_panel_tables(summary.evaluations)]
+    write_whole(folder / TABLE, ("\n\n".join(tables) + "\n").encode())
     content = {
         "kind": "evaluations",  # within the first bytes, by which the folder is known to be an evaluation's
         "options": asdict(options),

@@ -13,6 +13,7 @@ from typing import Any
 import ldm_vae
 from ldm_vae.evaluation.features import SetFeatures
 from ldm_vae.evaluation.measure import Measurement
+from ldm_vae.evaluation.panel import Panel
 from ldm_vae.metrics.latents import ACTIVE_VARIANCE
 from ldm_vae.metrics.sets import SUBSET_SIZE, KernelDistance
 from ldm_vae.system.markdown import markdown_table
@@ -110,6 +111,8 @@ class Evaluation:
     metrics: dict[str, Score]
     channels: dict[str, list[float]]
     """A number a latent channel: `kl` (nats an element), `std`, and `mean_variance`, the posterior mean's variance."""
+    panel: Panel | None = None
+    """How well a diffusion model could learn on the latents; None where that wasn't asked for."""
 
     def __getitem__(self, metric: str) -> float:
         """Return the value of a metric."""

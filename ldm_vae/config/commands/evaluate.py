@@ -43,10 +43,16 @@ class EvaluateOptions(ReadsImages):
     through it strip by strip, with the same result. Without it there is no bound."""
     num_pictures: int = at_least(0, 8)
     """Rows of the picture grid; 0: no grid."""
+    panel: bool = False
+    """Measure too how well a diffusion model could learn on the latents, without training one (docs/probe.md)."""
     overwrite: bool = False
     """Replace an earlier evaluation in the output folder."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(len(self.vae) > 0, "<vae> is empty; name at least one autoencoder")
+        require(
+            not self.panel or bool(self.resolution),
+            "<panel> turns and scales square pictures; give it a <resolution>",
+        )
         require(self.resolution != [], "<resolution> is empty; name a size, or leave it out for whole pictures")
