@@ -25,7 +25,7 @@ from ldm_vae.config.run import Config
 from ldm_vae.losses.perceptual import PerceptualDistance
 from ldm_vae.models.build import build_autoencoder
 from ldm_vae.models.frozen.lpips import LpipsFeatures
-from ldm_vae.training.processes import start_accelerator
+from ldm_vae.training.processes import join_processes
 from ldm_vae.training.state import build_meter, build_state
 from ldm_vae.training.step import TrainingStep
 from ldm_vae.training.terms import load_perceptual, perceptual_term
@@ -65,7 +65,7 @@ class Ours:
         )
         if arguments.device == "cpu":
             os.environ["ACCELERATE_USE_CPU"] = "true"
-        accelerator = start_accelerator(config)
+        accelerator = join_processes(config).accelerator
         self.device = accelerator.device
         self.state = build_state(config, accelerator=accelerator)
         perceptual = make_perceptual(arguments.perceptual)
@@ -80,7 +80,9 @@ class Ours:
             )
         if "compile" in options:
             self.state.compile_networks()
-        self.step = TrainingStep(self.state, loss=config.loss, train=config.train, accelerator=accelerator)
+        self.step = TrainingStep(
+            self.state, loss_config=config.loss, train_config=config.train, accelerator=accelerator
+        )
         self.batch = self.step.grey_batch(config.train.batch_size, resolution=config.data.resolution)
         self.batch.images.uniform_(-1, 1)
         self.batch.noise.normal_()

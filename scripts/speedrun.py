@@ -39,7 +39,7 @@ from ldm_vae.images.evaluation import EvaluationImages
 from ldm_vae.models.families.family import Family
 from ldm_vae.models.precision import use_bf16
 from ldm_vae.system.files import write_whole
-from ldm_vae.training.processes import start_accelerator
+from ldm_vae.training.processes import join_processes
 from ldm_vae.training.run_autoencoder import load_run_autoencoder
 from ldm_vae.training.run_folder import RunFolder, checkpoint_step
 from ldm_vae.training.state import build_state
@@ -120,11 +120,13 @@ def time_updates(recipes: list[str], *, rounds: int = 15) -> dict[str, float]:
     steps, batches, weights = {}, {}, {}
     for recipe in recipes:
         config = parse(Config, recipe_arguments(recipe), prog="speedrun")
-        accelerator = start_accelerator(config)
+        accelerator = join_processes(config).accelerator
         state = build_state(config, accelerator=accelerator)
         if config.train.compiles(accelerator.device.type):
             state.compile_networks()
-        steps[recipe] = TrainingStep(state, loss=config.loss, train=config.train, accelerator=accelerator)
+        steps[recipe] = TrainingStep(
+            state, loss_config=config.loss, train_config=config.train, accelerator=accelerator
+        )
         micro_batch_size, accumulation = config.train.accumulation(num_processes=1)
         parts = dict(zip(config.data.early_resolutions, config.data.early_fractions, strict=True))
         parts[config.data.resolution] = 1 - sum(config.data.early_fractions)

@@ -47,6 +47,9 @@ class DataConfig(ReadingRules):
     """Images a stream is shuffled within, undecoded; 0 keeps its order. A resumed run reads up to its place again."""
     validation_images: int = positive(256)
     """At most so many validation images are used, the first ones."""
+    whole_validation: bool = False
+    """Validate on whole pictures, each cut to a multiple of the model's factor, instead of square crops of
+    `resolution`. train.validation_memory_gib bounds the memory for them."""
     changed: WhenChanged = "refuse"
     """What a resumed run does where its training images are no longer those of the checkpoint: `refuse` says what
     changed and stops, `accept` says it and goes on, in another order."""

@@ -63,6 +63,9 @@ class TrainConfig(Options):
     """Updates between lines in metrics.jsonl and the tracker."""
     validation_steps: int = positive(5000)
     """Updates between validations and sample grids."""
+    validation_memory_gib: Optional[float] = positive(None)
+    """The most memory of the device, in GiB beside the weights, that the model may take in a validation. Larger
+    pictures go through it strip by strip, with the same result. Without it there is no bound."""
     best_metric: BestMetric = "auto"
     """What makes a checkpoint the best one; `auto`: the perceptual distance if there is one, else PSNR."""
     checkpointing_steps: int = positive(5000)

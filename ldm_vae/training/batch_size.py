@@ -17,7 +17,7 @@ from ldm_vae.config.commands.batch_size import FindBatchSizeOptions
 from ldm_vae.config.rules import require
 from ldm_vae.config.run import Config
 from ldm_vae.training.capacity import GIB, PeakMemory
-from ldm_vae.training.processes import start_accelerator
+from ldm_vae.training.processes import join_processes
 from ldm_vae.training.state import build_state
 from ldm_vae.training.step import TrainingStep
 
@@ -141,12 +141,12 @@ def _trial(connection: Connection, config: Config, size: int) -> None:
     config = dataclasses.replace(
         config, train=train, report_to="none", loss=dataclasses.replace(config.loss, disc_start=0)
     )
-    accelerator = start_accelerator(config)
+    accelerator = join_processes(config).accelerator
     device = accelerator.device
     memory = PeakMemory(device)
     try:
         state = build_state(config, accelerator=accelerator)
-        step = TrainingStep(state, loss=config.loss, train=config.train, accelerator=accelerator)
+        step = TrainingStep(state, loss_config=config.loss, train_config=config.train, accelerator=accelerator)
         if train.compiles(device.type):
             state.compile_networks()
         batch = step.grey_batch(size, resolution=config.data.resolution)

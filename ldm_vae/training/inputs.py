@@ -95,7 +95,7 @@ def validation_images(source: ImageCollection | None, config: Config, state: Tra
     return EvaluationImages(
         source,
         channels=config.model.in_channels,
-        resolution=data.resolution,
+        resolution=None if data.whole_validation else data.resolution,
         multiple_of=state.family.spatial_factor,
     )
 

@@ -17,9 +17,7 @@ from ldm_vae.training.health import Health, NonFiniteError
 from ldm_vae.training.inputs import open_batches, open_data, training_images, validation_images
 from ldm_vae.training.processes import (
     check_ranks_agree,
-    host_group,
-    on_main_process,
-    start_accelerator,
+    join_processes,
     told_once,
     waiting_for_others,
 )
@@ -58,35 +56,33 @@ def train(config: Config) -> TrainSummary:
     """Train as `config` says, from the start or from a checkpoint.
 
     Raises:
-        ValueError: in one line, for what the config or the data got wrong.
-        NonFiniteError: where a row of updates was not finite, or the run ended in one; the last checkpoint of before
-            is kept.
-        LostProcessError, RanksDifferError: where another process is gone, or computes something else.
+        ValueError: The config or the data are wrong; the message says so in one line.
+        NonFiniteError: A row of updates was not finite, or the run ended in one; the last checkpoint of before is
+            kept.
+        LostProcessError, RanksDifferError: Another process is gone, or computes something else.
     """
     # Set up processes, data and networks.
     run = RunFolder(Path(config.output_dir))
     config = resolve_paths(config)
-    accelerator = start_accelerator(config)
-    checkpoint = on_main_process(accelerator, lambda: choose_checkpoint(run, config), purpose="to find the checkpoint")
+    processes = join_processes(config)
+    accelerator = processes.accelerator
+    checkpoint = processes.on_main(lambda: choose_checkpoint(run, config), purpose="to find the checkpoint")
     data = open_data(config)
     with waiting_for_others("to set up the networks"):
         state = build_state(config, accelerator=accelerator)
     early_stages = begun_stages(config, checkpoint=checkpoint)
     training = training_images(data.training, config, state, early_stages=early_stages)
     validation = validation_images(data.validation, config, state)
-    step = TrainingStep(state, loss=config.loss, train=config.train, accelerator=accelerator)
+    step = TrainingStep(state, loss_config=config.loss, train_config=config.train, accelerator=accelerator)
 
     # Resume.
-    names = on_main_process(
-        accelerator,
-        lambda: compare_data(run, config, training, checkpoint=checkpoint),
-        purpose="to list the training data",
+    names = processes.on_main(
+        lambda: compare_data(run, config, training, checkpoint=checkpoint), purpose="to list the training data"
     )
     plan = RunPlan(config=config, early_stages=early_stages, data=names)
     notes = load_checkpoint(state, checkpoint) if checkpoint is not None else []
-    check_ranks_agree(state, accelerator=accelerator)
-    on_main_process(
-        accelerator,
+    check_ranks_agree(state, processes=processes)
+    processes.on_main(
         lambda: begin_run(run, plan, training, checkpoint=checkpoint, learning_rates=state.learning_rates),
         purpose="to prepare the run's folder",
     )
@@ -101,8 +97,8 @@ def train(config: Config) -> TrainSummary:
         max_nonfinite_steps=config.train.max_nonfinite_steps,
     )
     with waiting_for_others("in the rehearsal"):
-        prepare(step, config, accelerator=accelerator, tracking=tracking)
-    stop = StopSignal(group=host_group())
+        compile_and_rehearse(step, config, accelerator=accelerator, tracking=tracking)
+    stop = StopSignal(group=processes.hosts)
 
     stopped_by = unsaved = None
     with stop, contextlib.closing(tracking):
@@ -125,7 +121,7 @@ def train(config: Config) -> TrainSummary:
             # Validate.
             samples, best_before = run.sample(state.step), state.best
             if validation is not None and due(state, config, config.train.validation_steps):
-                summary = validate(state, validation, config=config, accelerator=accelerator, samples=samples)
+                summary = validate(state, validation, config=config, processes=processes, samples=samples)
                 tracking.validated(validation_figures(summary), step=state.step)
                 state.best = best_validation(summary, state.best, config=config, step=state.step)
             elif due(state, config, config.train.validation_steps):
@@ -133,9 +129,9 @@ def train(config: Config) -> TrainSummary:
 
             # Save.
             if stopped_by or state.best is not best_before or due(state, config, config.train.checkpointing_steps):
-                check_ranks_agree(state, accelerator=accelerator)
-                unsaved = on_main_process(
-                    accelerator, lambda: save(state, run, plan, tracking=tracking), purpose="to write the checkpoint"
+                check_ranks_agree(state, processes=processes)
+                unsaved = processes.on_main(
+                    lambda: save(state, run, plan, tracking=tracking), purpose="to write the checkpoint"
                 )
                 if unsaved:
                     state.best = best_before
@@ -155,11 +151,11 @@ def train(config: Config) -> TrainSummary:
     )
 
 
-def prepare(step: TrainingStep, config: Config, *, accelerator: Accelerator, tracking: Tracking) -> None:
+def compile_and_rehearse(step: TrainingStep, config: Config, *, accelerator: Accelerator, tracking: Tracking) -> None:
     """Choose what to recompute, compile, and rehearse a step of each size.
 
     Raises:
-        ValueError: where a step doesn't fit into memory.
+        ValueError: A step doesn't fit into memory.
     """
     train = config.train
     with explained_memory(step, config):
@@ -173,7 +169,7 @@ def prepare(step: TrainingStep, config: Config, *, accelerator: Accelerator, tra
 
 
 def due(state: TrainingState, config: Config, every: int) -> bool:
-    """Whether something is due after this step: at each multiple of `every`, and at the end."""
+    """Return whether something is due after this step: at each multiple of `every`, and at the end."""
     return state.step % every == 0 or state.step == config.train.max_train_steps
 
 

@@ -9,7 +9,8 @@ import os
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Literal, NoReturn, TypeVar, cast
@@ -18,7 +19,7 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, ProjectConfiguration, set_seed
-from torch import nn
+from torch import Tensor, nn
 
 from ldm_vae.config.rules import require
 from ldm_vae.config.run import Config
@@ -30,10 +31,6 @@ Result = TypeVar("Result")
 
 # In which the main process tells its error, before the launcher sees another one end and kills them all.
 _GRACE_SECONDS = 5.0
-
-# All processes, for what they tell each other beside the step; by gloo also where the step's own sums go by NCCL,
-# which sees a lost process only at the timeout, and then ends this one without a word.
-_hosts: dist.ProcessGroup | None = None
 
 _REFUSED = {
     "DEEPSPEED": "DeepSpeed drives one optimizer and one backward a step; this step has two networks, and needs the "
@@ -53,21 +50,76 @@ class RanksDifferError(RuntimeError):
     """Processes that should hold the same weights and don't."""
 
 
-def start_accelerator(config: Config) -> Accelerator:
+@dataclass(frozen=True, kw_only=True)
+class Processes:
+    """The processes of a run, after they have joined."""
+
+    accelerator: Accelerator
+    """Wraps networks and reduces the step's own sums, by NCCL on GPUs."""
+    hosts: dist.ProcessGroup | None
+    """All processes, for tensors and objects on the CPU; None where there is one process. It goes by gloo also where
+    the step's sums go by NCCL, which sees a lost process only at the timeout and then ends this one without a word."""
+
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return self.accelerator.num_processes
+
+    def on_main(self, work: Callable[[], Result], *, purpose: str) -> Result:
+        """Have the main process do `work`, and give its result to all; where it fails, all stop with it.
+
+        Args:
+            work: What to do.
+            purpose: What the work is for, as in "to write the checkpoint".
+
+        Raises:
+            Exception: What `work` raised, in the main process; the others exit silently.
+            LostProcessError: In the others, where the main process died.
+        """
+        if self.count == 1:
+            return work()
+        error: Exception | None = None
+        outcome: list[object] = [None, False]  # the result, whether it failed
+        if self.accelerator.is_main_process:
+            try:
+                outcome[0] = work()
+            except Exception as raised:
+                error, outcome[1] = raised, True
+        with waiting_for_others(f"(for the main one {purpose})"):
+            dist.broadcast_object_list(outcome, src=0, group=self.hosts)
+        if error is not None:
+            raise error
+        if outcome[1]:
+            _end_after_main()
+        return outcome[0]  # type: ignore[return-value]
+
+    def add_up(self, sums: Iterable[Tensor], *, purpose: str) -> None:
+        """Replace each of these tensors on the CPU by its sum over the processes.
+
+        Raises:
+            LostProcessError: Another process is gone.
+        """
+        if self.count == 1:
+            return
+        with waiting_for_others(purpose):
+            for total in sums:
+                dist.all_reduce(total, group=self.hosts)
+
+
+def join_processes(config: Config) -> Processes:
     """Join the processes of the launch, with the same seed on each.
 
     Raises:
-        ValueError: for a launch or a batch size that can't give a right run, with the reason.
+        ValueError: The launch or the batch size can't give a right run; the message has the reason.
     """
     with told_once(per="node"):
         _check_launch()
         config.check_processes(int(os.environ.get("WORLD_SIZE", "1")))
     require(
         config.report_to == "none" or importlib.util.find_spec(config.report_to) is not None,
-        f"report_to is {config.report_to}, which is not installed: pip install 'ldm-vae[{config.report_to}]'",
+        f"<report_to> is {config.report_to}, which is not installed: pip install 'ldm-vae[{config.report_to}]'",
     )
     train = config.train
-    global _hosts
     with waiting_for_others("to join them"):
         accelerator = Accelerator(
             mixed_precision="no",  # autocast is the step's own, around each network
@@ -76,26 +128,22 @@ def start_accelerator(config: Config) -> Accelerator:
                 config.output_dir, logging_dir=str(RunFolder(Path(config.output_dir)).logs)
             ),
             kwargs_handlers=[
+                # Gradients live in DDP's buckets, which saves a copy of them all.
                 DistributedDataParallelKwargs(gradient_as_bucket_view=True),
                 InitProcessGroupKwargs(timeout=timeout(config)),
             ],
         )
-        _hosts = None
+        hosts = None
         if accelerator.num_processes > 1:
-            _hosts = cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=timeout(config)))
+            hosts = cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=timeout(config)))
     if train.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS refuses to be deterministic
         torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = not train.deterministic
     if accelerator.device.type == "cpu":
         keep_freed_memory()
     set_seed(config.seed)
-    return accelerator
-
-
-def host_group() -> dist.ProcessGroup | None:
-    """All processes of the run, for tensors and objects on the CPU; none where there is one process."""
-    return _hosts
+    return Processes(accelerator=accelerator, hosts=hosts)
 
 
 def _check_launch() -> None:
@@ -125,9 +173,10 @@ def waiting_for_others(purpose: str) -> Iterator[None]:
     """Turn what gloo and NCCL raise, when another process is gone or silent, into a line that says which wait it was.
 
     Args:
-        purpose: ends "waiting for the other processes ...".
+        purpose: Ends the sentence "waiting for the other processes ...".
+
     Raises:
-        LostProcessError: where the block's wait for the others broke off.
+        LostProcessError: The block's wait for the others broke off.
     """
     try:
         yield
@@ -145,8 +194,8 @@ def waiting_for_others(purpose: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def told_once(*, per: Literal["run", "node"] = "run") -> Iterator[None]:
-    """For what all processes of the run, or of a node, raise alike: the first raises it, the others end after it
-    without a word."""
+    """Wrap a check that fails identically on every process: rank 0 of the run, or of each node, raises; the others
+    exit silently."""
     try:
         yield
     except (ValueError, RuntimeError):
@@ -160,47 +209,19 @@ def _end_after_main() -> NoReturn:
     raise SystemExit(1)
 
 
-def on_main_process(accelerator: Accelerator, work: Callable[[], Result], *, purpose: str) -> Result:
-    """Have the main process do `work`, and give its result to all; where it fails, all stop with it.
-
-    Args:
-        purpose: what the work is for, as in "to write the checkpoint".
-
-    Raises:
-        Exception: what `work` raised, in the main process; the others exit without a word of their own.
-        LostProcessError: in the others, where the main process died.
-    """
-    if accelerator.num_processes == 1:
-        return work()
-    error: Exception | None = None
-    outcome: list[object] = [None, False]  # the result, whether it failed
-    if accelerator.is_main_process:
-        try:
-            outcome[0] = work()
-        except Exception as raised:
-            error, outcome[1] = raised, True
-    with waiting_for_others(f"(for the main one {purpose})"):
-        dist.broadcast_object_list(outcome, src=0, group=host_group())
-    if error is not None:
-        raise error
-    if outcome[1]:
-        _end_after_main()
-    return outcome[0]  # type: ignore[return-value]
-
-
-def check_ranks_agree(state: TrainingState, *, accelerator: Accelerator) -> None:
+def check_ranks_agree(state: TrainingState, *, processes: Processes) -> None:
     """Stop where a process's weights are not bit-equal to those of the others.
 
     Raises:
         RanksDifferError: naming the ranks that differ from most, or from rank 0, and their hosts.
     """
-    if accelerator.num_processes == 1:
+    if processes.count == 1:
         return
     with waiting_for_others("to compare weights"):
-        held: list[tuple[str, str]] = [("", "")] * accelerator.num_processes
-        dist.all_gather_object(held, (weights_digest(state), socket.gethostname()), group=host_group())
-    ((common, _),) = Counter(digest for digest, _ in held).most_common(1)
-    wrong = [f"{rank} (on {host})" for rank, (digest, host) in enumerate(held) if digest != common]
+        digests: list[tuple[str, str]] = [("", "")] * processes.count
+        dist.all_gather_object(digests, (weights_digest(state), socket.gethostname()), group=processes.hosts)
+    ((common, _),) = Counter(digest for digest, _ in digests).most_common(1)
+    wrong = [f"{rank} (on {host})" for rank, (digest, host) in enumerate(digests) if digest != common]
     with told_once():
         if wrong:
             raise RanksDifferError(

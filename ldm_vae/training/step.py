@@ -42,13 +42,15 @@ class TrainingStep:
     the layer's input; then one backward takes grad_y rec + lam · grad_y g through decoder and encoder.
     """
 
-    def __init__(self, state: TrainingState, *, loss: LossConfig, train: TrainConfig, accelerator: Accelerator):
+    def __init__(
+        self, state: TrainingState, *, loss_config: LossConfig, train_config: TrainConfig, accelerator: Accelerator
+    ):
         self.state = state
-        self.loss_config = loss
-        self.train_config = train
+        self.loss_config = loss_config
+        self.train_config = train_config
         self.accelerator = accelerator
-        self.bf16 = use_bf16(train.mixed_precision, device=accelerator.device)
-        self.micro_batch_size, self.accumulation = train.accumulation(num_processes=accelerator.num_processes)
+        self.bf16 = use_bf16(train_config.mixed_precision, device=accelerator.device)
+        self.micro_batch_size, self.accumulation = train_config.accumulation(num_processes=accelerator.num_processes)
         # The order is that of the one reduction over processes, whose sums depend on it from three processes on.
         self.averaged = (*state.objective.names, "g", "d", "loss", "logits_real", "logits_fake", "lam")
 

@@ -20,13 +20,15 @@ from ldm_vae.images.streaming import StreamingImages
 from ldm_vae.images.training import TrainingImages
 from ldm_vae.images.transforms import to_image
 from ldm_vae.metrics.reconstruction import ReconstructionMetrics, ReconstructionSummary
+from ldm_vae.models.exact import within_memory
 from ldm_vae.models.families.family import Reconstruction
 from ldm_vae.models.precision import autocast, use_bf16
 from ldm_vae.system.files import naming
-from ldm_vae.training.processes import host_group, waiting_for_others
+from ldm_vae.training.processes import Processes
 from ldm_vae.training.state import BestValidation, TrainingState
 
 NUM_SAMPLES = 8  # pictures in a sample grid
+MAX_SAMPLE_SIDE = 1024  # pixels of a picture in it
 HIGHER_IS_BETTER = {"psnr": True, "ssim": True, "perceptual": False}
 
 
@@ -37,7 +39,7 @@ def validate(
     dataset: EvaluationImages,
     *,
     config: Config,
-    accelerator: Accelerator,
+    processes: Processes,
     samples: Path | None = None,
 ) -> ReconstructionSummary:
     """Reconstruct the validation images from their posterior's mean, with the EMA's weights, and measure the result.
@@ -49,13 +51,13 @@ def validate(
         state: The weights. They are the same afterwards.
         dataset: The images, of which the first data.validation_images are used.
         config: The run's settings.
-        accelerator: The processes.
+        processes: The run's, which share the images.
         samples: Path of a picture of originals above their reconstructions, which the main process draws.
 
     Returns:
         The figures over all processes' images.
     """
-    train, device = config.train, accelerator.device
+    train, accelerator, device = config.train, processes.accelerator, processes.accelerator.device
     metrics = ReconstructionMetrics(
         perceptual=state.objective.frozen_networks.get("perceptual"),
         latent_channels=state.family.latent_channels,
@@ -64,14 +66,14 @@ def validate(
     num_images = min(len(dataset), config.data.validation_images)
     batches = evaluation_batches(
         dataset,
-        indices=range(accelerator.process_index, num_images, accelerator.num_processes),
-        batch_size=train.accumulation(num_processes=accelerator.num_processes)[0],
+        indices=range(accelerator.process_index, num_images, processes.count),
+        batch_size=1 if dataset.resolution is None else train.accumulation(num_processes=processes.count)[0],
         num_workers=config.data.num_workers,
         timeout_seconds=60 * train.timeout_minutes,
         pin_memory=device.type == "cuda",
     )
     pictures: list[Image.Image] = []
-    with averaged_weights(state):
+    with averaged_weights(state), within_memory(state.family.model, train.validation_memory_gib):
         for batch in batches:
             if batch.images is None:
                 continue
@@ -82,10 +84,7 @@ def validate(
                 for pair in zip(images, reconstruction, strict=True):
                     pictures += [to_image(image) for image in pair]
     sums = {name: total.cpu() for name, total in metrics.state().items()}
-    if accelerator.num_processes > 1:
-        with waiting_for_others("to add up a validation"):
-            for total in sums.values():
-                torch.distributed.all_reduce(total, group=host_group())
+    processes.add_up(sums.values(), purpose="to add up a validation")
     metrics.load_state(sums)
     if pictures and samples is not None:
         save_samples(pictures[: 2 * NUM_SAMPLES], samples)
@@ -135,11 +134,28 @@ def averaged_weights(state: TrainingState) -> Iterator[None]:
 
 
 def save_samples(pictures: list[Image.Image], path: Path) -> None:
-    """Write a grid of pictures, given as original, reconstruction, original, … : each pair is a column."""
+    """Write a grid of pictures, given as original, reconstruction, original, … : each pair is a column.
+
+    Pictures larger than MAX_SAMPLE_SIDE are reduced; smaller ones than the largest get a black border.
+    """
     path.parent.mkdir(exist_ok=True)
-    ordered = [picture.convert("RGB") for picture in pictures[0::2] + pictures[1::2]]
+    ordered = [_reduced(picture.convert("RGB")) for picture in pictures[0::2] + pictures[1::2]]
+    largest = max(picture.width for picture in ordered), max(picture.height for picture in ordered)
+    ordered = [_on_canvas(picture, largest) for picture in ordered]
     with naming(path):
         make_image_grid(ordered, rows=2, cols=len(pictures) // 2).save(path)
+
+
+def _reduced(picture: Image.Image) -> Image.Image:
+    if max(picture.size) > MAX_SAMPLE_SIDE:
+        picture.thumbnail((MAX_SAMPLE_SIDE, MAX_SAMPLE_SIDE), Image.Resampling.LANCZOS)
+    return picture
+
+
+def _on_canvas(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
+    canvas = Image.new("RGB", size)
+    canvas.paste(picture)
+    return canvas
 
 
 def best_validation(

@@ -27,7 +27,7 @@ def trained(config: Config = CONFIG, *, steps: int = 2, seed: int = 0) -> tuple[
     torch.manual_seed(seed)
     accelerator = Accelerator(cpu=True)
     state = build_state(config, accelerator=accelerator)
-    step = TrainingStep(state, loss=config.loss, train=config.train, accelerator=accelerator)
+    step = TrainingStep(state, loss_config=config.loss, train_config=config.train, accelerator=accelerator)
     for number in range(steps):
         step(iter([make_batch(seed=number)]))
     return state, step

@@ -27,7 +27,9 @@ MICRO_BATCH_SIZE = 8
 def make_step(config: Config) -> tuple[TrainingStep, Accelerator]:
     accelerator = Accelerator(cpu=True)
     state = build_state(config, accelerator=accelerator)
-    return TrainingStep(state, loss=config.loss, train=config.train, accelerator=accelerator), accelerator
+    return TrainingStep(
+        state, loss_config=config.loss, train_config=config.train, accelerator=accelerator
+    ), accelerator
 
 
 def large_config(**train: Any) -> Config:

@@ -30,7 +30,7 @@ def test_a_step_never_waits_for_the_device(train: dict[str, object]) -> None:
     accelerator = Accelerator()
     assert accelerator.device.type == "cuda"
     state = build_state(config, accelerator=accelerator)
-    step = TrainingStep(state, loss=config.loss, train=config.train, accelerator=accelerator)
+    step = TrainingStep(state, loss_config=config.loss, train_config=config.train, accelerator=accelerator)
     if config.train.compile == "on":
         state.compile_networks()
     step.rehearse(resolution=64)

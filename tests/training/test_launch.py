@@ -14,7 +14,7 @@ import pytest
 from ldm_vae.config.parsing import dump_config
 from ldm_vae.config.run import Config
 from ldm_vae.training.loop import train
-from ldm_vae.training.processes import start_accelerator
+from ldm_vae.training.processes import join_processes
 from ldm_vae.training.run_folder import checkpoint_step
 from tests.launching import ENVIRONMENT, SCRIPTS, start
 from tests.tiny import tiny_config
@@ -39,14 +39,14 @@ def test_launch_that_cannot_be_right_is_refused(
     """As `accelerate launch` asks for it, and before accelerate imports what it needs."""
     monkeypatch.setenv(variable, value)
     with pytest.raises(ValueError, match=reason) as raised:
-        start_accelerator(tiny_config())
+        join_processes(tiny_config())
     assert "\n" not in str(raised.value)
 
 
 def test_same_step_weight_with_accumulation_is_refused() -> None:
     config = tiny_config(loss={"adaptive_weight": "same_step"}, train={"micro_batch_size": 2})
     with pytest.raises(ValueError, match="which needs the whole batch at once"):
-        start_accelerator(config)
+        join_processes(config)
 
 
 def smooth_config(run: Path, pictures: Path, *, steps: int, num_workers: int = 1) -> Config:

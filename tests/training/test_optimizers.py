@@ -27,7 +27,7 @@ def make(**train: object) -> tuple[TrainingState, TrainingStep]:
     config = tiny_config(train=MUON | train, loss={"disc_start": 1})
     accelerator = Accelerator(cpu=True)
     state = build_state(config, accelerator=accelerator)
-    return state, TrainingStep(state, loss=config.loss, train=config.train, accelerator=accelerator)
+    return state, TrainingStep(state, loss_config=config.loss, train_config=config.train, accelerator=accelerator)
 
 
 def make_batches(step: int, *, micro_batch_size: int = 4):

@@ -43,7 +43,7 @@ def make(config: Config) -> tuple[TrainingState, TrainingStep, lpips.LPIPS]:
             weight.mul_(8.0 if weight.ndim == 4 else 1.0)
     state.lam.fill_(LAM_BEFORE)
     state.step = 3
-    step = TrainingStep(state, loss=config.loss, train=config.train, accelerator=accelerator)
+    step = TrainingStep(state, loss_config=config.loss, train_config=config.train, accelerator=accelerator)
     return state, step, network
 
 

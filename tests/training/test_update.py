@@ -30,7 +30,7 @@ def build(config: Config) -> tuple[TrainingState, TrainingStep]:
     torch.manual_seed(0)
     accelerator = Accelerator(cpu=True)
     state = build_state(config, accelerator=accelerator)
-    return state, TrainingStep(state, loss=config.loss, train=config.train, accelerator=accelerator)
+    return state, TrainingStep(state, loss_config=config.loss, train_config=config.train, accelerator=accelerator)
 
 
 def clone(network: Any) -> dict[str, Tensor]:

@@ -17,6 +17,7 @@ from ldm_vae.config.run import Config
 from ldm_vae.images.collection import open_collection
 from ldm_vae.images.evaluation import EvaluationImages
 from ldm_vae.metrics.reconstruction import ReconstructionSummary
+from ldm_vae.training.processes import Processes
 from ldm_vae.training.run_folder import RunFolder
 from ldm_vae.training.state import BestValidation, TrainingState, build_state
 from ldm_vae.training.tracking import Tracking
@@ -69,7 +70,9 @@ def test_averaged_weights_are_validated_and_the_last_ones_put_back(images: Evalu
     with averaged_weights(state):
         averaged = psnr_of(state, images, number=NUMBER)
     assert abs(averaged - raw) > 0.01
-    summary = validate(state, images, config=config, accelerator=Accelerator(cpu=True))
+    summary = validate(
+        state, images, config=config, processes=Processes(accelerator=Accelerator(cpu=True), hosts=None)
+    )
     assert summary.psnr == pytest.approx(averaged, abs=0.05)  # pictures of 8 bits there
     assert abs(summary.psnr - averaged) < abs(summary.psnr - raw)
     for parameter, kept in zip(state.autoencoder.parameters(), before, strict=True):
@@ -95,7 +98,9 @@ def test_no_more_images_are_validated_than_asked_for(images: EvaluationImages) -
     for number in (2, NUMBER, 100):
         config = config_of(data={"validation_images": number})
         state = built(config)
-        summary = validate(state, images, config=config, accelerator=Accelerator(cpu=True))
+        summary = validate(
+            state, images, config=config, processes=Processes(accelerator=Accelerator(cpu=True), hosts=None)
+        )
         assert summary.num_images == min(number, NUMBER)
         with averaged_weights(state):
             assert summary.psnr == pytest.approx(psnr_of(state, images, number=summary.num_images), abs=0.05)
@@ -109,7 +114,9 @@ def test_no_more_images_are_validated_than_asked_for(images: EvaluationImages) -
 @pytest.fixture(scope="module")
 def summary(images: EvaluationImages) -> ReconstructionSummary:
     config = config_of()
-    return validate(built(config), images, config=config, accelerator=Accelerator(cpu=True))
+    return validate(
+        built(config), images, config=config, processes=Processes(accelerator=Accelerator(cpu=True), hosts=None)
+    )
 
 
 @pytest.mark.parametrize(
@@ -180,3 +187,24 @@ def test_metrics_stay_json_whatever_the_values(
     assert broken["validation/ssim"] == summary.ssim
     assert whole == {"step": 6, **validation_figures(summary)}
     assert "psnr nan" in capsys.readouterr().out
+
+
+# Whole pictures
+
+
+def test_whole_pictures_are_validated_within_bounded_memory(tmp_path: Path) -> None:
+    """Of any sizes; under a bound strip by strip, with the same figures."""
+    rng = np.random.default_rng(0)
+    for index, size in enumerate([(90, 64), (64, 130), (33, 41)]):
+        Image.fromarray(rng.integers(0, 255, (*size, 3), dtype=np.uint8)).save(tmp_path / f"{index}.png")
+    pictures = EvaluationImages(open_collection(str(tmp_path)), channels=3, resolution=None, multiple_of=2)
+    figures = []
+    for memory_gib in (None, 3e-4):
+        config = config_of(train={"validation_memory_gib": memory_gib})
+        processes = Processes(accelerator=Accelerator(cpu=True), hosts=None)
+        samples = tmp_path / "samples" / "step.png"
+        figures.append(validate(built(config), pictures, config=config, processes=processes, samples=samples))
+    whole, strips = figures
+    assert whole.num_images == strips.num_images == 3
+    assert strips.psnr == pytest.approx(whole.psnr, abs=1e-3)
+    assert Image.open(samples).size == (3 * 130, 2 * 90)  # each pair a column, on the largest picture's canvas
