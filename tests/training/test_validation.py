@@ -133,7 +133,7 @@ def summary(images: EvaluationImages) -> ReconstructionSummary:
     ],
 )
 def test_best_validation(summary: ReconstructionSummary, metric: str, values: list[float], best: int) -> None:
-    config = config_of(train={"best_metric": metric})
+    config = config_of(train={"best_metric": metric}, loss={"perceptual": "efficientnet_lite0"})
     named = "perceptual" if metric == "auto" else metric
     held: BestValidation | None = None
     for step, value in enumerate(values, 1):
