@@ -38,7 +38,7 @@ class ReadsVae(Options):
     """What a single file of an autoencoder doesn't say of itself."""
 
     vae_config: Optional[str] = local_path(None)
-    """config.json with what a single file of the autoencoder doesn't say. Folders have their own."""
+    """A config.json with what a single file of the autoencoder doesn't say. Folders have their own."""
     scaling_factor: Optional[float] = positive(None)
     """Factor that diffusion models take the latents times, where the autoencoder doesn't say it or says it wrongly."""
     shift_factor: Optional[float] = None
