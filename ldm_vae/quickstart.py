@@ -73,7 +73,7 @@ def quickstart(options: QuickstartOptions) -> QuickstartSummary:
     """Train, export, encode, decode, evaluate, and load the export with diffusers.
 
     Raises:
-        ValueError: where the photographs aren't installed, or the output holds something else.
+        ValueError: The photographs aren't installed, or the output holds something else.
     """
     output = OutputFolder(options.output, kind=QUICKSTART)
     config = load_config(find_recipe(RECIPE))

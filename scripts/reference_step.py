@@ -21,8 +21,8 @@ class ReferenceStep:
     """One update of generator and discriminator, NCHW, on one device.
 
     Args:
-        perceptual: called as `perceptual(images, reconstruction)`, giving a distance an image; or None.
-        bf16: run each turn's forward under autocast.
+        perceptual: Called as `perceptual(images, reconstruction)`, it returns a distance for each image; or None.
+        bf16: Run each turn's forward under autocast.
     """
 
     def __init__(

@@ -11,8 +11,11 @@ from ldm_vae.config.rules import Options, positive, require, source
 
 @dataclass(kw_only=True)
 class ModelConfig(Options):
-    """The autoencoder. With `pretrained` the architecture is the pretrained model's, and only the first five fields
-    and `decoder_only` count."""
+    """The autoencoder.
+
+    With `pretrained` the architecture is the pretrained model's; of the other fields only `in_channels`,
+    `latent_channels` and `decoder_only` count.
+    """
 
     section: ClassVar[str] = "model"
 

@@ -93,8 +93,13 @@ class TrainConfig(Options):
         return self.compile == "on" or (self.compile == "auto" and device_type == "cuda")
 
     def accumulation(self, *, num_processes: int) -> tuple[int, int]:
-        """Return (micro_batch_size, micro-batches a process and update), so that processes x micro-batch x
-        accumulation is the global batch. Raises `ValueError` where that can't be."""
+        """Return the size of a micro-batch, and how many of them each process runs in an update.
+
+        The two times the number of processes give `batch_size`.
+
+        Raises:
+            FieldError: The processes or the micro-batches don't divide `batch_size`.
+        """
         require(
             self.batch_size % num_processes == 0,
             f"<train.batch_size> is {self.batch_size}, which the {num_processes} processes don't divide; "

@@ -54,8 +54,8 @@ class Numbering:
     """The images' numbers: sample i is in shard i // shard_size, and each group of images begins a new shard.
 
     Args:
-        groups: for each size, the images that get it, by their numbers in the collection.
-        shard_size: images a shard.
+        groups: For each size the images that get it, by their numbers in the collection.
+        shard_size: Images a shard.
     """
 
     def __init__(self, groups: Sequence[tuple[Size, Sequence[int]]], *, shard_size: int) -> None:

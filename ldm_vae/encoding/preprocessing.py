@@ -153,7 +153,7 @@ def shard_batches(
     on it. `shards` is read ahead by as much as the workers fetch in advance.
 
     Raises:
-        DataWorkerError: a worker died or hung.
+        DataWorkerError: A worker died or hung.
     """
     ahead: deque[tuple[str, Size, bool]] = deque()
 

@@ -80,7 +80,7 @@ def evaluate(options: EvaluateOptions) -> EvaluateSummary:
     """Reconstruct the same images with each autoencoder and write metrics.json, table.md and picture grids.
 
     Raises:
-        ValueError: in one line, for an output that is taken, data or weights that can't be read, and autoencoders that
+        ValueError: In one line, for an output that is taken, data or weights that can't be read, and autoencoders that
             don't fit the data, the resolution or each other.
     """
     output = OutputFolder(options.output, kind=EVALUATION)

@@ -53,7 +53,7 @@ def load_set_features(
     """Load Inception from `inception_weights` or torch's cache; without them EfficientNet-Lite0; without that, None.
 
     Raises:
-        ValueError: a named file is missing or isn't torch-fidelity's, or torch-fidelity isn't installed for it.
+        ValueError: A named file is missing or isn't torch-fidelity's, or torch-fidelity isn't installed for it.
     """
     file = inception_file() if inception_weights is None else Path(inception_weights)
     if inception_weights is not None or file.is_file():

@@ -53,6 +53,8 @@ class PanelImages:
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
+    """Pictures that are measured together."""
+
     number: int
     indices: list[int]
     images: Tensor  # [B, C, H, W] in [-1, 1], on the CPU
@@ -110,6 +112,7 @@ def panel_batches(images: PanelImages, skipped: list[SkippedImage], *, title: st
 
 
 def pixel_digests(batch: Batch) -> dict[int, bytes]:
+    """Return a digest of each picture's 8-bit pixels, by the picture's index."""
     pixels = to_pixels(batch.images).byte()
     return {
         index: hashlib.sha256(row.contiguous().numpy().tobytes()).digest()

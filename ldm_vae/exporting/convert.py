@@ -125,8 +125,8 @@ def write_ldm_file(
 
     Args:
         path: A name that ends in .safetensors.
-        state: diffusers' state dict; types and bits are kept.
-        config: diffusers' config, with its `_class_name`; it goes into the metadata as it is.
+        state: The state dict as diffusers has it; types and bits are kept.
+        config: The config as diffusers has it, with its `_class_name`; it goes into the metadata as it is.
         overwrite: Replace a file that is there.
 
     Returns:
@@ -167,8 +167,8 @@ def write_diffusers_folder(
 
     Args:
         folder: A folder that isn't there, or is empty, or, with `overwrite`, holds an export and nothing else.
-        state: diffusers' state dict; types and bits are kept.
-        config: diffusers' config, written as it is.
+        state: The state dict as diffusers has it; types and bits are kept.
+        config: The config as diffusers has it; it is written as it is.
         overwrite: Replace an export that is there.
 
     Raises:
@@ -185,9 +185,9 @@ def write_diffusers_files(
 
     Args:
         folder: Where the files go.
-        state: diffusers' state dict; types and bits are kept.
-        config: diffusers' config, written as it is.
-        variant: diffusers' word in the weights' name, such as `fp16`.
+        state: The state dict as diffusers has it; types and bits are kept.
+        config: The config as diffusers has it; it is written as it is.
+        variant: The word in the weights' name, such as `fp16`.
     """
     with whole_or_absent(folder / weights_name(variant)) as weights:
         _save_tensors(state, weights, metadata={})

@@ -96,8 +96,8 @@ def export(options: ExportOptions) -> ExportSummary:
     """Measure a run's autoencoder over its data, write it, read it back and compare.
 
     Raises:
-        ValueError: in one line, for a run, data or output that can't be used, or a target that doesn't fit the model.
-        RuntimeError: what was written doesn't read back the same; nothing is left of it.
+        ValueError: In one line, for a run, data or output that can't be used, or a target that doesn't fit the model.
+        RuntimeError: What was written doesn't read back the same; nothing is left of it.
     """
     processes = join_processes()
     exact_float32()

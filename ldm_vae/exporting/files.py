@@ -63,7 +63,7 @@ def write_weights(exported: Family, place: Path, *, options: ExportOptions) -> N
     """Write weights and config, read them back and compare names, types, bits, config and a reconstruction.
 
     Raises:
-        RuntimeError: something differs; a single file is then removed again.
+        RuntimeError: Something differs; a single file is then removed again.
     """
     dtype = DTYPES[options.dtype]
     if options.format == "diffusers":

@@ -79,7 +79,7 @@ def measure_precision(family: Family, batches: Iterable[Tensor]) -> PrecisionRep
     """Encode and decode batches [B, C, H, W], [-1, 1], in float32 and both 16-bit types, on the model's device.
 
     Raises:
-        ValueError: there is no image.
+        ValueError: There is no image.
     """
     halves = {name: copy.deepcopy(family).to(DTYPES[name]) for name in _HALF_TYPES}
     magnitudes: dict[str, Tensor] = {}

@@ -1,0 +1,1 @@
+"""The format of latents on the disk: shards, their index, and what reads them with torch and numpy alone."""

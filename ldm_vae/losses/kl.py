@@ -7,10 +7,14 @@ from torch import Tensor
 
 
 def kl_divergence(mean: Tensor, logvar: Tensor) -> Tensor:
-    """KL(N(mean, exp(logvar)) || N(0, 1)) of each image, summed over the latent (Kingma & Welling 2014, appendix B).
+    """Return KL(N(mean, exp(logvar)) || N(0, 1)) of each image, summed over the latent.
+
+    The formula is that of Kingma & Welling 2014, appendix B.
 
     Args:
-        mean, logvar: [B, c, h, w].
+        mean: The posterior's mean, [B, c, h, w].
+        logvar: Its log-variance, of the same shape.
+
     Returns:
         [B], in nats.
     """

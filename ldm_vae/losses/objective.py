@@ -1,9 +1,11 @@
-"""The objective of the autoencoder: the published kl-f8 loss (Rombach et al. 2022, appendix G) divided by the number
-of elements of an image, so that its weights carry over and nothing grows with the resolution.
+"""The objective of the autoencoder.
+
+It is the published kl-f8 loss (Rombach et al. 2022, appendix G) divided by the number of elements of an image: the
+published weights carry over, and nothing grows with the resolution.
 
 Notation, here and in training/step.py (docs/objective.md has the formulas with their sources):
 
-    x    images [B, C, H, W] in [-1, 1];  N = C·H·W elements each
+    x    images [B, C, H, W] in [-1, 1], of N = C·H·W elements each
     z    latents, sampled from the posterior q(z given x) of mean and log-variance (`posterior_logvar`)
     y    the reconstruction, decoder(z)
     s    log-variance of the likelihood (`likelihood_logvar`), a trained scalar or 0
@@ -41,7 +43,7 @@ class Objective:
 
         loss = (sum of the terms on images) / exp(s) + s  +  sum of the terms on latents  +  lam · g
 
-    Without a learnt log-variance s of the likelihood, the terms on images are taken as they are.
+    Where the log-variance s of the likelihood isn't learnt, the terms on images are added up as they are.
     """
 
     terms: Sequence[Term]
@@ -59,7 +61,7 @@ class Objective:
 
     @property
     def frozen_networks(self) -> dict[str, nn.Module]:
-        """The networks that terms look through, by the terms' names."""
+        """The frozen networks whose features terms compare, by the terms' names."""
         return {term.name: term.frozen for term in self.terms if term.frozen is not None}
 
     @property
@@ -72,9 +74,9 @@ class Objective:
 
         Args:
             images: [B, C, H, W] in [-1, 1].
-            reconstruction: y, of the same shape.
-            likelihood_logvar: the scalar s; it counts where it is learnt.
-            step: number of updates made, on which weights may depend.
+            reconstruction: The reconstruction y, of the same shape.
+            likelihood_logvar: The scalar s; it counts where it is learnt.
+            step: Number of updates made, on which weights may depend.
         """
         loss = self._weighted("images", images, reconstruction, step=step)
         if not self.learn_logvar:
@@ -85,14 +87,14 @@ class Objective:
         """Return the loss that depends on the latents.
 
         Args:
-            output: what the trainable autoencoder returned.
+            output: What the trainable autoencoder returned.
             images: [B, C, H, W] in [-1, 1], those that were encoded.
-            step: number of updates made, on which weights may depend.
+            step: Number of updates made, on which weights may depend.
         """
         return self._weighted("latents", output, images, step=step)
 
     def generator_weight(self, grad_reconstruction: Tensor, grad_generator: Tensor, *, num_elements: int) -> Tensor:
-        """Return lam, from the global batch's gradients at the last layer's weight."""
+        """Return lam, from the global batch's gradients at the last layer's weight; see `adaptive_weight`."""
         return self.disc_weight * adaptive_weight(grad_reconstruction, grad_generator, num_elements=num_elements)
 
     def _terms_on(self, on: str) -> list[Term]:

@@ -9,18 +9,19 @@ from torch import Tensor, nn
 
 
 class PerceptualDistance(nn.Module):
-    """Squared distance of channel-normalised feature maps, weighted over channels, averaged over space and added up
-    over layers (Zhang et al. 2018, equation 1).
+    """Squared distance of a frozen network's features (Zhang et al. 2018, equation 1).
 
-    With `lpips`'s heads it equals `lpips.LPIPS(x, y)`, and differs where that is wrong: features that are zero in all
-    channels get a zero gradient, not NaN. Without heads each channel counts 1 and each layer the same, in all 1.
+    Feature maps are normalised over channels; their squared differences are weighted over channels, averaged over
+    space and added up over layers. With the heads of `lpips` the distance equals `lpips.LPIPS(x, y)`, but for features
+    that are zero in all channels: their gradient is zero here and NaN there. Without heads every channel has weight 1,
+    and the layers have equal weights that add up to 1.
 
-    The network never trains: no gradient for weights, no dropout, whatever `train()` says.
+    The network never trains: its weights get no gradient and its dropout is off, whatever `train()` is called with.
 
     Args:
-        network: From pictures [B, 3, H, W] in [-1, 1] to feature maps, shallow to deep.
-        heads: A module a layer, [B, channels, h, w] to [B, 1, h, w]; None: the sum over channels, divided by the
-            number of layers.
+        network: Maps pictures [B, 3, H, W] in [-1, 1] to feature maps, shallow to deep.
+        heads: One module for each layer, which maps [B, channels, h, w] to [B, 1, h, w]. With None the channels are
+            added up and the sum is divided by the number of layers.
     """
 
     def __init__(self, network: nn.Module, *, heads: Iterable[nn.Module] | None = None) -> None:

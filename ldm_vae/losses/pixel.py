@@ -8,6 +8,6 @@ from torch import Tensor
 
 
 def pixel_distance(images: Tensor, reconstruction: Tensor, *, kind: Literal["l1", "l2"]) -> Tensor:
-    """Mean absolute (l1) or squared (l2) difference over all elements: a scalar, free of the resolution."""
+    """Return the mean absolute (l1) or squared (l2) difference over all elements: a scalar, free of the resolution."""
     difference = images - reconstruction
     return difference.abs().mean() if kind == "l1" else difference.square().mean()

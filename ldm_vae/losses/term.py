@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """A weight that goes in a straight line from `start`, which it has up to `from_step`, to `end`, which it has from
-    `to_step` on.
+    """A weight that changes in a straight line.
 
-    Its value is a Python number that depends on the update's number alone: every process has the same without asking
-    the others, a resumed run goes on with it, and no compiled network is compiled anew when it changes.
+    It is `start` up to `from_step`, and `end` from `to_step` on. Its value is a Python number that depends on the
+    update's number alone: every process has the same value without asking the others, a resumed run goes on with it,
+    and no compiled network is compiled anew when it changes.
     """
 
     start: float
@@ -35,24 +35,27 @@ class Schedule:
 class Term:
     """One summand of what the autoencoder minimises.
 
-    From the name follow the figure in metrics.jsonl, the check that it is finite, and the sums in the checkpoint.
+    The figure in metrics.jsonl, the check that the value is finite, and the sums in the checkpoint go by the term's
+    name.
     """
 
     name: str
-    """Column in metrics.jsonl, where the term is shown without its weight, and its name in NonFiniteError."""
+    """Column in metrics.jsonl, where the term stands without its weight, and the term's name in NonFiniteError."""
     weight: float | Schedule
     on: Literal["images", "latents"]
-    """What it is differentiated to first. `images`: the reconstruction y, and from there through decoder and encoder
-    together with the adversarial gradient. `latents`: through the encoder, and whatever else made it."""
+    """What the term compares. A term on `images` is differentiated down to the reconstruction y, and from there goes
+    through decoder and encoder together with the adversarial gradient. A term on `latents` is differentiated through
+    the encoder, and through whatever else its value was computed by."""
     of: Callable[..., Tensor]
-    """Returns a scalar, the mean over a micro-batch, that doesn't grow with the resolution. Terms on images are called
+    """Returns a scalar, a mean over the micro-batch that doesn't grow with the resolution. Terms on images are called
     with (images, y), both [B, C, H, W] in [-1, 1]; terms on latents with (output, images), where `output` is what the
     trainable autoencoder returned and `images` are those that were encoded."""
     frozen: nn.Module | None = None
-    """A network that the term looks through and that isn't trained: it is compiled with the others."""
+    """A network whose features the term compares. It is not trained, and is compiled with the others."""
     network: nn.Module | None = None
     """A network that is trained with the term, as a child of the trainable autoencoder: DDP averages its gradients,
-    the optimizer and the checkpoint have it. For terms on latents only: one on images sends no gradient but to y."""
+    and its weights are in the optimizer and the checkpoint. Only a term on latents can have one, since a term on
+    images sends its gradient to y alone."""
 
     def __post_init__(self) -> None:
         assert self.network is None or self.on == "latents", f"{self.name}: a trained network needs a term on latents"

@@ -31,8 +31,10 @@ def mean_correlation(covariance: Tensor) -> float:
 
 
 def effective_channels(covariance: Tensor) -> float:
-    """Return exp of the entropy of the covariance's normalised eigenvalues (Roy & Vetterli 2007, "The effective
-    rank"): as many channels as there would be, were all equal and independent."""
+    """Return how many equal and independent channels would have the same entropy.
+
+    It is exp of the entropy of the covariance's normalised eigenvalues (Roy & Vetterli 2007, "The effective rank").
+    """
     share = torch.linalg.eigvalsh(covariance).clamp(min=0)
     share = share / share.sum()
     return math.exp(-(share * share.clamp(min=1e-300).log()).sum().item())

@@ -32,8 +32,10 @@ class Transform:
 
 
 def transforms(side: int) -> list[Transform]:
-    """Return what latents of `side` x `side` are tried with: three turns, two mirrors, and the `SCALES` that leave a
-    whole number of latent pixels."""
+    """Return the transforms that latents of `side` x `side` are tried with.
+
+    They are three turns, two mirrors, and those of `SCALES` that leave a whole number of latent pixels.
+    """
     turns = [
         Transform(name=f"turn{90 * k}", group="rotation", apply=partial(torch.rot90, k=k, dims=(-2, -1)))
         for k in (1, 2, 3)

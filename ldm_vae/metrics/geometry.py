@@ -19,12 +19,12 @@ RIDGE = 0.1
 
 
 def intrinsic_dimension(points: Tensor) -> float:
-    """Return the dimension of the manifold that points [n, d] lie on, by TwoNN (Facco et al. 2017, "Estimating the
-    intrinsic dimension of datasets by a minimal neighborhood information").
+    """Return the dimension of the manifold that points [n, d] lie on, estimated by TwoNN.
 
-    The quotient mu of the distances to the second and the first neighbour is Pareto distributed with the dimension as
-    exponent, so that n / sum log mu is the estimate of maximum likelihood. It is biased downwards where points are few
-    for the dimension. Points that coincide with another are left out; NaN for fewer than three.
+    The quotient mu of a point's distances to its second and first neighbour is Pareto distributed with the dimension
+    as exponent, so that n / sum log mu is the estimate of maximum likelihood (Facco et al. 2017, "Estimating the
+    intrinsic dimension of datasets by a minimal neighborhood information"). The estimate is biased downwards where
+    points are few for the dimension. Points that coincide with another are left out; fewer than three points have NaN.
     """
     if len(points) < 3:
         return math.nan
@@ -35,9 +35,11 @@ def intrinsic_dimension(points: Tensor) -> float:
 
 
 def uniformity(points: Tensor) -> float:
-    """Return log E exp(-2 |a - b|²) over pairs of points [n, d] scaled to length 1 (Wang & Isola 2020, "Understanding
-    contrastive representation learning through alignment and uniformity on the hypersphere"): 0 where all coincide,
-    towards -4 the more evenly they are spread over directions."""
+    """Return log E exp(-2 |a - b|²) over pairs of points [n, d] scaled to length 1.
+
+    It is 0 where all points coincide, and nears -4 the more evenly they are spread over directions (Wang & Isola 2020,
+    "Understanding contrastive representation learning through alignment and uniformity on the hypersphere").
+    """
     if len(points) < 2:
         return math.nan
     unit = nn.functional.normalize(in_float64(points), dim=1)
@@ -49,7 +51,8 @@ def uniformity(points: Tensor) -> float:
 def neighbour_accuracy(points: Tensor, labels: Tensor, *, neighbours: int = NEIGHBOURS) -> float:
     """Return how often most of a point's nearest others (by cosine, [n, d]) have its label [n].
 
-    Of classes with equally many, the one of nearer ones counts."""
+    Of classes with equally many, the one of nearer ones counts.
+    """
     unit = nn.functional.normalize(in_float64(points), dim=1)
     near = (unit @ unit.T).fill_diagonal_(-math.inf).topk(min(neighbours, len(points) - 1)).indices
     classes = labels.unique(return_inverse=True)[1]

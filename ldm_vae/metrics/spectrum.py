@@ -51,16 +51,20 @@ def radius(h: int, w: int) -> Tensor:
 
 
 def high_share(power: Tensor) -> Tensor:
-    """Return the share of the power [..., h, w] beyond half the Nyquist frequency, [...]; of white noise it is about
-    1 - pi/16, or 0.8."""
+    """Return the share of the power [..., h, w] beyond half the Nyquist frequency, [...].
+
+    White noise has about 1 - pi/16, or 0.8.
+    """
     high = radius(*power.shape[-2:]).to(power.device) > HALF_NYQUIST
     return (power * high).sum(dim=(-2, -1)) / power.sum(dim=(-2, -1))
 
 
 def spectral_slope(binned: Tensor) -> float:
-    """Return the slope of log power over log frequency of `radial_power` [num_bins]: natural images have about -2,
-    white noise 0 (Field 1987, "Relations between the statistics of natural images and the response properties of
-    cortical cells")."""
+    """Return the slope of log power over log frequency, of what `radial_power` returns, [num_bins].
+
+    Natural images have about -2 (Field 1987, "Relations between the statistics of natural images and the response
+    properties of cortical cells"), white noise has 0.
+    """
     there = binned.isfinite() & (binned > 0)
     if there.sum() < 2:
         return math.nan
@@ -81,7 +85,7 @@ def spectrum_distance(latents: Tensor, images: Tensor, *, flatten: float = 1.0, 
     Args:
         latents: [B, c, h, w], of unit standard deviation.
         images: [B, C, H, W], of unit standard deviation.
-        flatten: delta of the paper, by which 1/f² becomes 1/f^(2 - delta).
+        flatten: The paper's delta, by which 1/f² becomes 1/f^(2 - delta).
         num_bins: Rings.
     """
     reduced = nn.functional.interpolate(

@@ -34,12 +34,15 @@ def speed_up_blocks(network: nn.Module) -> None:
 
 
 def residual_block(block: ResnetBlock2D, hidden: Tensor, temb: None = None) -> Tensor:
-    """diffusers' ResnetBlock2D without time embedding: without a layout change before the shortcut and a division by
-    1, with the sum in place, and the activations too where no gradient needs them.
+    """Run a ResnetBlock2D of diffusers that has no time embedding.
+
+    The layout change before the shortcut and the division by 1 are left out. The sum is made in place, and where no
+    gradient needs them the activations are too.
 
     Args:
+        block: The block.
         hidden: [B, C, H, W].
-        temb: always none; diffusers' blocks pass it on.
+        temb: Always None; diffusers' blocks pass it on.
     """
     inplace = not torch.is_grad_enabled()
     residual = block.conv1(F.silu(block.norm1(hidden), inplace=inplace))
@@ -48,7 +51,7 @@ def residual_block(block: ResnetBlock2D, hidden: Tensor, temb: None = None) -> T
 
 
 def upsample(block: Upsample2D, hidden: Tensor, output_size: None = None) -> Tensor:
-    """diffusers' Upsample2D: nearest doubling, then a 3x3 convolution. [B, C, H, W] to [B, C, 2H, 2W].
+    """Run an Upsample2D of diffusers: nearest doubling, then a 3x3 convolution. [B, C, H, W] to [B, C, 2H, 2W].
 
     For training on CPUs the two are one transposed 4x4 convolution, each of whose outputs takes 4 products a channel,
     not 9, and what is kept for the backward is a quarter. It is as exact, but not bit-equal.

@@ -31,16 +31,16 @@ class InferenceAutoencoder:
     would round the result itself; sums of norms and convolutions are float32 in any case.
 
     Args:
-        family: the model, moved to the device and changed in place; it can't be trained any more.
-        bf16: compute in bf16; else in exact float32.
-        device: by default `local_device()`. A GPU becomes the process's current one, whose streams and events are
+        family: The model. It is moved to the device and changed in place; it can't be trained any more.
+        bf16: Whether to compute in bf16 instead of exact float32.
+        device: By default `local_device()`. A GPU becomes the process's current one, whose streams and events are
             meant where none is named.
-        memory_gib: memory of the device that an encode or decode may take beside the weights; larger images go through
+        memory_gib: Memory of the device that an encode or decode may take beside the weights; larger images go through
             the network strip by strip, with the same result. None: no bound.
-        tell: is given a line for each size that is taken in strips.
+        tell: Called with a line for each size that is taken in strips.
 
     Raises:
-        ValueError: for a bound that the model can't be run under.
+        ValueError: The model can't be run under the bound.
     """
 
     def __init__(

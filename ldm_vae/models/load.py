@@ -88,11 +88,19 @@ def load_vae(
     shift_factor: float | None = None,
     needs_scaling: bool = True,
 ) -> LoadedVae:
-    """Load an autoencoder behind the interface of its family. Arguments and errors as in `load_autoencoder`.
+    """Load an autoencoder behind the interface of its family.
 
     Args:
+        source: As in `load_autoencoder`.
+        field: The option's name, for the error.
+        config: As in `load_autoencoder`.
+        scaling_factor: As in `load_autoencoder`.
+        shift_factor: As in `load_autoencoder`.
         needs_scaling: Whether the scaling matters, so that a file of which several scalings were published is an
             error unless it is given. Training and reconstruction don't need it.
+
+    Raises:
+        ValueError: As in `load_autoencoder`.
     """
     path = Path(source).expanduser()
     given = {"scaling_factor": scaling_factor, "shift_factor": shift_factor}

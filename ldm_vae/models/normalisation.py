@@ -22,8 +22,11 @@ class Normalisation:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Normalisation:
-        """Read `SCALING_FIELDS` as diffusers' pipelines do: (z - latents_mean) · scaling_factor / latents_std where
-        both statistics are there (SDXL), else (z - shift_factor) · scaling_factor (SD3, FLUX; SD without a shift)."""
+        """Read `SCALING_FIELDS` as diffusers' pipelines do.
+
+        Latents become (z - latents_mean) · scaling_factor / latents_std where both statistics are there (SDXL), else
+        (z - shift_factor) · scaling_factor (SD3 and FLUX; SD has no shift).
+        """
         factor, mean, std = config["scaling_factor"], config.get("latents_mean"), config.get("latents_std")
         shift, scale = torch.tensor([config.get("shift_factor") or 0.0]), torch.tensor([factor])
         if mean is not None and std is not None:
@@ -35,9 +38,9 @@ class Normalisation:
         return Normalisation(shift=self.shift.to(device), scale=self.scale.to(device))
 
     def normalise(self, z: Tensor) -> Tensor:
-        """(z - shift) · scale, of [B, c, h, w]."""
+        """Return (z - shift) · scale, of latents [B, c, h, w] as the autoencoder makes them."""
         return (z - self.shift) * self.scale
 
     def restore(self, latents: Tensor) -> Tensor:
-        """latents / scale + shift, of [B, c, h, w]."""
+        """Return latents / scale + shift, of [B, c, h, w]."""
         return latents / self.scale + self.shift

@@ -22,13 +22,18 @@ def use_bf16(mixed_precision: MixedPrecision, *, device: torch.device) -> bool:
 
 
 def exact_float32() -> None:
-    """Let float32 convolutions and products be exact in this process from here on. By torch's default, GPUs since
-    Ampere round a convolution's operands to TF32, which has float16's ten bits."""
+    """Let float32 convolutions and products be exact in this process from here on.
+
+    By torch's default, GPUs since Ampere round a convolution's operands to TF32, which has the ten bits of float16.
+    """
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
 
 
 def autocast(device: torch.device, *, enabled: bool) -> torch.autocast:
-    """bf16 autocast on `device`; float16 is not offered: its range overflows in a VAE and needs loss scaling, which a
-    gradient split between two losses does not survive."""
+    """Return bf16 autocast on `device`.
+
+    There is no float16: its range overflows in a VAE and needs loss scaling, which a gradient split between two losses
+    does not survive.
+    """
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)

@@ -144,7 +144,7 @@ _CHECKPOINT_PARTS = (r"^model\.diffusion_model\.", r"^(cond_stage_model|conditio
 
 
 def looks_like(names: Iterable[str]) -> str:
-    """Say what weights of these names seem to be, for an error message: "a LoRA", "a UNet in LDM layout", …"""
+    """Say what weights of these names seem to be, for an error message, such as "a LoRA" or "a UNet in LDM layout"."""
     names = list(names)
     if all(any(re.search(part, name) for name in names) for part in _CHECKPOINT_PARTS):
         return "a full checkpoint without a VAE"

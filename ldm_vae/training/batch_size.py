@@ -1,4 +1,4 @@
-"""The micro-batches that a device holds, each tried in a process of its own."""
+"""Which micro-batches fit into a device's memory; each is tried in a process of its own."""
 
 from __future__ import annotations
 
@@ -29,8 +29,10 @@ class Trial:
     """A micro-batch that was tried."""
 
     micro_batch_size: int
-    peak_bytes: int | None  # None: it did not fit
+    peak_bytes: int | None
+    """The most memory that the updates took; None where the micro-batch didn't fit."""
     images_per_second: float | None
+    """Rate of the updates; None where the micro-batch didn't fit."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,15 +74,16 @@ def try_micro_batches(config: Config, *, limit_bytes: int, largest: int = 1024) 
     """Yield trials of the micro-batches that `next_micro_batch` names, until the largest that fits is known.
 
     A trial makes real updates, GAN included, on synthetic images, on one device; each runs in a process of its own, so
-    that nothing is left of the one before. On a CPU, where a process that takes too much is killed, and others with
-    it, a micro-batch isn't tried that the straight line through the two before it puts over the limit.
+    that nothing is left of the one before. On a CPU a process that takes too much memory is killed, and others with
+    it; so a micro-batch isn't tried there if the straight line through the two before it puts it over the limit.
 
     Args:
-        config: its micro_batch_size is what is looked for; data is not read.
-        limit_bytes: the most memory that may be used.
-        largest: where to stop.
+        config: The run. Its `micro_batch_size` is what is looked for, and no data is read.
+        limit_bytes: The most memory that may be used.
+        largest: The largest micro-batch to try.
+
     Raises:
-        RuntimeError: where a trial fails for another reason than memory.
+        RuntimeError: A trial fails for another reason than memory.
     """
     fitting: list[Trial] = []
     size, too_large = next_micro_batch(0, None, largest=largest), None
@@ -96,12 +99,14 @@ def try_micro_batches(config: Config, *, limit_bytes: int, largest: int = 1024) 
 
 
 def next_micro_batch(fits: int, too_large: int | None, *, largest: int) -> int | None:
-    """The micro-batch to try next: the double, then halfway, until the answer is known to an eighth; then none.
+    """Return the micro-batch to try next, or None where the answer is known to an eighth.
+
+    It doubles until one doesn't fit, and then lies halfway between what fits and what doesn't.
 
     Args:
-        fits: the largest that fits so far; 0: none yet.
-        too_large: the smallest that does not, if any.
-        largest: never more than this.
+        fits: The largest micro-batch that fits so far, 0 if none does yet.
+        too_large: The smallest one that doesn't fit, if any.
+        largest: The largest micro-batch to try.
     """
     if too_large is None:
         return min(max(1, 2 * fits), largest) if fits < largest else None
@@ -136,7 +141,7 @@ def _predicted(size: int, before: list[Trial]) -> float:
 
 
 def _trial(connection: Connection, config: Config, size: int) -> None:
-    """In a process of its own: send the trial of a micro-batch."""
+    """Send the trial of a micro-batch; this runs in a process of its own."""
     train = dataclasses.replace(config.train, batch_size=size, micro_batch_size=size)
     config = dataclasses.replace(
         config, train=train, report_to="none", loss=dataclasses.replace(config.loss, disc_start=0)
@@ -155,7 +160,7 @@ def _trial(connection: Connection, config: Config, size: int) -> None:
         step(iter([batch]))
         _wait(device)
         if device.type == "cuda":
-            memory = PeakMemory(device)  # anew, without what cuDNN took to choose its kernels
+            memory = PeakMemory(device)  # measured anew, without what cuDNN took to choose its kernels
         start = time.perf_counter()
         for _ in range(TIMED_STEPS):
             step(iter([batch]))
@@ -173,7 +178,7 @@ def _wait(device: torch.device) -> None:
 
 
 def available_memory() -> int:
-    """Bytes that are free for a run: on the CUDA device, else in the machine (Linux)."""
+    """Return the bytes that are free for a run: on the CUDA device, or without one in the machine (Linux)."""
     if torch.cuda.is_available():
         return torch.cuda.mem_get_info()[0]
     match = re.search(r"^MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)

@@ -29,7 +29,7 @@ class PeakMemory:
     """The most memory held since this was made: tensors on a CUDA device; on a CPU all of the process, from Linux.
 
     Raises:
-        ValueError: on a system that doesn't tell.
+        ValueError: The system doesn't tell how much memory a process holds.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -63,7 +63,7 @@ def explained_memory(step: TrainingStep, config: Config) -> Iterator[None]:
     """Say in one line what a GPU's memory was too small for.
 
     Raises:
-        ValueError: where it was.
+        ValueError: It was too small.
     """
     try:
         yield
@@ -82,8 +82,9 @@ def fit_to_memory(step: TrainingStep, config: Config, *, accelerator: Accelerato
 
     Returns:
         A line that says what was chosen, and why.
+
     Raises:
-        ValueError: where nothing fits.
+        ValueError: No level fits.
     """
     state, train = step.state, config.train
     assert train.memory_budget_gib is not None

@@ -34,9 +34,9 @@ class Meter:
     """Sums in float64, the same on every process; part of the checkpoint.
 
     Args:
-        names: figures that are averaged.
-        checked: names of what has to be finite.
-        device: where the sums are.
+        names: Figures that are averaged.
+        checked: Names of what has to be finite.
+        device: Where the sums are.
     """
 
     def __init__(self, names: Sequence[str], *, checked: Sequence[str], device: torch.device):
@@ -51,7 +51,7 @@ class Meter:
         """Add a step.
 
         Args:
-            figures: scalars over the global batch, by name; those that the step didn't measure are left out.
+            figures: Scalars over the global batch, by name; those that the step didn't measure are left out.
             finite: [len(checked)], bool.
 
         Returns:

@@ -40,7 +40,7 @@ class MuonAdamW(AdamW):
     a wait for the host; and because weights of one shape go through the iteration together.
 
     Args:
-        groups: parameter groups with a `muon` key.
+        groups: Parameter groups with a `muon` key.
         orthogonalise: [k, out, in] to its orthogonal factors, up to rounding.
         arguments: AdamW's.
     """
@@ -88,12 +88,17 @@ class MuonAdamW(AdamW):
 
 
 def build_optimizer(module: nn.Module, train: TrainConfig, *, name: str, learning_rate: float, bf16: bool) -> AdamW:
-    """The optimizer `name` (`adamw`, `muon`) of a module's trained parameters.
+    """Return an optimizer of a module's trained parameters.
 
     Args:
-        bf16: whether Muon iterates in bfloat16, which is enough for it, or in float32.
+        module: The network.
+        train: Where betas, epsilon and weight decay are taken from.
+        name: `adamw` or `muon`.
+        learning_rate: The constant learning rate.
+        bf16: Whether Muon iterates in bfloat16, which is enough for it, or in float32.
+
     Raises:
-        ValueError: where Muon's package is missing.
+        ValueError: Muon's package is missing.
     """
     arguments: dict[str, Any] = {
         "lr": learning_rate,
@@ -112,8 +117,11 @@ def build_optimizer(module: nn.Module, train: TrainConfig, *, name: str, learnin
 
 
 def takes_muon(name: str, parameter: nn.Parameter) -> bool:
-    """Whether a parameter of the autoencoder is an inner weight: a convolution or linear layer inside a block, not one
-    that borders on the image or the latent, where rows and columns have a meaning of their own."""
+    """Return whether a parameter of the autoencoder is an inner weight.
+
+    Those are the convolutions and linear layers inside a block. Layers that border on the image or the latent are
+    none: their rows or columns have a meaning of their own.
+    """
     return parameter.ndim >= 2 and "block" in name
 
 

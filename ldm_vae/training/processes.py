@@ -194,8 +194,10 @@ def waiting_for_others(purpose: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def told_once(*, per: Literal["run", "node"] = "run") -> Iterator[None]:
-    """Wrap a check that fails identically on every process: rank 0 of the run, or of each node, raises; the others
-    exit silently."""
+    """Wrap a check that fails identically on every process.
+
+    Rank 0 of the run, or of each node, raises; the others exit silently.
+    """
     try:
         yield
     except (ValueError, RuntimeError):
@@ -213,7 +215,8 @@ def check_ranks_agree(state: TrainingState, *, processes: Processes) -> None:
     """Stop where a process's weights are not bit-equal to those of the others.
 
     Raises:
-        RanksDifferError: naming the ranks that differ from most, or from rank 0, and their hosts.
+        RanksDifferError: Processes differ. The message names the ranks that differ from most, or from rank 0, and
+            their hosts.
     """
     if processes.count == 1:
         return
@@ -232,8 +235,10 @@ def check_ranks_agree(state: TrainingState, *, processes: Processes) -> None:
 
 
 def weights_digest(state: TrainingState) -> str:
-    """sha256 of all weights, trained or frozen, their average and lam: equal on all processes, or
-    something is broken."""
+    """Return the sha256 of all weights, trained or frozen, of their average and of lam.
+
+    It is equal on all processes, or something is broken.
+    """
     networks: list[nn.Module] = [state.trainable, *state.objective.frozen_networks.values()]
     if state.discriminator is not None:
         networks.append(state.discriminator.module)

@@ -15,11 +15,12 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 class StopSignal:
     """Takes SIGTERM (a scheduler's end of time), SIGUSR1 (Slurm's preemption) and the first Ctrl-C.
 
-    A signal reaches processes at different moments, or only one of them. So each step they take the maximum of their
-    flags, on the hosts, while the step computes: `begin` starts it, `agreed` has its result.
+    A signal may reach the processes at different moments, or reach only one of them. So in each step they take the
+    maximum of their flags, on the hosts, while the step computes: `begin` starts the reduction, and `agreed` waits
+    for its result.
 
     Args:
-        group: all processes, by gloo; none where there is one process.
+        group: All processes, by gloo; None where there is one process.
     """
 
     def __init__(self, *, group: dist.ProcessGroup | None):
@@ -44,13 +45,13 @@ class StopSignal:
         self.received = signal.Signals(number)
 
     def begin(self) -> None:
-        """Start telling the others, beside the step."""
+        """Start telling the other processes, while the step computes."""
         if self._group is not None:
             self._flag.fill_(self.received or 0)
             self._work = dist.all_reduce(self._flag, dist.ReduceOp.MAX, group=self._group, async_op=True)
 
     def agreed(self) -> signal.Signals | None:
-        """The signal that all processes act on after this step, or none."""
+        """Return the signal that all processes act on after this step, or None."""
         if self._group is None:
             return self.received
         self._work.wait()

@@ -46,7 +46,7 @@ class TrainedNetwork(Generic[Network]):
 
 
 class AveragedWeights(EMAModel):
-    """diffusers' exponential moving average, updated in one pass over memory and without a copy of all weights."""
+    """Exponential moving average as in diffusers, but updated in one pass over memory and without a copy of all."""
 
     @torch.no_grad()
     def step(self, parameters: Iterable[nn.Parameter]) -> None:
@@ -95,7 +95,7 @@ class TrainingState:
 
     @property
     def autoencoder(self) -> DiffusersModel:
-        """diffusers' model, with the last weights."""
+        """The diffusers model, with the last weights."""
         return self.family.model
 
     @property

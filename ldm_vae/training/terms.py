@@ -28,7 +28,7 @@ def build_objective(config: Config, *, device: torch.device) -> Objective:
     """Build the objective, with its frozen networks on the device.
 
     Raises:
-        ValueError: where a network's weights are missing, naming the field.
+        ValueError: A network's weights are missing. The message names the field.
     """
     loss = config.loss
     with torch.random.fork_rng(devices=[]):  # a term more leaves the other networks' first weights as they are

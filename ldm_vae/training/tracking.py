@@ -23,8 +23,9 @@ from ldm_vae.training.run_folder import RunFolder
 
 
 class Tracking:
-    """Figures and lines for people and machines. All come from the main process, but for the images that it skipped,
-    which each process lists.
+    """Figures and lines for people and machines.
+
+    All come from the main process, but for the list of skipped images, which each process writes for itself.
 
     Args:
         run: The folder that the files are in.

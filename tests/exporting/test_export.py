@@ -211,7 +211,7 @@ def test_the_card_tells_recipe_metrics_and_licence_and_no_path(run: Path, tmp_pa
 
 
 def test_a_tile_is_no_smaller_than_pictures_usually_are(run: Path, tmp_path: Path) -> None:
-    """diffusers cuts tiles of `sample_size`: a training on small crops must not make it cut small tiles."""
+    """The tiles of diffusers are of `sample_size`; a training on small crops must not make them small."""
     export_run(run, tmp_path / "vae")
     autoencoder = AutoencoderKL.from_pretrained(tmp_path / "vae")
     images = torch.rand(1, 3, 512, 512, generator=torch.Generator().manual_seed(0)) * 2 - 1

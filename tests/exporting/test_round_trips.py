@@ -132,8 +132,10 @@ class Ldm:
 @pytest.mark.parametrize("quant", [True, False])
 @torch.no_grad()
 def test_names_mean_what_ldm_means_by_them(mid: bool, quant: bool) -> None:
-    """The published arithmetic over our names gives diffusers' moments and pictures; without attention in the middle
-    it still runs over one, which changes nothing."""
+    """The published arithmetic over our names gives diffusers' moments and pictures.
+
+    It runs over an attention in the middle even where the model has none; that one changes nothing.
+    """
     autoencoder = build(
         widths=(4, 8, 12), attention=(True, False, True), layers_per_block=2, mid_block_add_attention=mid,
         use_quant_conv=quant, use_post_quant_conv=quant,
@@ -149,8 +151,10 @@ def test_names_mean_what_ldm_means_by_them(mid: bool, quant: bool) -> None:
 
 @torch.no_grad()
 def test_attention_written_for_other_readers_changes_nothing() -> None:
-    """Not one bit of what enters it, though its transposed strides may change the order of later sums; and it is taken
-    for what it is without any metadata."""
+    """It changes no bit of what enters it, though its transposed strides may change the order of later sums.
+
+    Reading recognises it without any metadata.
+    """
     autoencoder = build(mid_block_add_attention=False).double()
     ldm_state = ldm_of(autoencoder)
     state, config = diffusers_state_dict(ldm_state, config=config_of(autoencoder) | {"mid_block_add_attention": True})

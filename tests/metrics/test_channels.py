@@ -24,7 +24,7 @@ def test_correlation_and_rank_of_independent_and_equal_channels() -> None:
 
 
 def test_information_is_a_gaussian_channel_s_capacity() -> None:
-    """z = x + noise of standard deviation s, x normal: I = log(1 + 1/s²) / 2 for each channel (Shannon 1948)."""
+    """For z = x + noise of standard deviation s, x normal, I = log(1 + 1/s²) / 2 for each channel (Shannon 1948)."""
     stds = torch.tensor([0.1, 0.5, 2.0], dtype=torch.float64)
     covariance = torch.diag(1 + stds.square())
     expected = sum(math.log(1 + 1 / std**2) / 2 for std in stds.tolist())

@@ -69,7 +69,7 @@ def test_each_network_is_updated_by_adamw_on_its_own_clipped_gradient(max_grad_n
 
 
 def test_average_follows_the_updated_weights_by_its_decay() -> None:
-    """diffusers' warm-up of the decay: 0 in the first update, then (1 + t) / (10 + t), up to the one asked for."""
+    """The decay warms up as in diffusers: 0 in the first update, then (1 + t) / (10 + t), up to the one asked for."""
     state, step = build(tiny_config(train={"ema_decay": 0.25}))
     name, parameter = next(iter(state.autoencoder.named_parameters()))
     average = parameter.detach().clone()
@@ -180,8 +180,10 @@ def test_weights_of_the_config_are_those_of_the_terms() -> None:
 
 
 class Turned:
-    """An intervention: latents, and with them the images to compare with, turned by 90 degrees and made negative where
-    an image's draw says so."""
+    """An intervention that turns latents, and with them the images to compare with, by 90 degrees.
+
+    Both are made negative where an image's draw says so.
+    """
 
     def __call__(self, z: Tensor, images: Tensor, draws: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         sign = draws["sign"][:, None, None, None]

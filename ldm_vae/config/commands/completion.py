@@ -29,7 +29,7 @@ def completion(options: CompletionOptions) -> str:
     """Return the script.
 
     Raises:
-        ValueError: shtab, which makes it, isn't installed.
+        ValueError: The package shtab, which makes it, isn't installed.
     """
     try:
         import shtab

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Command:
-    """A command: a function of one dataclass of options, which returns what to print. Named, not imported, so that
-    `--help` waits for none of them."""
+    """A command: a function of one dataclass of options, which returns what to print.
+
+    Both are named, not imported, so that `--help` waits for none of them.
+    """
 
     options: str
     function: str

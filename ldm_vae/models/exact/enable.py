@@ -37,7 +37,7 @@ class ExactForward:
         """The plan for one input of this size.
 
         Raises:
-            ValueError: where the budget is too small for it.
+            ValueError: The budget is too small for it.
         """
         device = next(self.half.parameters()).device
         key = (height, width, input_bytes, device, next(self.half.parameters()).dtype)
@@ -60,7 +60,7 @@ class ExactForward:
         """The half's result for [B, C, H, W], as many images at once as fit, or each in strips.
 
         Raises:
-            ValueError: where the budget is too small, or a gradient is asked for that strips don't give.
+            ValueError: The budget is too small, or a gradient is asked for that strips don't give.
         """
         height, width = images.shape[2:]
         plan = self.plan(height=height, width=width, input_bytes=images.element_size())
@@ -110,16 +110,18 @@ def enable_exact_tiling(
     file.
 
     Args:
-        autoencoder: a diffusers model; changed in place.
-        memory_gib: memory of its device that an encode or decode may take beside the weights, in GiB.
-        folder: of temporary files; None: the system's.
-        group: processes that share each image: all call `encode` or `decode` with the same input, each computes
+        autoencoder: A diffusers model, which is changed in place.
+        memory_gib: Memory of its device that an encode or decode may take beside the weights, in GiB.
+        folder: Where temporary files are made. By default it is the system's folder for them.
+        group: Processes that share each image: all call `encode` or `decode` with the same input, each computes
             its part of the rows, and all get the whole result.
-        tell: is given one line for each plan, before the work begins.
+        tell: Called with one line for each plan, before the work begins.
+
     Returns:
         The autoencoder.
+
     Raises:
-        ValueError: for a budget that is not positive, and a class that strips are not known for.
+        ValueError: The budget is not positive, or the model's class can't be run in strips.
     """
     if not memory_gib > 0:
         raise ValueError(f"memory_gib is {memory_gib}; it must be positive")

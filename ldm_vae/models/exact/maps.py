@@ -49,7 +49,7 @@ class Spill:
     """A temporary file without a name, whose space is given back when it is closed.
 
     Raises:
-        OSError: where the disk is full.
+        OSError: The disk is full.
     """
 
     def __init__(self, folder: str | None):
@@ -153,8 +153,11 @@ class RowMap:
         return torch.empty((rows, self.width, self.channels), dtype=self.dtype, device=self.device)
 
     def read(self, start: int, stop: int) -> Tensor:
-        """Rows [start, stop), all of them held: [1, C, stop - start, W] on the device, channels_last; not to be
-        changed, for it may be a view."""
+        """Return the rows [start, stop), all of which must be here.
+
+        Returns:
+            [1, C, stop - start, W] on the device, channels_last. It may be a view, so it is not to be changed.
+        """
         touched = [piece for piece in self.strips if piece[0] < stop and piece[1] > start]
         assert touched, "rows that were let go, or not yet written"
         first, last, kept = touched[0]

@@ -55,14 +55,17 @@ def make_plan(
     """Plan the way of one image.
 
     Args:
-        height, width: of the program's input.
-        budget_bytes: memory of the device that may be used beside the weights; None: no bound.
-        input_bytes: bytes an element of the input.
-        num_processes: that share the image; the plan is one's.
-        folder: of temporary files; None: the system's.
+        program: The passes of the network over the image.
+        height: Rows of the program's input.
+        width: Columns of the program's input.
+        budget_bytes: Memory of the device that may be used beside the weights. With None there is no bound.
+        device: Where the network runs.
+        input_bytes: Bytes of an element of the input.
+        num_processes: How many processes share the image. The plan is that of one of them.
+        folder: Where temporary files are made. By default it is the system's folder for them.
 
     Raises:
-        ValueError: where even strips of one row don't fit; it says what would.
+        ValueError: Even strips of one row don't fit. The message says what would.
     """
     sketch = _Sketch(program, height=height, width=width, input_bytes=input_bytes, num_processes=num_processes)
     flops = sum(sketch.flops(number) for number in range(len(program.passes)))
@@ -191,8 +194,10 @@ class _Sketch:
         return tiers
 
     def whole_peak(self) -> int:
-        """The most that the network holds when it runs as it is: what is alive, a normalised or upsampled copy of the
-        source, and the target."""
+        """Return the most bytes that the network holds when it runs as it is.
+
+        They are what is alive, a normalised or upsampled copy of the source, and the target.
+        """
         peaks = []
         for number, step in enumerate(self.program.passes):
             alive = sum(self.map(which) for which in (*self.alive(number), *self.consumed(number)))

@@ -112,7 +112,7 @@ class Program:
         """Append what a module does to map `source`, and return the number of the result.
 
         Raises:
-            ValueError: for a module that strips are not known for.
+            ValueError: Strips are not known for one of its modules.
         """
         for kind, append in _KINDS.items():
             if isinstance(module, kind):
@@ -237,7 +237,7 @@ def make_program(half: nn.Module) -> Program:
     """The program of an encoder or decoder.
 
     Raises:
-        ValueError: for one that strips are not known for.
+        ValueError: Strips are not known for the model's class.
     """
     append = next((append for kind, append in _HALVES.items() if isinstance(half, kind)), None)
     if append is None:

@@ -178,8 +178,13 @@ class Family(ABC):
         return self.bottleneck(self.encode(images), noise)
 
     def encode_moments(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Posterior mean and standard deviation (zero where nothing is random), float32 [B, c, h, w], of images
-        [B, C, H, W] in [-1, 1]."""
+        """Return the posterior's mean and standard deviation, both float32 [B, c, h, w].
+
+        The standard deviation is zero where nothing is random.
+
+        Args:
+            images: [B, C, H, W] in [-1, 1].
+        """
         latent = self.encode_latent(images)
         std = latent.stored["std"] if "std" in latent.stored else torch.zeros_like(latent.mean)
         return latent.mean, std

@@ -168,7 +168,8 @@ def diffusers_state_dict(
 
     Args:
         ldm_state: Attention may be 1x1 convolutions or linear, under LDM's names or diffusers' old or new ones.
-        config: diffusers' config; none: read from the shapes, with the values published for kl-f8.
+        config: The config as diffusers has it. Without it the config is read from the shapes, with the values
+            published for kl-f8.
 
     Returns:
         The state dict and the config, which is `config` itself where that is given.
@@ -251,8 +252,10 @@ def _find_prefix(file: WeightFile) -> str:
 
 
 def _published(names: list[str]) -> tuple[dict[str, Any], bool]:
-    """Return what the published model of the same family says, and whether the other parts of a full checkpoint tell
-    the family."""
+    """Return the config of the published model of the same family, and whether the names tell the family.
+
+    Names other than the autoencoder's tell it: those of the diffusion model in a full checkpoint.
+    """
     for marker, values in _FAMILIES:
         if any(name.startswith(marker) for name in names):
             return _PUBLISHED | values, True
