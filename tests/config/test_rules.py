@@ -14,7 +14,7 @@ from ldm_vae.config.fields import FieldInfo, all_fields
 from ldm_vae.config.loss import LossConfig
 from ldm_vae.config.parsing import load_config, parse, parse_command
 from ldm_vae.config.paths import resolve_paths
-from ldm_vae.config.rules import FieldError
+from ldm_vae.config.rules import Ends, FieldError, between
 from ldm_vae.config.run import Config
 from ldm_vae.config.train import TrainConfig
 from tests.tiny import tiny_config
@@ -49,6 +49,15 @@ def test_a_number_outside_its_range_is_told_by_its_option(name: str) -> None:
     required += [f"--{o.name}={o.choices[0]}" for o in all_fields(options).values() if o.required and o.choices]
     with pytest.raises(ValueError, match=rf"^--{info.name} is \[?{outside}(\.0)?\]?; it (must|can't) "):
         parse(options, [*required, f"--{info.name}={outside}"], prog="ldm-vae")
+
+
+@pytest.mark.parametrize(
+    ("ends", "low", "high"), [("[]", True, True), ("(]", False, True), ("[)", True, False), ("()", False, False)]
+)
+def test_ends_of_a_range_belong_to_it_as_shown(ends: Ends, low: bool, high: bool) -> None:
+    range_ = between(1, 2, ends=ends).metadata["range"]
+    assert [range_.within(value) for value in (0.99, 1, 1.01, 1.99, 2, 2.01)] == [False, low, True, True, high, False]
+    assert range_.shown == f"in {ends[0]}1, 2{ends[1]}"
 
 
 def test_one_notation_for_what_was_given(tmp_path: Path) -> None:
@@ -99,6 +108,8 @@ def test_rules_across_sections_are_checked_at_once() -> None:
     with pytest.raises(ValueError, match=r"adaptive_weight is same_step, .* makes 2 micro-batches; take lagged"):
         config.check_processes(1)
     config.check_processes(2)
+    alone = tiny_config(loss={"adaptive_weight": "same_step", "disc_weight": 0}, train={"micro_batch_size": 2})
+    alone.check_processes(1)  # there is no weight to be measured
     with pytest.raises(ValueError, match=r"train\.batch_size is 4, which the 3 processes don't divide"):
         config.check_processes(3)
 

@@ -10,7 +10,7 @@ import torch
 from datasets import Dataset, Features, Image, Value
 
 from ldm_vae.config.commands.latents import LatentsVerifyOptions
-from ldm_vae.encoding.buckets import bucket_sizes, covering_box
+from ldm_vae.encoding.buckets import bucket_sizes, covering_box, nearest_bucket
 from ldm_vae.encoding.encode import encode
 from ldm_vae.encoding.verify import verify
 from ldm_vae.latents.dataset import LatentDataset
@@ -33,6 +33,14 @@ def test_bucket_sizes() -> None:
         assert width * height <= 1024 * 1024 < (min(width, height) + 64) * max(width, height)
     assert covering_box((100, 50), size=(64, 64)) == (25, 0, 75, 50)
     assert covering_box((60, 90), size=(64, 128)) == (7.5, 0, 52.5, 90)
+
+
+def test_a_picture_is_in_the_bucket_of_the_nearest_quotient() -> None:
+    """So that upright pictures are treated as lying ones are; plain differences of ratios would put 1.3 elsewhere."""
+    sizes = bucket_sizes(256, step=64, max_aspect=2)
+    for side, bucket in ((128, (256, 256)), (131, (320, 192)), (400, (320, 192))):
+        assert nearest_bucket((side, 100), sizes=sizes) == bucket
+        assert nearest_bucket((100, side), sizes=sizes) == bucket[::-1]
 
 
 def test_buckets_hold_one_shape_a_shard(vae: str, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from ldm_vae.exporting.headroom import measure_precision
+from ldm_vae.exporting.headroom import HalfPrecisionError, PrecisionReport, measure_precision
 from ldm_vae.models.families import family_of
 from ldm_vae.models.rescaling import FLOAT16_LIMIT, MARGIN, rescale_activations
 from ldm_vae.models.rescaling import _divide_stream as divide_stream
@@ -81,3 +81,24 @@ def test_what_no_norm_follows_cannot_be_repaired(autoencoder: AutoencoderKL, bat
     assert report.largest("decoder")[0] == "decoder.conv_out"
     assert not report.float16_is_safe
     assert rescale_activations(family_of(autoencoder), report.magnitudes) is None
+
+
+@pytest.mark.parametrize(
+    ("magnitude", "psnr", "finite", "reason"),
+    [
+        (16_000.0, 60.0, True, None),
+        (17_000.0, 60.0, True, "decoder.conv_in reaches 1.7e+04 of 65504"),  # other pictures reach further
+        (100.0, 47.0, True, "its reconstructions are at 47.0 dB from float32's"),  # more than one level of 255
+        (100.0, 49.0, True, None),
+        (100.0, 60.0, False, "its reconstructions aren't finite"),
+    ],
+)
+def test_float16_is_safe_where_nothing_speaks_against_it(
+    magnitude: float, psnr: float, finite: bool, reason: str | None
+) -> None:
+    error = HalfPrecisionError(finite=finite, psnr=psnr, max_error=1.0, latent_error=0.0)
+    magnitudes = {"encoder.conv_in": 1.0, "decoder.conv_in": magnitude, "decoder.conv_out": 2.0}
+    report = PrecisionReport(num_images=1, device="cpu", magnitudes=magnitudes, errors={"float16": error})
+    assert report.float16_is_safe == (reason is None)
+    if reason is not None:
+        assert report.why_float16_is_unsafe() == reason

@@ -142,6 +142,18 @@ def test_posterior_samples_depend_on_seed_epoch_and_image_alone(folder: Path, ex
     assert not torch.equal(standard[0], standard[1])
 
 
+def test_mirrored_samples_are_of_the_mirrored_posterior(folder: Path, exact: dict[str, Tensor]) -> None:
+    """With the same noise."""
+    dataset = LatentDataset(folder, sample=True, normalize="none")
+    for row in range(len(dataset)):
+        mean, std, mean_flip, std_flip = (
+            exact[name][row].half().float() for name in ("mean", "std", "mean_flip", "std_flip")
+        )
+        noise = (dataset.latents(row) - mean) / std
+        expected = mean_flip + std_flip * noise
+        torch.testing.assert_close(dataset.latents(row, flipped=True), expected, rtol=1e-3, atol=1e-3)
+
+
 def test_random_flips_take_the_mirrored_twins(folder: Path, exact: dict[str, Tensor]) -> None:
     dataset = LatentDataset(folder, normalize="none", random_flip=True)
     flipped = 0

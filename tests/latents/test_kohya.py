@@ -91,6 +91,7 @@ def test_buckets_are_chosen_as_sd_scripts_chooses_them() -> None:
         ((575, 511), (512, 512), (0, 28, 512, 483.01217391304345)),
         ((1200, 1000), (576, 448), (19, 0, 556.6, 448)),
         ((960, 256), (960, 256), (0, 0, 960, 256)),
+        ((147, 100), (576, 448), (0, 28, 576, 419.83673469387756)),  # by their quotient it would be (640, 384)
     ):
         assert kohya_bucket(size, sizes=sizes) == bucket
         assert kohya_crop(bucket, original=size) == pytest.approx(crop)

@@ -41,6 +41,16 @@ def test_posterior_starts_narrow_and_latents_keep_their_scale(use_quant_conv: bo
     assert 0.3 < reconstruction.std() < 3
 
 
+def test_a_layer_keeps_its_inputs_scale():
+    layers = [module for module in build().modules() if isinstance(module, (torch.nn.Conv2d, torch.nn.Linear))]
+    wide = [layer for layer in layers if layer.weight.numel() > 2000 and layer.weight.any()]
+    assert len(wide) > 10
+    for layer in wide:
+        fan_in = layer.weight[0].numel()
+        assert layer.weight.square().mean().item() * fan_in == pytest.approx(1, rel=0.15)
+        assert not layer.bias.any()
+
+
 def test_gradient_reaches_every_weight_after_one_update():
     autoencoder = build()
     optimizer = torch.optim.SGD(autoencoder.parameters(), lr=0.1)

@@ -8,6 +8,7 @@ from pathlib import Path
 import lpips
 import pytest
 import torch
+import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
@@ -61,6 +62,22 @@ def test_features_that_are_all_zero_have_no_nan_gradient() -> None:
     distance = PerceptualDistance(LpipsFeatures(network), heads=network.lins)
     distance(torch.full((1, 3, 8, 8), 0.9), reconstruction).sum().backward()
     assert reconstruction.grad.isfinite().all()
+
+
+class TwoMaps(nn.Module):
+    """Features of two depths."""
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        return [images + 0.1, F.avg_pool2d(images, 4).repeat(1, 2, 1, 1) - 0.2]
+
+
+def test_without_heads_each_channel_counts_the_same_and_so_does_each_layer() -> None:
+    images, reconstruction = pair()
+    layers = zip(TwoMaps()(images), TwoMaps()(reconstruction), strict=True)
+    of_layers = [(F.normalize(a, dim=1) - F.normalize(b, dim=1)).square().sum(1).mean(dim=(1, 2)) for a, b in layers]
+    expected = torch.stack(of_layers).mean(0)
+    assert (expected > 0).all()
+    torch.testing.assert_close(PerceptualDistance(TwoMaps())(images, reconstruction), expected)
 
 
 def test_offline_distance_has_real_weights_and_orders_pictures() -> None:

@@ -44,3 +44,26 @@ def test_published_size_and_patch() -> None:
     logits[0, 0, 15, 15].backward()
     seen = images.grad[0, 0].nonzero()
     assert (seen.max(0).values - seen.min(0).values + 1).tolist() == [70, 70]
+
+
+def test_layers_are_the_published_ones() -> None:
+    """Each twice as wide as the one before, up to 8 times the first; all but the last two halve the side."""
+    layers = PatchDiscriminator(in_channels=3, channels=4, num_layers=5).layers
+    convolutions = [layer for layer in layers if isinstance(layer, torch.nn.Conv2d)]
+    assert [layer.out_channels for layer in convolutions] == [4, 8, 16, 32, 32, 32, 1]
+    assert [layer.stride[0] for layer in convolutions] == [2, 2, 2, 2, 2, 1, 1]
+    assert {layer.kernel_size for layer in convolutions} == {(4, 4)}
+    assert [layer.negative_slope for layer in layers if isinstance(layer, torch.nn.LeakyReLU)] == [0.2] * 6
+
+
+@pytest.mark.parametrize("norm", ["group", "batch"])
+def test_first_weights_are_the_published_ones(norm: str) -> None:
+    torch.manual_seed(0)
+    for layer in PatchDiscriminator(in_channels=3, norm=norm).layers[:-1]:
+        if isinstance(layer, torch.nn.Conv2d):
+            assert layer.weight.mean().abs() < 2e-3
+            assert layer.weight.std().item() == pytest.approx(0.02, rel=0.1)
+        elif not isinstance(layer, torch.nn.LeakyReLU):
+            assert layer.weight.mean().item() == pytest.approx(1, abs=0.01)
+            assert layer.weight.std().item() == pytest.approx(0.02, rel=0.3)
+            assert not layer.bias.any()
