@@ -29,6 +29,8 @@ Optimizer = Literal["adamw", "muon"]
 Schedule = Literal["constant", "constant_with_warmup", "constant_with_decay", "linear", "cosine", "polynomial"]
 CheckpointingLevel = Literal["none", "blocks", "full"]
 BestMetric = Literal["auto", "psnr", "ssim", "perceptual"]
+ProbeBudget = Literal["small", "standard", "full"]
+Normalisation = Literal["channel", "scaling"]
 Tracker = Literal["none", "tensorboard", "wandb"]
 
 

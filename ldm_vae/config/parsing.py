@@ -127,7 +127,10 @@ class _Words:
         elif self._places and not word.startswith("--"):
             if equals:
                 left.popleft()
-            self._read(self._fields[self._places.popleft()], [word])
+            info = self._fields[self._places[0]]
+            if not info.many:  # a list takes all words that are given by their place
+                self._places.popleft()
+            self._read(info, [word])
         else:
             raise ValueError(f"unknown option {option}{self._hint(option)}")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,13 +57,30 @@ def load_set_features(
     Raises:
         ValueError: A named file is missing or isn't torch-fidelity's, or torch-fidelity isn't installed for it.
     """
+    return next(_set_features(inception_weights=inception_weights, device=device), None)
+
+
+def load_all_set_features(
+    *, inception_weights: str | None = None, device: torch.device | str = "cpu"
+) -> list[SetFeatures]:
+    """Load every network there is: Inception from `inception_weights` or torch's cache, and EfficientNet-Lite0.
+
+    Raises:
+        ValueError: As `load_set_features`.
+    """
+    return list(_set_features(inception_weights=inception_weights, device=device))
+
+
+def _set_features(*, inception_weights: str | None, device: torch.device | str) -> Iterator[SetFeatures]:
     file = inception_file() if inception_weights is None else Path(inception_weights)
     if inception_weights is not None or file.is_file():
-        return _load_inception(file, device=device)
-    try:
-        network = load_efficientnet()
-    except ValueError:  # its package isn't installed
-        return None
+        yield _load_inception(file, device=device)
+    with suppress(ValueError):  # its package isn't installed
+        yield _load_efficientnet(device=device)
+
+
+def _load_efficientnet(*, device: torch.device | str) -> SetFeatures:
+    network = load_efficientnet()
     return SetFeatures(
         name="efficientnet_lite0",
         network=_PooledEfficientNet(network).to(device),

@@ -63,7 +63,7 @@ def set_distances(
     return SetDistances(
         kid=kernel_distance(reference, features, max_subset_size=max_subset_size),
         paired_kid=paired_kernel_distance(reference, features, max_subset_size=max_subset_size, seed=seed),
-        fid=_frechet_distance(reference, features) if with_fid else None,
+        fid=frechet_distance(reference, features) if with_fid else None,
     )
 
 
@@ -117,7 +117,22 @@ def _over_subsets(distances: list[Tensor], *, subset_size: int) -> KernelDistanc
     )
 
 
-def _frechet_distance(reference: Tensor, features: Tensor) -> float:
+def frechet_distance(reference: Tensor, features: Tensor) -> float:
+    """Return the Frechet distance between the Gaussians of two sets of features [n, d] and [m, d], float64.
+
+    Heusel et al. 2017, equation 6: |m1 - m2|² + tr(C1 + C2 - 2 (C1 C2)^(1/2)). With C = A^T A the last trace is the
+    sum of the singular values of A1 A2^T, which is the smaller matrix where there are fewer pictures than features.
+    The distance is NaN where a feature isn't finite.
+    """
+    if not (reference.isfinite().all() and features.isfinite().all()):
+        return math.nan
+    if max(len(reference), len(features)) <= reference.shape[1]:
+        means = [each.mean(0) for each in (reference, features)]
+        roots = [
+            (each - mean) / math.sqrt(len(each) - 1) for each, mean in zip((reference, features), means, strict=True)
+        ]
+        traces = sum(root.square().sum() for root in roots) - 2 * torch.linalg.svdvals(roots[0] @ roots[1].T).sum()
+        return ((means[0] - means[1]).square().sum() + traces).item()
     identity = nn.Identity()
     identity.num_features = reference.shape[1]  # type: ignore[assignment]
     distance = FrechetInceptionDistance(feature=identity).to(reference.device)

@@ -77,6 +77,13 @@ DECODED = OutputKind(what="a decode", mark="pictures.jsonl", says=b'"picture":',
 EVALUATION = OutputKind(
     what="an evaluation", mark="metrics.json", says=b'"options"', parts=("table.md", "grid*.png"), alone=True
 )
+PROBE = OutputKind(
+    what="a probe",
+    mark="probe.json",
+    says=b'"kind": "probe"',
+    parts=("metrics.json", "table.md", "samples.png", "work"),
+    alone=False,
+)
 QUICKSTART = OutputKind(
     what="a quickstart",
     mark=".ldm-vae-quickstart",
@@ -84,7 +91,7 @@ QUICKSTART = OutputKind(
     parts=("photographs", "run", "export", "latents", "decoded", "evaluation"),
     alone=True,
 )
-KINDS = (RUN, EXPORT, LATENTS, LATENTS_EXPORT, DECODED, EVALUATION, QUICKSTART)
+KINDS = (RUN, EXPORT, LATENTS, LATENTS_EXPORT, DECODED, EVALUATION, PROBE, QUICKSTART)
 
 
 def output_kind(folder: str | Path) -> OutputKind | None:

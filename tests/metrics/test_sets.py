@@ -9,7 +9,7 @@ from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics
 from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
 from torchmetrics.image.kid import poly_mmd
 
-from ldm_vae.metrics.sets import kernel_distance, paired_discrepancy, set_distances
+from ldm_vae.metrics.sets import frechet_distance, kernel_distance, paired_discrepancy, set_distances
 
 
 def test_published_distances_are_torch_fidelity_s() -> None:
@@ -24,6 +24,17 @@ def test_published_distances_are_torch_fidelity_s() -> None:
     statistics = [fid_features_to_statistics(each) for each in (reference, features)]
     expected = fid_statistics_to_metric(*statistics, verbose=False)["frechet_inception_distance"]
     assert set_distances(reference, features).fid == pytest.approx(expected, rel=1e-5)
+
+
+def test_frechet_distance_of_fewer_pictures_than_features_is_torch_fidelity_s_too() -> None:
+    generator = torch.Generator().manual_seed(3)
+    reference = torch.randn(30, 40, generator=generator, dtype=torch.float64)
+    features = 0.5 * torch.randn(25, 40, generator=generator, dtype=torch.float64) + 0.2
+    statistics = [fid_features_to_statistics(each) for each in (reference, features)]
+    expected = fid_statistics_to_metric(*statistics, verbose=False)["frechet_inception_distance"]
+    assert frechet_distance(reference, features) == pytest.approx(expected, rel=1e-4)
+    assert frechet_distance(reference, reference) == pytest.approx(0, abs=1e-9)
+    assert math.isnan(frechet_distance(reference, features * math.nan))
 
 
 def test_paired_kernel_distance_of_reconstructions_is_unbiased() -> None:

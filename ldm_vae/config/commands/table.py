@@ -56,6 +56,17 @@ COMMANDS = {
         "ldm_vae.evaluation.evaluate:evaluate",
         "measure one or several VAEs side by side",
     ),
+    "probe": Command(
+        "ldm_vae.config.commands.probe:ProbeOptions",
+        "ldm_vae.probing.probe:probe",
+        "tell how well diffusion models would learn on the latents of VAEs",
+    ),
+    "leaderboard": Command(
+        "ldm_vae.config.commands.leaderboard:LeaderboardOptions",
+        "ldm_vae.probing.leaderboard:leaderboard",
+        "merge the results of probes of equal protocol into one table",
+        positional=("probes",),
+    ),
     "convert": Command(
         "ldm_vae.config.commands.convert:ConvertOptions",
         "ldm_vae.exporting.convert:convert",
