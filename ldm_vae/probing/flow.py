@@ -21,8 +21,11 @@ Velocity = Callable[[Tensor, Tensor], Tensor]
 
 
 def time_shift(dimension: int) -> float:
-    """Return the factor sqrt(dimension / `BASE_DIMENSION`) by which the odds of times are shifted: the more elements
-    share a picture's information, the more noise it takes to hide it (Esser et al. 2024, section 5.3.2)."""
+    """Return the factor sqrt(dimension / `BASE_DIMENSION`) by which the odds of times are shifted.
+
+    The more elements share a picture's information, the more noise it takes to hide it (Esser et al. 2024,
+    section 5.3.2).
+    """
     return math.sqrt(dimension / BASE_DIMENSION)
 
 

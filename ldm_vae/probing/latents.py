@@ -126,8 +126,14 @@ class TrainingLatents:
 
 
 def normalised(moments: Moments, family: Family, *, by: str) -> TrainingLatents:
-    """Return latents with the normalisation of the model's config (`scaling`), or with that which gives samples of the
-    posteriors mean 0 and standard deviation 1 a channel (`channel`)."""
+    """Return latents with their normalisation.
+
+    Args:
+        moments: The posteriors.
+        family: The autoencoder that they are of.
+        by: `scaling` for the normalisation of the model's config, `channel` for that which gives samples of the
+            posteriors mean 0 and standard deviation 1 a channel.
+    """
     if by == "scaling":
         return TrainingLatents(moments=moments, normalisation=family.normalisation)
     metrics = LatentMetrics(latent_channels=moments.shape[0])
