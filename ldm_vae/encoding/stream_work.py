@@ -5,47 +5,23 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from torch.utils.data import IterableDataset, get_worker_info
 
 from ldm_vae.encoding.buckets import Size
 from ldm_vae.encoding.output import check_plan, withdraw_index
-from ldm_vae.encoding.preprocessing import WORKER_TIMEOUT_SECONDS, EncodingImage, ImageBatch, Preprocessing, collate
-from ldm_vae.images.decoding import UnreadableImage, read_crop
+from ldm_vae.encoding.preprocessing import WORKER_TIMEOUT_SECONDS, ImageBatch, Preprocessing
+from ldm_vae.encoding.stream_files import StreamedFiles, only_batch, part_stem
 from ldm_vae.images.streaming import ImageStream
 from ldm_vae.latents.sealed import read_sealed, seal
-from ldm_vae.latents.shards import Plan, Row, ShardRecord, read_record
+from ldm_vae.latents.shards import Plan, ShardRecord, read_record
 from ldm_vae.system.files import Leases, write_whole
 from ldm_vae.system.workers import load
 
-FILE_STRIDE = 1 << 32
-"""Sample i of a stream is row i % FILE_STRIDE of input file i // FILE_STRIDE."""
 _SHORT_SECONDS, _MOST_CLAIMS = 20.0, 32
-
-
-def part_stem(file: int, part: int) -> str:
-    """Name of the shard with the part-th `shard_size` rows of an input file."""
-    return f"latents-{file:05d}-{part:05d}"
-
-
-def _only(batches: list[_FileBatch]) -> _FileBatch:
-    """Collate what the workers batch themselves (a function by name, for workers that are spawned)."""
-    return batches[0]
 
 
 def _end_name(file: int) -> str:
     return f"latents-{file:05d}.end.json"
-
-
-@dataclass(kw_only=True)
-class _FileBatch(ImageBatch):
-    """Images of an input file; the last batch of a file says how many images it has."""
-
-    file: int
-    num_images: int | None = None
 
 
 class StreamShardWork:
@@ -69,7 +45,7 @@ class StreamShardWork:
         on_whole: Callable[[ShardRecord], None],
     ) -> None:
         self._folder, self._plan, self._leases, self._on_whole = folder, plan, leases, on_whole
-        self._files = _StreamedFiles(stream, preprocessing=preprocessing, size=size, shard_size=plan.shard_size)
+        self._files = StreamedFiles(stream, preprocessing=preprocessing, size=size, shard_size=plan.shard_size)
         self._num_files = stream.dataset.num_shards
         self._lock = threading.Lock()
         self._claims_a_worker = 1
@@ -106,14 +82,16 @@ class StreamShardWork:
                 files.append((file, self._whole_parts(file)))
         if not files:
             return
+        streamed = self._files.of(files, batch_size=batch_size)
         for batch in load(
-            self._files.of(files, batch_size=batch_size),
-            collate=_only,
+            streamed,
+            collate=only_batch,
             batch_size=1,
             num_workers=min(num_workers, len(files)),
             timeout_seconds=WORKER_TIMEOUT_SECONDS,
             pin_memory=pin_memory,
         ):
+            streamed.note(batch)
             if batch.num_images is not None:
                 with self._lock:
                     self._num_images[batch.file] = batch.num_images
@@ -184,91 +162,3 @@ class StreamShardWork:
 
     def _record(self, stem: str) -> ShardRecord | None:
         return read_record(self._folder, stem=stem, plan_digest=self._plan.digest)
-
-
-class _StreamedFiles(IterableDataset):
-    """Batches of input files, each worker reading its own."""
-
-    def __init__(self, stream: ImageStream, *, preprocessing: Preprocessing, size: Size, shard_size: int) -> None:
-        self._stream, self._preprocessing, self._size, self._shard_size = stream, preprocessing, size, shard_size
-        self._files: list[tuple[int, set[int]]] = []
-        self._batch_size = 1
-
-    def of(self, files: list[tuple[int, set[int]]], *, batch_size: int) -> _StreamedFiles:
-        """Read these input files, each with the parts of it that are whole already."""
-        self._files, self._batch_size = files, batch_size
-        return self
-
-    def __iter__(self) -> Iterator[_FileBatch]:
-        worker = get_worker_info()
-        files = self._files if worker is None else self._files[worker.id :: worker.num_workers]
-        for file, whole_parts in files:
-            yield from self._batches(file, whole_parts)
-
-    def _batches(self, file: int, whole_parts: set[int]) -> Iterator[_FileBatch]:
-        images: list[EncodingImage] = []
-        number = 0
-        for example in self._examples(file):
-            part, at = divmod(number, self._shard_size)
-            number += 1
-            if part in whole_parts:
-                continue
-            images.append(self._read(example, sample=file * FILE_STRIDE + number - 1))
-            last = at + 1 == self._shard_size
-            if last or (at + 1) % self._batch_size == 0:
-                yield self._batch(images, file=file, part=part, last=last)
-                images = []
-        part, rest = divmod(number, self._shard_size)
-        last = rest > 0 and part not in whole_parts
-        yield self._batch(images, file=file, part=part, last=last, num_images=number)
-
-    def _batch(
-        self, images: list[EncodingImage], *, file: int, part: int, last: bool, num_images: int | None = None
-    ) -> _FileBatch:
-        batch = collate(images)
-        return _FileBatch(
-            rows=batch.rows,
-            pixels=batch.pixels,
-            noise=batch.noise,
-            stem=part_stem(file, part),
-            size=self._size,
-            last=last,
-            file=file,
-            num_images=num_images,
-        )
-
-    def _examples(self, file: int) -> Iterator[dict[str, Any]]:
-        dataset = self._stream.dataset
-        # In batches of one, because plain iteration would divide the file among the loader's workers once more.
-        for example in dataset.shard(num_shards=dataset.num_shards, index=file).iter(batch_size=1):
-            yield {name: values[0] for name, values in example.items()}
-
-    def _read(self, example: dict[str, Any], *, sample: int) -> EncodingImage:
-        cells = self._stream.cells
-        cell = example.pop(self._stream.image_column)
-        file, number = divmod(sample, FILE_STRIDE)
-        name = cells.name(cell, row=number)
-        if name == f"row {number}":
-            name = f"file {file} {name}"
-        label = example.pop(self._stream.label_column or "", None)
-        row = Row(sample=sample, image=sample, source=name, label=label, columns=cells.columns(example))
-        size, preprocessing = self._size, self._preprocessing
-        try:
-            content = cells.content(cell, row=number)
-            picture, original = preprocessing.read(
-                lambda box_of: read_crop(
-                    content,
-                    channels=preprocessing.channels,
-                    resolution=size,
-                    box_of=box_of,
-                    name=name,
-                    rules=cells.rules,
-                ),
-                size=size,
-            )
-        except UnreadableImage as error:
-            row.reason = error.reason
-            return EncodingImage(row=row)
-        row.size = list(original)
-        noise = preprocessing.noise(sample, size=size)
-        return EncodingImage(row=row, pixels=preprocessing.pixels(picture), noise=noise)

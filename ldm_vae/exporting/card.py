@@ -17,7 +17,7 @@ from ldm_vae.evaluation.measure import MeasuredImages, short_name
 from ldm_vae.evaluation.results import Score
 from ldm_vae.exporting.headroom import FLOAT16_LIMIT, MARGIN, PrecisionReport
 from ldm_vae.metrics.latents import LatentSummary
-from ldm_vae.system.markdown import markdown_block, markdown_table, markdown_text
+from ldm_vae.system.markdown import markdown_block, markdown_code, markdown_table, markdown_text
 
 PICTURE = "reconstruction.png"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -38,9 +38,13 @@ class CardContent:
     weights: str
     latents: LatentSummary
     latents_data: str
+    """Name of the images that the latents were measured on."""
+    latents_kind: str
+    """What they are to the run, such as `training images`; empty for images that the user named."""
     latents_read: MeasuredImages
     metrics: Mapping[str, Score]
     metrics_data: str
+    metrics_kind: str
     metrics_read: MeasuredImages
     precision: PrecisionReport
     precision_statement: str
@@ -134,10 +138,11 @@ def _scaling(content: CardContent) -> str:
             ),
         ]
     )
+    data = _data(content.latents_data, content.latents_kind)
     formula = markdown_block(f"latents = {normalise}\nz = {denormalise}", language="python")
     return (
         f"{formula}\n\n"
-        f"Measured on {read.num_images} images of {content.latents_data} ({_skipped(read)}), cropped to "
+        f"Measured on {read.num_images} images of {data} ({_skipped(read)}), cropped to "
         f"{content.recipe.data.resolution}x{content.recipe.data.resolution}, in float64 over all elements of the "
         f"posterior: mean {latents.mean:.6g}, standard deviation {latents.std:.6g}, 1/std "
         f"{latents.scaling_factor:.6g}. {latents.active_channels} of {len(latents.channel_kl)} channels are "
@@ -150,9 +155,9 @@ def _reconstruction(content: CardContent) -> str:
     for name, score in content.metrics.items():
         value = str(score.value) if isinstance(score.value, int) else f"{score.value:.5g}"
         rows.append([name, f"{value} {score.unit}".strip(), score.protocol])
-    read = content.metrics_read
+    read, data = content.metrics_read, _data(content.metrics_data, content.metrics_kind)
     return (
-        f"On {read.num_images} images of {content.metrics_data} ({_skipped(read)}; SHA-256 of their pixels "
+        f"On {read.num_images} images of {data} ({_skipped(read)}; SHA-256 of their pixels "
         f"`{read.fingerprint[:16]}`), {', '.join(f'{name} {number}' for name, number in content.versions.items())}."
         f"\n\n{markdown_table(rows)}"
     )
@@ -192,6 +197,10 @@ def _training(content: CardContent) -> str:
 
 def _is_hub_id(source: str) -> bool:
     return _HUB_ID.fullmatch(source) is not None and not Path(source).expanduser().exists()
+
+
+def _data(name: str, kind: str) -> str:
+    return markdown_code(name) + (f" ({kind})" if kind else "")
 
 
 def _skipped(read: MeasuredImages) -> str:

@@ -34,7 +34,6 @@ from ldm_vae.images.training import SkippedImage
 from ldm_vae.metrics.latents import LatentSummary
 from ldm_vae.models.families.family import Family
 from ldm_vae.models.precision import exact_float32
-from ldm_vae.system.markdown import markdown_code
 from ldm_vae.system.text import printable
 from ldm_vae.training.run_autoencoder import RunAutoencoder, load_run_autoencoder
 
@@ -90,6 +89,8 @@ class _Data:
     images: EvaluationImages
     indices: list[int]
     name: str
+    kind: str
+    """What the images are to the run: `training images`, `validation images`; empty for images that were named."""
 
 
 def export(options: ExportOptions) -> ExportSummary:
@@ -133,9 +134,11 @@ def export(options: ExportOptions) -> ExportSummary:
                 weights="averaged (EMA)" if options.weights == "ema" and run.config.train.ema_decay > 0 else "raw",
                 latents=latents,
                 latents_data=scaling_data.name,
+                latents_kind=scaling_data.kind,
                 latents_read=latents_read,
                 metrics=metrics,
                 metrics_data=reconstruction_data.name,
+                metrics_kind=reconstruction_data.kind,
                 metrics_read=measured.images,
                 precision=precision,
                 precision_statement=statement,
@@ -208,7 +211,7 @@ def _open_data(run: RunAutoencoder, options: ExportOptions) -> tuple[_Data, _Dat
             multiple_of=run.family.spatial_factor,
         )
         indices = spread_indices(len(collection), num_images=num_images)
-        return _Data(images=images, indices=indices, name=f"{markdown_code(short_name(source))}{kind}")
+        return _Data(images=images, indices=indices, name=short_name(source), kind=kind)
 
     if options.data is not None:
         given = open_collection(options.data, split=options.split, image_column=options.image_column, rules=options)
@@ -220,23 +223,17 @@ def _open_data(run: RunAutoencoder, options: ExportOptions) -> tuple[_Data, _Dat
         config.train is not None and not config.streaming, "data: name images to measure on; the run streams its own"
     )
     assert config.train is not None
-    training = open_collection(
-        config.train, split=config.split, image_column=config.image_column, field="data.train", rules=config
-    )
-    kind = " (training images)"
+    arguments: dict[str, Any] = {"image_column": config.image_column, "rules": config, "recorded": True}
+    training = open_collection(config.train, split=config.split, field="data.train", **arguments)
+    kind = "training images"
     scaling = data(training, source=config.train, kind=kind, num_images=options.num_images)
     num_images = min(options.num_images, config.validation_images)
     if config.validation is None:
         return scaling, data(training, source=config.train, kind=kind, num_images=num_images)
     validation = open_collection(
-        config.validation,
-        split=config.validation_split,
-        held_out=True,
-        image_column=config.image_column,
-        field="data.validation",
-        rules=config,
+        config.validation, split=config.validation_split, held_out=True, field="data.validation", **arguments
     )
-    kind = " (validation images)"
+    kind = "validation images"
     return scaling, data(validation, source=config.validation, kind=kind, num_images=num_images)
 
 

@@ -114,9 +114,15 @@ def write_card(card: CardContent, folder: Path, *, pictures: Sequence[Sequence[I
         "step": card.step,
         "weights": card.weights,
         "versions": card.versions,
-        "latents": {"data": card.latents_data, **asdict(card.latents_read), **asdict(card.latents)},
+        "latents": {
+            "data": card.latents_data,
+            "data_kind": card.latents_kind or None,
+            **asdict(card.latents_read),
+            **asdict(card.latents),
+        },
         "reconstruction": {
             "data": card.metrics_data,
+            "data_kind": card.metrics_kind or None,
             **asdict(card.metrics_read),
             "metrics": {name: asdict(metric) for name, metric in card.metrics.items()},
         },

@@ -29,6 +29,7 @@ def open_collection(
     image_column: str | None = None,
     field: str = "data",
     rules: ReadingRules | None = None,
+    recorded: bool = False,
 ) -> ImageCollection:
     """Open a folder of images, parquet or webdataset files, what `Dataset.save_to_disk` wrote, or a hub's data set.
 
@@ -45,6 +46,7 @@ def open_collection(
         image_column: Column of the images; None: the only image column there is.
         field: What errors call the option that gave `source`.
         rules: What may be read, and what it may cost.
+        recorded: Whether `source` is from a run's config, in which a hub id stays one, whatever lies here.
 
     Raises:
         ValueError: There is no such source, it holds no images, or split or column don't fit it.
@@ -57,6 +59,7 @@ def open_collection(
         option=field,
         streaming=False,
         rules=(rules or ReadingRules()).reading_rules(),
+        recorded=recorded,
     )
     found = open_source(request)
     if len(found.dataset) == 0:

@@ -43,6 +43,8 @@ class SourceRequest:
     """What the user calls it: `data.train`, `--data`."""
     streaming: bool
     rules: ReadingRules = field(default_factory=ReadingRules)
+    recorded: bool = False
+    """Whether `source` is from a run's record, where everything but a hub id is an absolute path or an address."""
 
     @property
     def shown(self) -> str:

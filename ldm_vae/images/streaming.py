@@ -64,6 +64,7 @@ def open_stream(
     image_column: str | None = None,
     field: str = "data",
     rules: ReadingRules | None = None,
+    recorded: bool = False,
 ) -> ImageStream:
     """Open as a stream what `open_collection` opens, with the same arguments.
 
@@ -78,6 +79,7 @@ def open_stream(
         option=field,
         streaming=True,
         rules=(rules or ReadingRules()).reading_rules(),
+        recorded=recorded,
     )
     found = open_source(request)
     dataset, collection = found.dataset, None

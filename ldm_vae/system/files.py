@@ -105,6 +105,19 @@ def naming(path: Path) -> Iterator[None]:
         raise OSError(f"{path} can't be written: {error.strerror}") from None
 
 
+@contextmanager
+def naming_instead(path: Path, temporary: Path) -> Iterator[None]:
+    """Have an error of the block's writing into `temporary` name `path`, which that is to become.
+
+    Raises:
+        OSError: What the block raised.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise _named(error, path, temporary) from None
+
+
 def write_whole(path: Path, content: bytes) -> None:
     """Write a small file that is whole or absent."""
     with naming(path), whole_or_absent(path) as temporary:

@@ -11,7 +11,14 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from ldm_vae.system.files import is_temporary, remove_temporaries, sync_folder, temporary_path, write_whole
+from ldm_vae.system.files import (
+    is_temporary,
+    naming_instead,
+    remove_temporaries,
+    sync_folder,
+    temporary_path,
+    write_whole,
+)
 from ldm_vae.system.paths import inside
 from ldm_vae.system.text import printable
 
@@ -228,7 +235,8 @@ class OutputFolder:
         temporary = temporary_path(parent / folder.name)
         temporary.mkdir()
         try:
-            yield temporary
+            with naming_instead(self.path, temporary):
+                yield temporary
             if exists:
                 self._fill(folder, temporary)
             else:

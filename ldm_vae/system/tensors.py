@@ -21,5 +21,6 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], *, metadata: dict[s
     try:
         save_file(dict(tensors), path, metadata=metadata)
     except SafetensorError as error:  # what it makes of a full disk
-        raise OSError(f"{path} can't be written: {str(error).rpartition('I/O error: ')[2]}") from None
+        reason = str(error).rpartition("I/O error: ")[2].partition(" (os error")[0]
+        raise OSError(f"{path} can't be written: {reason}") from None
     path.chmod(permissions)

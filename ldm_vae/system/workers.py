@@ -46,10 +46,10 @@ def load(
     What the dataset raises in a worker is raised here in one line, without the worker's traceback. Nothing is drawn
     from torch's global generator. Where a worker dies or is stuck at a piece of work that it named by `watch.at_work`,
     all workers are started anew and refuse that piece; the batches stay the same but for it. (Of an iterable dataset
-    that takes a method `resumed(num_samples)`.)
+    that takes a method `resumed(num_samples)`, which leaves out what is delivered.)
 
     Args:
-        dataset: Map-style, or iterable with at most one worker.
+        dataset: Map-style, or iterable: then each worker iterates over all of it, unless it asks which worker it is.
         collate: Makes a batch of a list of samples.
         num_workers: Processes, each with one torch thread.
         timeout_seconds: Longest wait for a worker.

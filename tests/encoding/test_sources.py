@@ -2,17 +2,22 @@
 
 import io
 import json
+import os
+import signal
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from datasets import Dataset, Features, Image, Value
+from PIL.Image import Image as PictureFile
 
 from ldm_vae.config.commands.latents import LatentsVerifyOptions
 from ldm_vae.encoding.buckets import bucket_sizes, covering_box, nearest_bucket
 from ldm_vae.encoding.encode import encode
 from ldm_vae.encoding.verify import verify
+from ldm_vae.images import decoding
 from ldm_vae.latents.dataset import LatentDataset
 from tests.encodings import contents, finish, moments, options, save_vae, square, start_encodes
 from tests.pictures import picture
@@ -118,6 +123,31 @@ def test_a_stream_is_shared_by_input_file(vae: str, tmp_path: Path) -> None:
     assert contents(tmp_path / "two") == before
     encode(options(vae, data, tmp_path / "workers", streaming=True, num_workers=2))
     assert contents(tmp_path / "workers") == before
+
+
+def test_a_picture_that_kills_a_worker_of_a_stream_costs_that_picture(
+    vae: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = save_parquet(tmp_path / "data", counts=[5, 9, 1])
+    bad, convert = picture(10).tobytes(), decoding.to_channels
+
+    def convert_or_die(image: PictureFile, **arguments: Any) -> PictureFile:
+        if image.tobytes() == bad:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return convert(image, **arguments)
+
+    encode(options(vae, data, tmp_path / "whole", streaming=True, num_workers=2))
+    monkeypatch.setattr(decoding, "to_channels", convert_or_die)
+    summary = encode(options(vae, data, tmp_path / "out", streaming=True, num_workers=2))
+    assert (summary.num_rows, summary.num_skipped) == (13, 2)
+    whole, found = (LatentDataset(tmp_path / name, normalize="none") for name in ("whole", "out"))
+    rows = [row for row in range(14) if whole[row].label != 10]
+    assert [found[row].label for row in range(13)] == [whole[row].label for row in rows]
+    for row, like in enumerate(rows):
+        torch.testing.assert_close(found[row].latents, whole[like].latents, rtol=1e-4, atol=1e-5)
+    skipped = [json.loads(line) for line in (tmp_path / "out" / "skipped.jsonl").open()]
+    assert [line["source"] for line in skipped] == ["file 0 row 3", "file 1 row 5"]
+    assert "died" in skipped[1]["reason"]
 
 
 def test_parquet_with_random_access_and_webdataset(vae: str, tmp_path: Path) -> None:
