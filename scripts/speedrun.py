@@ -9,7 +9,10 @@ and `+early` for more than half the updates at half the size first. A run of sev
 the autoencoder of the one before, is written with commas: `fast:400,fast+gan:400`.
 
 What was done before is kept: finished runs are passed over, interrupted ones go on from their last checkpoint. Writes
-results.json (every number) and curves.png (PSNR, SSIM and perceptual distance against updates and against seconds).
+results.json (every number) and curves.png (PSNR, SSIM and perceptual distance against updates and against seconds),
+and prints a table of each run's last checkpoint: PSNR; the equivariance error of the latents for a rotation by 90°,
+the half and three quarters of the side (norm of E(T x) - T E(x) over the norm of T E(x) about its mean); PSNR of
+D(z + 0.3 standard deviations of noise).
 
 Seconds are updates times the mean seconds of an update, which is measured apart, all recipes in turn in one process:
 so neither validation nor what else the machine does counts for one recipe and not for another.
@@ -19,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import subprocess
 import sys
@@ -37,6 +41,7 @@ from ldm_vae.evaluation.measure import measure_reconstructions
 from ldm_vae.images.collection import open_collection
 from ldm_vae.images.evaluation import EvaluationImages
 from ldm_vae.models.families.family import Family
+from ldm_vae.models.interventions import Transform
 from ldm_vae.models.precision import use_bf16
 from ldm_vae.system.files import write_whole
 from ldm_vae.training.processes import join_processes
@@ -47,6 +52,10 @@ from ldm_vae.training.step import TrainingStep
 from ldm_vae.training.terms import load_perceptual
 
 MEASURES = {"psnr": "PSNR, dB", "ssim": "SSIM", "perceptual": "perceptual distance"}
+DIFFUSABLE = {"rotated": "E 90°", "half": "E 1/2", "three_quarters": "E 3/4", "noisy_psnr": "PSNR at 0.3 std"}
+TRANSFORMS = {"rotated": (1.0, 1), "half": (0.5, 0), "three_quarters": (0.75, 0)}  # scale, quarter turns
+DRAWN_UPDATES = 48  # whose draws stand for a run's
+NOISE = 0.3  # of the latents' standard deviation
 
 
 def train(run: Run, options: argparse.Namespace) -> None:
@@ -73,7 +82,7 @@ def measure(run: Run, options: argparse.Namespace, *, perceptual: nn.Module) -> 
     quality: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {"updates": {}, "sizes": {}}
     for checkpoint in RunFolder(folder).checkpoints():
         step = checkpoint_step(checkpoint)
-        if str(step) in quality["updates"] or (step % options.every and step != run.updates):
+        if "noisy_psnr" in quality["updates"].get(str(step), {}) or (step % options.every and step != run.updates):
             continue
         loaded = load_run_autoencoder(folder, checkpoint=checkpoint.name, weights="ema")
         quality["updates"][str(step)] = _quality(loaded.family, loaded.config, options.validation, perceptual)
@@ -109,13 +118,65 @@ def _quality(
         strict=True,
     )
     summary = measured.measurements[0].summary
-    return {name: float(getattr(summary, name)) for name in (*MEASURES, "kl")}
+    figures = {name: float(getattr(summary, name)) for name in (*MEASURES, "kl")}
+    return figures | (diffusable_figures(family, dataset) if size is None else {})
+
+
+@torch.no_grad()
+def diffusable_figures(family: Family, dataset: EvaluationImages) -> dict[str, float]:
+    """Return the latents' equivariance errors, over all images together, and the PSNR from noisy latents."""
+    squared = {name: [0.0, 0.0] for name in TRANSFORMS}
+    pairs = []
+    for index in range(len(dataset)):
+        image = dataset[index].image
+        assert image is not None
+        x = image[None].to(family.device)
+        mean = family.encode_moments(x)[0]
+        pairs.append((x, mean))
+        for name, (scale, quarters) in TRANSFORMS.items():
+            transform = Transform(
+                scale=scale,
+                rotation=torch.full((1,), quarters, device=x.device),
+                mirror=torch.zeros(1, dtype=torch.bool, device=x.device),
+                factor=family.spatial_factor,
+            )
+            moved = transform.of_latents(mean)
+            of_moved = family.encode_moments(transform.of_images(x))[0]
+            about = moved - moved.mean(dim=(0, 2, 3), keepdim=True)
+            squared[name][0] += (of_moved - moved).square().sum().item()
+            squared[name][1] += about.square().sum().item()
+    std = torch.cat([mean.flatten() for _, mean in pairs]).std()
+    rng = torch.Generator().manual_seed(0)
+    psnr = []
+    for x, mean in pairs:
+        noise = torch.randn(mean.shape, generator=rng).to(mean.device)
+        y = family.decode(mean + NOISE * std * noise).clamp(-1, 1)
+        psnr.append(10 * math.log10(4 / (x - y).square().mean().item()))
+    errors = {name: math.sqrt(difference / size) for name, (difference, size) in squared.items()}
+    return errors | {"noisy_psnr": statistics.mean(psnr)}
+
+
+def table(results: dict[str, Any]) -> str:
+    """Return a line a run: medians over seeds of the last checkpoint's figures, and the seconds of its updates."""
+    names = {"psnr": "PSNR", **DIFFUSABLE}
+    lines = [" | ".join(["run", "seconds", *names.values()])]
+    by_run: dict[str, list[list[dict[str, Any]]]] = {}
+    for entry in results["runs"]:
+        by_run.setdefault(entry["run"], []).append(entry["stages"])
+    pace = results["seconds_per_update"]
+    for label, seeds in by_run.items():
+        seconds = sum(stage["updates"] * pace.get(stage["recipe"], math.nan) for stage in seeds[0])
+        last = [stages[-1]["quality"]["updates"][str(stages[-1]["updates"])] for stages in seeds]
+        values = [statistics.median(each.get(name, math.nan) for each in last) for name in names]
+        lines.append(" | ".join([label, f"{seconds:.0f}", *(f"{value:.2f}" for value in values)]))
+    return "\n".join(lines)
 
 
 def time_updates(recipes: list[str], *, rounds: int = 15) -> dict[str, float]:
     """Return the mean seconds of an update of each recipe, weighted over its resolutions by their parts of the run.
 
-    At each resolution it is the median. The recipes take turns, so that a busy machine slows them alike.
+    At each resolution it is the median, and where updates draw transforms the mean of these over the first updates'
+    draws. The recipes take turns, so that a busy machine slows them alike.
     """
     steps, batches, weights = {}, {}, {}
     for recipe in recipes:
@@ -130,13 +191,19 @@ def time_updates(recipes: list[str], *, rounds: int = 15) -> dict[str, float]:
         micro_batch_size, accumulation = config.train.accumulation(num_processes=1)
         parts = dict(zip(config.data.early_resolutions, config.data.early_fractions, strict=True))
         parts[config.data.resolution] = 1 - sum(config.data.early_fractions)
+        drawn = [steps[recipe].rules.of_step(number) for number in range(DRAWN_UPDATES)]
+        distinct = [draws for number, draws in enumerate(drawn) if draws not in drawn[:number]]
         for resolution, part in parts.items():
-            batch = steps[recipe].grey_batch(micro_batch_size, resolution=resolution)
-            batch.images.uniform_(-1, 1)
-            batch.noise.normal_()
-            pinned = batch.pin_memory() if accelerator.device.type == "cuda" else batch
-            batches[recipe, resolution], weights[recipe, resolution] = [pinned] * accumulation, part
-    seconds: dict[tuple[str, int], list[float]] = {key: [] for key in batches}
+            for number, draws in enumerate(distinct):
+                batch = steps[recipe].grey_batch(micro_batch_size, resolution=resolution)
+                batch.images.uniform_(-1, 1)
+                batch.noise.normal_()
+                batch.draws = {name: each for name, each in batch.draws.items() if isinstance(each, torch.Tensor)}
+                batch.draws |= draws
+                pinned = batch.pin_memory() if accelerator.device.type == "cuda" else batch
+                key = (recipe, resolution, number)
+                batches[key], weights[key] = [pinned] * accumulation, part * drawn.count(draws) / len(drawn)
+    seconds: dict[tuple[str, int, int], list[float]] = {key: [] for key in batches}
     for _ in range(rounds):
         for key in batches:
             start = time.perf_counter()
@@ -236,6 +303,7 @@ def main() -> None:
             quality = measure(stage, options, perceptual=perceptual)
             stages.append({"recipe": stage.recipe, "updates": stage.updates, "quality": quality})
         results["runs"].append({"run": run.label, "seed": run.seed, "stages": stages})
+        print(table(results), flush=True)
         write_whole(options.output / "results.json", json.dumps(results, indent=1).encode())
         draw(results, options.output / "curves.png")
 

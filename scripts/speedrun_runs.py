@@ -39,6 +39,15 @@ RECIPES: dict[str, dict[str, str]] = {
 }
 CHANGES = {  # that have a name
     "early": {"data.early_resolutions": "[64]", "data.early_fractions": "[0.57]"},
+    "eq": {"loss.eq_probability": "0.5"},
+    "additive": {"loss.equivariance_weight": "0.5"},
+    "consistent": {
+        "loss.equivariance_weight": "0.5",
+        "loss.consistency_weight": "0.1",
+        "loss.equivariance_every": "2",
+    },
+    "noise": {"loss.latent_noise": "relative", "loss.latent_noise_strength": "0.3"},
+    "low_pass": {"loss.low_pass": "[0, 8, 10, 12]"},
     "gan": {
         "loss.perceptual": "efficientnet_lite0",
         "loss.perceptual_weight": "0.1",

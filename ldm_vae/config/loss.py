@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Optional, Union
 
-from ldm_vae.config.names import AdaptiveWeight, DiscriminatorLoss, DiscriminatorNorm, Perceptual, PixelDistance
-from ldm_vae.config.rules import Options, at_least, local_path, positive, require
+from ldm_vae.config.names import (
+    AdaptiveWeight,
+    DiscriminatorLoss,
+    DiscriminatorNorm,
+    LatentNoise,
+    Perceptual,
+    PixelDistance,
+)
+from ldm_vae.config.rules import Options, at_least, between, local_path, positive, require
 
 
 @dataclass(kw_only=True)
@@ -101,6 +108,65 @@ class KlFields(TermFields):
 
 
 @dataclass(kw_only=True)
+class EquivarianceFields(TermFields):
+    """Latents that are scaled, turned and mirrored as their images are."""
+
+    eq_probability: float = between(0, 1, 0.0)
+    """Part of the updates in which the latents are scaled and turned before they are decoded, and all losses compare
+    with the images transformed alike (EQ-VAE); 0: none."""
+    equivariance_weight: Weight = at_least(0, 0.0)
+    """Weight of the pixel distance between a second decode, of transformed latents, and the images transformed alike.
+    The ordinary losses stay as they are. 0: none."""
+    consistency_weight: Weight = at_least(0, 0.0)
+    """Weight of the squared difference between the latents of transformed images and the transformed latents, over
+    the latents' variance; 0: none."""
+    equivariance_every: int = positive(1)
+    """The second decode and the consistency are part of every so many-th update."""
+    equivariance_scales: list[float] = between(0, 1, ends="(]", factory=lambda: [0.25, 0.375, 0.5, 0.625, 0.75, 0.875])
+    """Parts of the side to which a transform scales, one of them in each update."""
+    equivariance_rotations: list[int] = field(default_factory=lambda: [90, 180, 270])
+    """Degrees by which a transform turns, one of them for each image: of 0, 90, 180 and 270."""
+    equivariance_flips: bool = False
+    """Whether a transform mirrors half of the images."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(len(self.equivariance_scales) > 0, "<loss.equivariance_scales> is empty; [1.0] keeps the size")
+        require(
+            len(self.equivariance_rotations) > 0 and set(self.equivariance_rotations) <= {0, 90, 180, 270},
+            f"<loss.equivariance_rotations> is {self.equivariance_rotations}; it must hold some of 0, 90, 180 and 270",
+        )
+
+    @property
+    def compares_pairs(self) -> bool:
+        """Whether latents and images are transformed beside the ordinary losses."""
+        return self.equivariance_weight != 0 or self.consistency_weight != 0
+
+
+@dataclass(kw_only=True)
+class SampleFields(TermFields):
+    """What else is done to the latents before they are decoded, in training alone."""
+
+    latent_noise: LatentNoise = "off"
+    """Noise on the latents, of a strength u drawn for each image from [0, 1), n standard normal: `interpolative`
+    (1 - u) z + u s n; `additive` z + u s n; `relative` z + u s n times the standard deviation of the image's latents.
+    s is latent_noise_strength. None where the decoder alone is trained."""
+    latent_noise_strength: float = positive(1.0)
+    """Largest standard deviation s of the latent noise."""
+    low_pass: list[int] = at_least(0, factory=list)
+    """Numbers of which one is drawn for each image: with k above 0, the coefficients (u, v) with u + v of 15 - k or
+    more of each 8x8 block's cosine transform are removed from latents and images alike; 0 removes nothing. Empty:
+    none."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            all(number <= 14 for number in self.low_pass),
+            f"<loss.low_pass> is {self.low_pass}; above 14 nothing would be left of an 8x8 block",
+        )
+
+
+@dataclass(kw_only=True)
 class LikelihoodFields(TermFields):
     """The variance that the terms on images are taken to have."""
 
@@ -134,7 +200,9 @@ class AdversarialFields(TermFields):
 
 
 @dataclass(kw_only=True)
-class LossConfig(AdversarialFields, LikelihoodFields, KlFields, PerceptualFields, PixelFields):
+class LossConfig(
+    AdversarialFields, LikelihoodFields, SampleFields, EquivarianceFields, KlFields, PerceptualFields, PixelFields
+):
     """The objective: the published kl-f8 loss divided by the image's number of elements."""
 
     # A dataclass lists the fields of its last base first.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
+from torch import Tensor
 
 from ldm_vae.images.streaming import LocalSamples, StreamingImages
 from ldm_vae.images.training import TrainingBatch, TrainingImages, TrainingSample
@@ -88,9 +89,13 @@ class _MicroBatches:
 
 
 def collate_training(samples: list[TrainingSample]) -> TrainingBatch:
-    """Stack samples into a micro-batch."""
+    """Stack samples into a micro-batch; all of them are of one update."""
+    draws: dict[str, Tensor | float] = dict(samples[0].step_draws)
+    assert all(sample.step_draws == draws for sample in samples)
+    draws |= {name: torch.stack([sample.draws[name] for sample in samples]) for name in samples[0].draws}
     return TrainingBatch(
         images=torch.stack([sample.image for sample in samples]).contiguous(memory_format=torch.channels_last),
         noise=torch.stack([sample.noise for sample in samples]),
         skipped=[skipped for sample in samples for skipped in sample.skipped],
+        draws=draws,
     )

@@ -22,6 +22,7 @@ from ldm_vae.config.reading import ReadingRules
 from ldm_vae.images.cells import Cells, label_column
 from ldm_vae.images.collection import ImageCollection
 from ldm_vae.images.decoding import UnreadableImage, read_crop
+from ldm_vae.images.draws import DrawRules
 from ldm_vae.images.request import SourceRequest
 from ldm_vae.images.sources import open_source
 from ldm_vae.images.training import Augmentation, SkippedImage, TrainingSample
@@ -138,6 +139,7 @@ class StreamingImages:
         crop: Crop = "random",
         min_area: float = 0.25,
         flip: bool = True,
+        draws: DrawRules | None = None,
         strict: bool = False,
         shuffle_buffer: int = 0,
     ) -> None:
@@ -153,6 +155,7 @@ class StreamingImages:
             min_area=min_area,
             flip=flip,
             latent_shape=latent_shape,
+            draws=draws,
         )
 
     def data_names(self) -> Iterator[str]:

@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 from ldm_vae.config.names import Crop
 from ldm_vae.images.collection import ImageCollection
 from ldm_vae.images.decoding import UnreadableImage
+from ldm_vae.images.draws import DrawRules
 from ldm_vae.images.transforms import Box, crop_box, to_tensor
 from ldm_vae.system.randomness import sample_index, sample_rng
 
@@ -36,6 +37,10 @@ class TrainingSample:
     noise: Tensor  # [c, h, w], float32, standard normal: the posterior's
     skipped: list[SkippedImage]
     """Images that were tried before and could not be read."""
+    draws: dict[str, Tensor] = field(default_factory=dict)
+    """The image's draws for interventions, by name."""
+    step_draws: dict[str, float] = field(default_factory=dict)
+    """Those of its update, by name."""
 
 
 @dataclass(kw_only=True)
@@ -45,8 +50,9 @@ class TrainingBatch:
     images: Tensor  # [b, C, R, R], float32 in [-1, 1], channels_last
     noise: Tensor  # [b, c, h, w], float32, standard normal
     skipped: list[SkippedImage]
-    draws: dict[str, Tensor] = field(default_factory=dict)
-    """What was drawn beside the noise for interventions, by name."""
+    draws: dict[str, Tensor | float] = field(default_factory=dict)
+    """What was drawn beside the noise for interventions, by name: tensors with a row an image, and numbers, which
+    decide on shapes."""
 
     def pin_memory(self) -> TrainingBatch:
         """Return the batch in page-locked memory (called by the loader)."""
@@ -54,7 +60,9 @@ class TrainingBatch:
             images=self.images.pin_memory(),
             noise=self.noise.pin_memory(),
             skipped=self.skipped,
-            draws={name: drawn.pin_memory() for name, drawn in self.draws.items()},
+            draws={
+                name: drawn.pin_memory() if isinstance(drawn, Tensor) else drawn for name, drawn in self.draws.items()
+            },
         )
 
 
@@ -72,6 +80,8 @@ class Augmentation:
     flip: bool = True
     latent_shape: tuple[int, int, int]
     """Shape [c, h, w] of the latent of an image of `resolution`."""
+    draws: DrawRules | None = None
+    """What is drawn beside crop, flip and noise; None: nothing."""
 
     def resolution_of(self, k: int) -> int:
         """Return the k-th image's side, in pixels."""
@@ -93,7 +103,11 @@ class Augmentation:
         channels, *sides = self.latent_shape
         shape = [channels, *(side * self.resolution_of(k) // self.resolution for side in sides)]
         noise = sample_rng(k, seed=self.seed, stream="noise").standard_normal(shape, dtype=np.float32)
-        return TrainingSample(image=to_tensor(picture), noise=torch.from_numpy(noise), skipped=skipped)
+        sample = TrainingSample(image=to_tensor(picture), noise=torch.from_numpy(noise), skipped=skipped)
+        if self.draws is not None:
+            sample.draws = self.draws.of_image(k, latent_shape=shape)
+            sample.step_draws = self.draws.of_step(k // self.draws.batch_size)
+        return sample
 
 
 class TrainingImages(Dataset):
@@ -112,6 +126,7 @@ class TrainingImages(Dataset):
         min_area: See `crop_box`.
         flip: Mirror half of the images.
         latent_shape: (c, h, w) of the posterior noise at `resolution`.
+        draws: What is drawn beside crop, flip and noise; None: nothing.
         strict: Raise `UnreadableImage` instead of taking the next one.
     """
 
@@ -127,6 +142,7 @@ class TrainingImages(Dataset):
         crop: Crop = "random",
         min_area: float = 0.25,
         flip: bool = True,
+        draws: DrawRules | None = None,
         strict: bool = False,
     ) -> None:
         self._collection = collection
@@ -140,6 +156,7 @@ class TrainingImages(Dataset):
             min_area=min_area,
             flip=flip,
             latent_shape=latent_shape,
+            draws=draws,
         )
 
     def data_names(self) -> Iterator[str]:

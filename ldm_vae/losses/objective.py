@@ -34,7 +34,7 @@ class Loss:
     total: Tensor
     """The weighted sum, which is differentiated."""
     figures: dict[str, Tensor]
-    """Each term by its name, without its weight."""
+    """Each term that the update has, by its name, without its weight."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +102,7 @@ class Objective:
 
     def _weighted(self, on: str, *arguments: Any, step: int) -> Loss:
         terms = self._terms_on(on)
-        figures = {term.name: term.of(*arguments) for term in terms}
-        total: Any = sum(term.weight_at(step) * figures[term.name] for term in terms)
+        measured = [(term, term.of(*arguments)) for term in terms]
+        figures = {term.name: figure for term, figure in measured if figure is not None}
+        total: Any = sum(term.weight_at(step) * figures[term.name] for term in terms if term.name in figures)
         return Loss(total=total, figures=figures)

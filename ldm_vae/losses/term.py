@@ -46,8 +46,9 @@ class Term:
     """What the term compares. A term on `images` is differentiated down to the reconstruction y, and from there goes
     through decoder and encoder together with the adversarial gradient. A term on `latents` is differentiated through
     the encoder, and through whatever else its value was computed by."""
-    of: Callable[..., Tensor]
-    """Returns a scalar, a mean over the micro-batch that doesn't grow with the resolution. Terms on images are called
+    of: Callable[..., Tensor | None]
+    """Returns a scalar, a mean over the micro-batch that doesn't grow with the resolution; None in updates that the
+    term isn't part of, which are the same for all micro-batches and processes. Terms on images are called
     with (images, y), both [B, C, H, W] in [-1, 1]; terms on latents with (output, images), where `output` is what the
     trainable autoencoder returned and `images` are those that were encoded."""
     frozen: nn.Module | None = None

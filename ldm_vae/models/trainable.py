@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
 import torch
@@ -11,14 +12,38 @@ from torch import Tensor, nn
 from ldm_vae.models.blocks import speed_up_blocks
 from ldm_vae.models.bottlenecks.bottleneck import Latent
 from ldm_vae.models.families.family import Family
+from ldm_vae.models.interventions import Transform
 
-Draws: TypeAlias = Mapping[str, Tensor]
-"""What was drawn at random for a micro-batch beside its posterior noise, by name."""
+Draws: TypeAlias = Mapping[str, Tensor | float]
+"""What was drawn at random for a micro-batch beside its posterior noise, by name: tensors with a row an image, and
+numbers, which decide on shapes and so are known without asking the device."""
 
 Intervention: TypeAlias = Callable[[Tensor, Tensor, Draws], tuple[Tensor, Tensor]]
 """Changes the latents that are decoded and, alike, the images that the reconstruction is compared with: called with
 (z, images, draws) for (z', images'). It is a function of its arguments alone: whatever is random is in `draws`, which
 come with the batch, as functions of (seed, k), or of (seed, step) where they decide on a shape."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """Images and latents transformed alike, beside the ordinary forward."""
+
+    images: Tensor
+    """T x, [B, C, H', W']."""
+    mean: Tensor
+    """T E(x), the transformed means, [B, c, h', w']."""
+    reconstruction: Tensor | None
+    """D(T z), [B, C, H', W'], float32, part of the graph; None where it isn't asked for."""
+    mean_of_images: Tensor | None
+    """E(T x), the means of the transformed images, [B, c, h', w']; None where it isn't asked for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairRules:
+    """What of a `Pair` is computed, in updates that have a `pair_scale`."""
+
+    decode: bool = False
+    encode: bool = False
 
 
 class TrainableOutput(NamedTuple):
@@ -29,6 +54,7 @@ class TrainableOutput(NamedTuple):
     latent: Latent
     likelihood_logvar: Tensor  # [], the learnt s, part of the graph
     features: Tensor  # [B, width, H, W], input of the last convolution, detached
+    pair: Pair | None = None
 
 
 class TrainableAutoencoder(nn.Module):
@@ -41,6 +67,7 @@ class TrainableAutoencoder(nn.Module):
         logvar_init: Its first value.
         term_networks: Networks that terms of the objective train, by the terms' names.
         interventions: Run one after the other in the forward of every batch that comes with draws.
+        pair: What is computed of images and latents transformed alike, in the same forward.
     """
 
     def __init__(
@@ -52,6 +79,7 @@ class TrainableAutoencoder(nn.Module):
         logvar_init: float,
         term_networks: Mapping[str, nn.Module] | None = None,
         interventions: Sequence[Intervention] = (),
+        pair: PairRules | None = None,
     ):
         super().__init__()
         self.family = family
@@ -60,6 +88,7 @@ class TrainableAutoencoder(nn.Module):
         self.likelihood_logvar = nn.Parameter(torch.tensor(logvar_init), requires_grad=learn_logvar)
         self.term_networks = nn.ModuleDict(dict(term_networks or {}))
         self.interventions = interventions
+        self.pair_rules = pair or PairRules()
         if decoder_only:
             for module in family.encoder_side:
                 module.requires_grad_(False)
@@ -81,6 +110,7 @@ class TrainableAutoencoder(nn.Module):
         """
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.decoder_only):
             latent = self.family.bottleneck(self.family.encode(images), noise)
+        pair = self._pair(images, latent, draws or {})
         z = latent.z
         for intervention in self.interventions if draws else ():
             z, images = intervention(z, images, draws or {})
@@ -91,6 +121,25 @@ class TrainableAutoencoder(nn.Module):
             latent=latent,
             likelihood_logvar=self.likelihood_logvar.clone(),
             features=features.detach(),
+            pair=pair,
+        )
+
+    def _pair(self, images: Tensor, latent: Latent, draws: Draws) -> Pair | None:
+        """Transform images and latents alike, where it is due, and run on them what the rules ask for."""
+        transform = Transform.of(draws, scale="pair_scale", factor=self.family.spatial_factor)
+        if transform is None or not (self.pair_rules.decode or self.pair_rules.encode):
+            return None
+        moved = transform.of_images(images)
+        reconstruction = mean_of_images = None
+        if self.pair_rules.decode:
+            reconstruction = self.family.head(self.decode_features(transform.of_latents(latent.z)))
+        if self.pair_rules.encode:
+            mean_of_images = self.family.bottleneck(self.family.encode(moved)).mean
+        return Pair(
+            images=moved,
+            mean=transform.of_latents(latent.mean),
+            reconstruction=reconstruction,
+            mean_of_images=mean_of_images,
         )
 
     def compile_networks(self) -> None:

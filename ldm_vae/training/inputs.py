@@ -12,6 +12,7 @@ from ldm_vae.config.rules import require
 from ldm_vae.config.run import Config
 from ldm_vae.images.batches import training_batches
 from ldm_vae.images.collection import ImageCollection, open_collection
+from ldm_vae.images.draws import DrawRules
 from ldm_vae.images.evaluation import EvaluationImages
 from ldm_vae.images.streaming import ImageStream, StreamingImages, open_stream
 from ldm_vae.images.training import TrainingBatch, TrainingImages
@@ -80,6 +81,12 @@ def training_images(
         "crop": data.crop,
         "min_area": data.crop_min_area,
         "flip": data.flip,
+        "draws": DrawRules.of(
+            config.loss,
+            seed=config.seed,
+            batch_size=config.train.batch_size,
+            decoder_only=config.model.decoder_only,
+        ),
         "strict": data.strict,
     }
     if isinstance(source, ImageStream):

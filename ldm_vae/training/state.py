@@ -23,6 +23,7 @@ from ldm_vae.models.discriminators.patch import PatchDiscriminator
 from ldm_vae.models.families.family import DiffusersModel, Family
 from ldm_vae.models.precision import use_bf16
 from ldm_vae.models.trainable import TrainableAutoencoder
+from ldm_vae.training.interventions import build_interventions, pair_rules
 from ldm_vae.training.meter import ADVERSARIAL_FIGURES, Meter
 from ldm_vae.training.optimizers import build_optimizer, build_schedule
 from ldm_vae.training.terms import build_objective
@@ -131,6 +132,8 @@ def build_state(config: Config, *, accelerator: Accelerator) -> TrainingState:
         learn_logvar=config.loss.learn_logvar,
         logvar_init=config.loss.logvar_init,
         term_networks=objective.trained_networks,
+        interventions=build_interventions(config, family=family),
+        pair=pair_rules(config.loss),
     )
     checkpoint_activations(family, config.train.gradient_checkpointing)
     train = config.train

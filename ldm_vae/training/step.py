@@ -17,6 +17,7 @@ from torch.nn.grad import conv2d_weight
 
 from ldm_vae.config.loss import LossConfig
 from ldm_vae.config.train import TrainConfig
+from ldm_vae.images.draws import DrawRules
 from ldm_vae.images.training import TrainingBatch
 from ldm_vae.losses.adversarial import ADAPTIVE_WEIGHT_MAX, discriminator_loss, generator_loss
 from ldm_vae.models.precision import autocast, use_bf16
@@ -28,7 +29,8 @@ from ldm_vae.training.state import TrainedNetwork, TrainingState
 class MicroBatchResult:
     """What a micro-batch leaves behind, besides gradients in the networks."""
 
-    figures: Tensor  # [number of averaged figures], float32
+    figures: Tensor  # [number of averaged figures], float32, 0 for those that were not measured
+    measured: frozenset[str]  # names of those that were
     grad_reconstruction: Tensor  # gradients at the last layer's weight W: of the terms on images,
     grad_generator: Tensor  # and of g
     num_elements: int  # N
@@ -51,6 +53,9 @@ class TrainingStep:
         self.accelerator = accelerator
         self.bf16 = use_bf16(train_config.mixed_precision, device=accelerator.device)
         self.micro_batch_size, self.accumulation = train_config.accumulation(num_processes=accelerator.num_processes)
+        self.rules = DrawRules.of(
+            loss_config, seed=0, batch_size=train_config.batch_size, decoder_only=state.trainable.decoder_only
+        )
         # The order is that of the one reduction over processes, whose sums depend on it from three processes on.
         self.averaged = (*state.objective.names, "g", "d", "loss", "logits_real", "logits_fake", "lam")
 
@@ -70,23 +75,28 @@ class TrainingStep:
         return self.state.discriminator is not None and self.state.step >= self.loss_config.disc_start
 
     def rehearse(self, *, resolution: int) -> None:
-        """Run a whole step on grey images, GAN included, and discard it.
+        """Run a whole step on grey images, GAN included, and discard it; compiled, one of each scale of a transform.
 
         DDP orders its buckets by the first backward, which changes the order of sums for every later one: fresh and
         resumed runs must both have it behind them. It also shows at the start, not at disc_start, what does not
         compile or fit.
         """
         batch = self.grey_batch(self.micro_batch_size, resolution=resolution)
-        self.micro_batch(batch, adversarial=self.state.discriminator is not None)
-        self.forget_gradients()
+        compiled = self.train_config.compiles(self.accelerator.device.type)
+        for draws in self.rules.rehearsed() if compiled else self.rules.rehearsed()[:1]:
+            batch.draws.update(draws)
+            self.micro_batch(batch, adversarial=self.state.discriminator is not None)
+            self.forget_gradients()
 
     def grey_batch(self, size: int, *, resolution: int) -> TrainingBatch:
-        """Return so many grey images, without noise."""
+        """Return so many grey images, without noise, and with all that an update may draw."""
         family = self.state.family
         images = torch.zeros(size, family.in_channels, resolution, resolution)
         side = resolution // family.spatial_factor
         noise = torch.zeros(size, family.latent_channels, side, side)
-        return TrainingBatch(images=images, noise=noise, skipped=[])
+        sample = self.rules.of_image(0, latent_shape=noise.shape[1:])
+        draws: dict[str, Tensor | float] = {name: torch.stack([drawn] * size) for name, drawn in sample.items()}
+        return TrainingBatch(images=images, noise=noise, skipped=[], draws={**draws, **self.rules.rehearsed()[0]})
 
     def forget_gradients(self) -> None:
         """Discard what micro-batches left in the networks."""
@@ -101,7 +111,10 @@ class TrainingStep:
         # The memory layout changes on the device: on the way to it, the copy would leave page-locked memory and wait.
         encoded = batch.images.to(device, non_blocking=True).contiguous(memory_format=torch.channels_last)
         noise = batch.noise.to(device, non_blocking=True).contiguous(memory_format=torch.channels_last)
-        draws = {name: drawn.to(device, non_blocking=True) for name, drawn in batch.draws.items()}
+        draws = {
+            name: drawn.to(device, non_blocking=True) if isinstance(drawn, Tensor) else drawn
+            for name, drawn in batch.draws.items()
+        }
 
         # Encode, sample and decode, once: y is to resemble x.
         with autocast(device, enabled=self.bf16):
@@ -154,7 +167,8 @@ class TrainingStep:
 
         figures |= image_loss.figures | latent_loss.figures | {"loss": image_loss.total + latent_loss.total}
         return MicroBatchResult(
-            figures=torch.stack([figures[name].detach().float() for name in self.averaged]),
+            figures=torch.stack([figures.get(name, zero).detach().float() for name in self.averaged]),
+            measured=frozenset(figures),
             grad_reconstruction=grad_w_reconstruction,
             grad_generator=grad_w_generator,
             num_elements=num_elements,
@@ -203,8 +217,9 @@ class TrainingStep:
             "lam_clamped": measured >= 0.999 * self.loss_config.disc_weight * ADAPTIVE_WEIGHT_MAX / num_elements,
         }
         checked = {**figures, "gradient": sum(norms)}
+        unmeasured = {*self.averaged} - results[0].measured | (set() if adversarial else {*ADVERSARIAL_FIGURES})
         finite = state.meter.update(
-            {name: figures[name] for name in state.meter.names if adversarial or name not in ADVERSARIAL_FIGURES},
+            {name: figures[name] for name in state.meter.names if name not in unmeasured},
             finite=torch.stack([torch.isfinite(checked[name]) for name in state.meter.checked]),
         )
 

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from ldm_vae.config.loss import LossConfig, Ramp, Weight
+from ldm_vae.config.names import PixelDistance
 from ldm_vae.config.run import Config
+from ldm_vae.losses.equivariance import latent_consistency
 from ldm_vae.losses.kl import kl_divergence
 from ldm_vae.losses.objective import Objective
 from ldm_vae.losses.perceptual import PerceptualDistance
@@ -49,6 +51,11 @@ def _terms(loss: LossConfig, *, max_train_steps: int) -> Iterator[Term]:
         distance = load_perceptual(loss.perceptual, weights=loss.perceptual_weights)
         yield perceptual_term(distance, weight=weight(loss.perceptual_weight))
     yield Term(name="kl", on="latents", weight=weight(loss.kl_weight), of=_kl)
+    if loss.equivariance_weight != 0:
+        of = partial(_equivariance, kind=loss.reconstruction)
+        yield Term(name="equivariance", on="latents", weight=weight(loss.equivariance_weight), of=of)
+    if loss.consistency_weight != 0:
+        yield Term(name="consistency", on="latents", weight=weight(loss.consistency_weight), of=_consistency)
 
 
 def load_perceptual(
@@ -83,6 +90,22 @@ def _kl(output: TrainableOutput, images: Tensor) -> Tensor:
     latent = output.latent
     assert latent.posterior_logvar is not None, "a Gaussian bottleneck has a log-variance"
     return kl_divergence(latent.mean, latent.posterior_logvar).mean() / images[0].numel()
+
+
+def _equivariance(output: TrainableOutput, images: Tensor, *, kind: PixelDistance) -> Tensor | None:
+    """Pixel distance of a second decode, of transformed latents, to the images transformed alike."""
+    pair = output.pair
+    if pair is None or pair.reconstruction is None:
+        return None
+    return pixel_distance(pair.images, pair.reconstruction, kind=kind)
+
+
+def _consistency(output: TrainableOutput, images: Tensor) -> Tensor | None:
+    """Squared difference of the transformed images' latents from the transformed latents, over their variance."""
+    pair = output.pair
+    if pair is None or pair.mean_of_images is None:
+        return None
+    return latent_consistency(pair.mean_of_images, pair.mean)
 
 
 def _weight(weight: Weight, *, max_train_steps: int) -> float | Schedule:

@@ -1,0 +1,57 @@
+"""What a config does to latents and images between encoder and decoder."""
+
+from __future__ import annotations
+
+from ldm_vae.config.loss import LossConfig
+from ldm_vae.config.rules import require
+from ldm_vae.config.run import Config
+from ldm_vae.models.families.family import Family
+from ldm_vae.models.interventions import BLOCK, Equivariance, LowPass, NoisyLatents
+from ldm_vae.models.trainable import Intervention, PairRules
+
+LEAST_SIDE = {"lpips_vgg": 16, "lpips_alex": 35, "lpips_squeeze": 19}  # of images that the trunks take
+
+
+def build_interventions(config: Config, *, family: Family) -> list[Intervention]:
+    """Return the interventions, in the order in which they change a sample.
+
+    Raises:
+        ValueError: A side of images or latents doesn't fit one of them; the message names the field.
+    """
+    loss, interventions = config.loss, list[Intervention]()
+    sides = [*config.data.early_resolutions, config.data.resolution]
+    if loss.low_pass:
+        for side in sides:
+            require(
+                side // family.spatial_factor % BLOCK == 0,
+                f"<loss.low_pass> takes blocks of {BLOCK}x{BLOCK} latent pixels, but images of {side} pixels have "
+                f"{side // family.spatial_factor} a side; take sides that {BLOCK * family.spatial_factor} divides",
+            )
+        interventions.append(LowPass())
+    if loss.eq_probability > 0:
+        _check_smallest(config, family=family)
+        interventions.append(Equivariance(factor=family.spatial_factor))
+    if loss.latent_noise != "off" and not config.model.decoder_only:
+        interventions.append(NoisyLatents(kind=loss.latent_noise, strength=loss.latent_noise_strength))
+    return interventions
+
+
+def pair_rules(loss: LossConfig) -> PairRules:
+    """Return what the objective needs of images and latents that are transformed beside the ordinary losses."""
+    return PairRules(decode=loss.equivariance_weight != 0, encode=loss.consistency_weight != 0)
+
+
+def _check_smallest(config: Config, *, family: Family) -> None:
+    """Refuse scaled images that the perceptual network or the discriminator can't take."""
+    loss, factor = config.loss, family.spatial_factor
+    least = LEAST_SIDE.get(loss.perceptual, 1) if loss.perceptual_weight != 0 else 1
+    if loss.disc_weight > 0:
+        least = max(least, 3 * 2**loss.disc_num_layers)
+    resolution = min([*config.data.early_resolutions, config.data.resolution])
+    scale = min(loss.equivariance_scales)
+    smallest = factor * max(1, round(scale * (resolution // factor)))
+    require(
+        smallest >= least,
+        f"<loss.equivariance_scales> has {scale:g}, which makes images of {smallest} pixels of those of {resolution}; "
+        f"the perceptual network and the discriminator need {least} for <loss.eq_probability>",
+    )

@@ -1,0 +1,82 @@
+"""Everything that makes latents worth diffusing on, in real processes: cut and killed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.launching import start, torchrun
+from tests.training.changes import Change, SignalInStep, SmoothNetworks
+from tests.training.jobs import ForkedJob, Job, driver_command
+from tests.training.runs import assert_bit_equal, largest_difference, metrics
+
+pytestmark = pytest.mark.processes
+
+STEPS = 6
+TOLERANCE = 1e-5
+EVERYTHING = {
+    "reconstruction": "l2",
+    "kl_weight": 1e-3,
+    "eq_probability": 0.4,
+    "equivariance_weight": 0.5,
+    "consistency_weight": 0.05,
+    "equivariance_every": 2,
+    "equivariance_scales": [0.75, 1.0],
+    "equivariance_flips": True,
+    "latent_noise": "relative",
+    "latent_noise_strength": 0.3,
+    "low_pass": [0, 8],
+}
+TRAIN = {"batch_size": 8, "max_train_steps": STEPS, "adam_epsilon": 1e-4, "checkpointing_steps": 2, "log_steps": 2}
+CUTS = [(1, 8), (1, 2), (2, 4), (2, 1)]
+
+
+def config_of(run: Path, pictures: Path, **train: Any) -> dict[str, Any]:
+    return {
+        "output_dir": str(run),
+        "data": {"train": str(pictures), "early_resolutions": [16], "early_fractions": [0.3]},
+        "loss": EVERYTHING,
+        "train": TRAIN | train,
+    }
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Path:
+    folder = tmp_path_factory.mktemp("diffusable")
+    started = []
+    for processes in (1, 2):
+        jobs = [
+            Job(config=config_of(folder / f"{processes}-{size}", pictures, micro_batch_size=size))
+            for number, size in CUTS
+            if number == processes
+        ]
+        command = torchrun(processes, *driver_command(jobs, file=folder / f"jobs-{processes}.json"))
+        started.append((start(command, output=folder / f"launch-{processes}.txt"), f"launch-{processes}.txt"))
+
+    def forked(name: str, *changes: Change, run: str | None = None) -> ForkedJob:
+        resume = {"resume_from_checkpoint": "latest"} if run else {}
+        config = config_of(folder / (run or name), pictures, **resume)
+        return ForkedJob(name=name, config=config, changes=(SmoothNetworks(), *changes), num_processes=2)
+
+    kill = SignalInStep("SIGKILL", rank=1, step=4)
+    jobs = [forked("whole"), forked("killed", kill), forked("killed-resumed", run="killed")]
+    started.append(
+        (start(driver_command(jobs, file=folder / "jobs.json"), output=folder / "forked.txt"), "forked.txt")
+    )
+    for process, printed in started:
+        assert process.wait(timeout=300) == 0, (folder / printed).read_text()[-3000:]
+    return folder
+
+
+@pytest.mark.parametrize(("processes", "size"), CUTS[1:])
+def test_weights_are_those_of_one_process_and_one_batch(runs: Path, processes: int, size: int) -> None:
+    assert largest_difference(runs / f"{processes}-{size}", runs / "1-8") < TOLERANCE
+    figures = [line for line in metrics(runs / "1-8") if "rec" in line]
+    assert len(figures) == STEPS / 2
+    assert all(line["equivariance"] > 0 and line["consistency"] > 0 for line in figures)
+
+
+def test_a_run_that_was_killed_ends_bit_equal(runs: Path) -> None:
+    assert_bit_equal(runs / "killed", runs / "whole")
