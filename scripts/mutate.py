@@ -158,7 +158,16 @@ def run_tests(checkout: Path, tests: Sequence[str], *, timeout: float) -> tuple[
     Returns:
         pytest's exit status, None where the time was up; and what it wrote.
     """
-    options = ["-x", "-q", "--durations=0", "--durations-min=1e9", "--tb=line", "-p", "no:cacheprovider"]
+    options = [
+        "-x",
+        "-q",
+        "--durations=0",
+        "--durations-min=1e9",
+        "--tb=line",
+        "--disable-warnings",
+        "-p",
+        "no:cacheprovider",
+    ]
     output = checkout / "output.txt"
     context = multiprocessing.get_context("forkserver")
     process = context.Process(

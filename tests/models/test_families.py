@@ -137,6 +137,7 @@ def test_decoder_only_leaves_every_latent_as_it_is(build: Callable[[], Family]) 
     images, noise = images_for(family), noise_for(family)
     before, decoded = family.encode_latent(images), family.decode(noise)
     network = trainable(family, decoder_only=True)
+    assert not any(parameter.requires_grad for parameter in encoder_parameters(family))  # for optimizer, EMA and DDP
     frozen = {id(parameter) for parameter in encoder_parameters(family)}
     network(images, noise).reconstruction.square().mean().backward()
     moved = [parameter for parameter in family.model.parameters() if parameter.grad is not None]

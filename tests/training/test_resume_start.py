@@ -245,6 +245,12 @@ def test_other_data_is_refused_saying_what_changed(
     assert told(capsys) == [f"data.train is not what it was at checkpoint-000003: {change}"]
 
 
+def test_other_data_of_the_same_number_is_refused(run: Path, images: TrainingImages, tmp_path: Path) -> None:
+    begin(run, resuming(run, "latest"), images, checkpoint=run / "checkpoint-000003")
+    with pytest.raises(ValueError, match=r"1 added \('c\.png'\) and 1 gone \('a\.png'\), 2 now after 2"):
+        compare(run, pictures_called(tmp_path / "other", ["b.png", "c.png"]))
+
+
 def test_other_data_is_refused_where_the_names_were_not_kept(run: Path, tmp_path: Path) -> None:
     other = pictures_called(tmp_path / "other", ["b.png", "c.png", "d.png"])
     for kept in (None, b"", b"\x1f\x8bnonsense"):

@@ -84,6 +84,18 @@ def test_strips_give_the_whole_result(data: st.DataObject) -> None:
         assert relative_error(in_strips(autoencoder.decoder, latents, rows=rows, tier=tier), expected) < 1e-5
 
 
+@pytest.mark.parametrize("rows", [1, 2, 3, 5])
+def test_strips_of_few_rows_give_the_whole_result(rows: int) -> None:
+    """Also where strips begin at odd rows, and end within what an upsampling repeats or a stride skips."""
+    autoencoder = lively(tiny_autoencoder(widths=[4, 8, 8], attention=[False, True, False]))
+    image = gradient_picture(height=27, width=18)
+    with torch.no_grad():
+        moments = autoencoder.encoder(image)
+        assert relative_error(in_strips(autoencoder.encoder, image, rows=rows), moments) < 1e-5
+        decoded = autoencoder.decoder(moments[:, :4])
+        assert relative_error(in_strips(autoencoder.decoder, moments[:, :4], rows=rows), decoded) < 1e-5
+
+
 def test_pooled_variances_fail_that_comparison(monkeypatch: pytest.MonkeyPatch) -> None:
     """What others do: strips' variances are averaged, without the variance of the strips' means."""
     autoencoder = tiny_autoencoder()
