@@ -106,6 +106,7 @@ class TrainingState:
 
     def compile_networks(self) -> None:
         """Compile all networks, in place; names and weights stay as they are."""
+        self.autoencoder.to_json_string()  # adds to its config, on which what is compiled depends, at the first save
         self.trainable.compile_networks()
         if self.discriminator is not None:
             self.discriminator.module.layers.compile()

@@ -1,4 +1,4 @@
-"""Everything that makes latents worth diffusing on, in real processes: cut and killed."""
+"""Everything that makes latents worth diffusing on, in real processes: cut, killed and compiled."""
 
 from __future__ import annotations
 
@@ -6,8 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch._dynamo.utils import counters
 
+from ldm_vae.training.loop import train
+from ldm_vae.training.step import TrainingStep
 from tests.launching import start, torchrun
+from tests.tiny import tiny_config
 from tests.training.changes import Change, SignalInStep, SmoothNetworks
 from tests.training.jobs import ForkedJob, Job, driver_command
 from tests.training.runs import assert_bit_equal, largest_difference, metrics
@@ -80,3 +85,27 @@ def test_weights_are_those_of_one_process_and_one_batch(runs: Path, processes: i
 
 def test_a_run_that_was_killed_ends_bit_equal(runs: Path) -> None:
     assert_bit_equal(runs / "killed", runs / "whole")
+
+
+def test_all_shapes_are_compiled_at_the_start(tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also after a checkpoint. A minute where torch has compiled none of it before."""
+    compiled: list[int] = []
+    rehearse = TrainingStep.rehearse
+
+    def counted(step: TrainingStep, *, resolution: int) -> None:
+        rehearse(step, resolution=resolution)
+        compiled.append(counters["stats"]["unique_graphs"])
+
+    monkeypatch.setattr(TrainingStep, "rehearse", counted)
+    config = tiny_config(
+        output_dir=tmp_path / "run",
+        model={"block_out_channels": [4], "norm_num_groups": 1, "mid_block_add_attention": False},
+        data={"train": str(pictures), "resolution": 16},
+        loss={**EVERYTHING, "disc_weight": 0.0},
+        train={"max_train_steps": 8, "compile": "on"},
+    )
+    torch._dynamo.reset()
+    counters.clear()
+    train(config)
+    assert 0 < counters["stats"]["unique_graphs"] == compiled[-1]
+    assert not counters["graph_break"]
