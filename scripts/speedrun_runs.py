@@ -47,6 +47,7 @@ CHANGES = {  # that have a name
         "loss.equivariance_every": "2",
     },
     "noise": {"loss.latent_noise": "relative", "loss.latent_noise_strength": "0.3"},
+    "spectrum": {"loss.spectrum_weight": "0.01", "loss.kl_weight": "0"},
     "low_pass": {"loss.low_pass": "[0, 8, 10, 12]"},
     "gan": {
         "loss.perceptual": "efficientnet_lite0",

@@ -167,6 +167,16 @@ class SampleFields(TermFields):
 
 
 @dataclass(kw_only=True)
+class SpectrumFields(TermFields):
+    """Latents whose spectrum is that of their images, flattened."""
+
+    spectrum_weight: Weight = at_least(0, 0.0)
+    """Weight of the divergence of the latents' radial spectrum from the image's at the latents' size; 0: none."""
+    spectrum_flattening: float = at_least(0, 1.0)
+    """Exponent of the frequency by which the image's power is multiplied before."""
+
+
+@dataclass(kw_only=True)
 class LikelihoodFields(TermFields):
     """The variance that the terms on images are taken to have."""
 
@@ -201,7 +211,14 @@ class AdversarialFields(TermFields):
 
 @dataclass(kw_only=True)
 class LossConfig(
-    AdversarialFields, LikelihoodFields, SampleFields, EquivarianceFields, KlFields, PerceptualFields, PixelFields
+    AdversarialFields,
+    LikelihoodFields,
+    SpectrumFields,
+    SampleFields,
+    EquivarianceFields,
+    KlFields,
+    PerceptualFields,
+    PixelFields,
 ):
     """The objective: the published kl-f8 loss divided by the image's number of elements."""
 

@@ -35,10 +35,11 @@ class Config(Options):
         if self.model.pretrained is None:
             check_resolution(self.data, spatial_factor=self.model.spatial_factor)
 
-        require(
-            self.loss.consistency_weight == 0 or not self.model.decoder_only,
-            "<loss.consistency_weight> trains the encoder, which <model.decoder_only> leaves as it is; set it to 0",
-        )
+        for name in ("consistency_weight", "spectrum_weight"):
+            require(
+                getattr(self.loss, name) == 0 or not self.model.decoder_only,
+                f"<loss.{name}> trains the encoder, which <model.decoder_only> leaves as it is; set it to 0",
+            )
         require(
             self.train.best_metric != "perceptual" or self.loss.perceptual != "none",
             "<train.best_metric> is perceptual, but <loss.perceptual> is none; take psnr, ssim or auto",

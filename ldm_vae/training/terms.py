@@ -20,6 +20,7 @@ from ldm_vae.losses.kl import kl_divergence
 from ldm_vae.losses.objective import Objective
 from ldm_vae.losses.perceptual import PerceptualDistance
 from ldm_vae.losses.pixel import pixel_distance
+from ldm_vae.losses.spectrum import spectrum_divergence
 from ldm_vae.losses.term import Schedule, Term
 from ldm_vae.models.frozen.efficientnet import EfficientNetFeatures, load_efficientnet
 from ldm_vae.models.frozen.lpips import LpipsFeatures, load_lpips
@@ -51,6 +52,9 @@ def _terms(loss: LossConfig, *, max_train_steps: int) -> Iterator[Term]:
         distance = load_perceptual(loss.perceptual, weights=loss.perceptual_weights)
         yield perceptual_term(distance, weight=weight(loss.perceptual_weight))
     yield Term(name="kl", on="latents", weight=weight(loss.kl_weight), of=_kl)
+    if loss.spectrum_weight != 0:
+        of_latents = partial(_spectrum, flattening=loss.spectrum_flattening)
+        yield Term(name="spectrum", on="latents", weight=weight(loss.spectrum_weight), of=of_latents)
     if loss.equivariance_weight != 0:
         of = partial(_equivariance, kind=loss.reconstruction)
         yield Term(name="equivariance", on="latents", weight=weight(loss.equivariance_weight), of=of)
@@ -90,6 +94,11 @@ def _kl(output: TrainableOutput, images: Tensor) -> Tensor:
     latent = output.latent
     assert latent.posterior_logvar is not None, "a Gaussian bottleneck has a log-variance"
     return kl_divergence(latent.mean, latent.posterior_logvar).mean() / images[0].numel()
+
+
+def _spectrum(output: TrainableOutput, images: Tensor, *, flattening: float) -> Tensor:
+    """Divergence of the sampled latents' spectrum from the images'."""
+    return spectrum_divergence(output.latent.z, images, flattening=flattening)
 
 
 def _equivariance(output: TrainableOutput, images: Tensor, *, kind: PixelDistance) -> Tensor | None:
