@@ -14,9 +14,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is first import
 
 
 def pytest_configure() -> None:
-    """Refuse to run on the checkout if `TEST_INSTALLED` is set."""
+    """Refuse to test a checkout whose path is given as `CHECKOUT`."""
     import ldm_vae
 
-    package = Path(ldm_vae.__file__).parent
-    if os.environ.get("TEST_INSTALLED") and package == Path(__file__).parents[1] / "ldm_vae":
-        raise pytest.UsageError(f"TEST_INSTALLED is set, but {package} would be tested, which is the checkout")
+    package, checkout = Path(ldm_vae.__file__).parent, os.environ.get("CHECKOUT")
+    if checkout and package.is_relative_to(checkout):
+        raise pytest.UsageError(f"{package} would be tested, which is in the checkout, not what is installed")

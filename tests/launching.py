@@ -11,7 +11,9 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-"""The checkout, with docs, configs and scripts."""
+"""The folder with docs, configs and scripts: the checkout, or a copy of all but the package."""
+CHECKOUT = Path(os.environ.get("CHECKOUT", ROOT))
+"""The checkout, where the package's source is."""
 SCRIPTS = ROOT / "scripts"
 ENVIRONMENT = {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 

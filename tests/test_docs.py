@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.launching import ROOT
+from tests.launching import CHECKOUT, ROOT
 
 DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 TEST = re.compile(r"(?:\b(?P<file>test_\w+)\.py(?:::)?)?(?P<name>\btest_\w+\b(?!\.py))?(?P<cut>…)?")
@@ -60,11 +60,12 @@ def test_a_test_that_is_not_there_is_found() -> None:
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_named_files_exist(document: Path) -> None:
     named = FILE.findall(document.read_text()) + re.findall(r"\btests?/[\w/]+\.py\b", document.read_text())
-    assert [name for name in named if not (ROOT / name).exists()] == []
+    assert [name for name in named if not (CHECKOUT / name).exists()] == []
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_linked_files_exist(document: Path) -> None:
     links = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", document.read_text())
     local = [link for link in links if not link.startswith("https://")]
-    assert [link for link in local if not (document.parent / link).exists()] == []
+    folder = CHECKOUT / document.parent.relative_to(ROOT)
+    assert [link for link in local if not (folder / link).exists()] == []

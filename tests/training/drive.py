@@ -20,7 +20,7 @@ from unittest import mock
 
 from accelerate.state import PartialState
 
-sys.path.append(str(Path(__file__).parents[2]))  # `tests`; last, so that `ldm_vae` is the installed one
+sys.path.insert(0, str(Path(__file__).parents[2]))  # for `tests`, which another package installs too
 
 from ldm_vae import cli
 from ldm_vae.config.parsing import dump_config
