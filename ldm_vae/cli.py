@@ -28,7 +28,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def _run(command: Command, arguments: list[str], *, prog: str) -> None:
     from ldm_vae.config.parsing import parse_command
-    from ldm_vae.config.rules import FieldError
+    from ldm_vae.config.rules import NamesFields
 
     try:
         parsed = parse_command(_resolve(command.options), arguments, prog=prog, positional=command.positional)
@@ -40,7 +40,7 @@ def _run(command: Command, arguments: list[str], *, prog: str) -> None:
         ours = not isinstance(error, RuntimeError) or type(error).__module__.startswith("ldm_vae")
         if os.environ.get("LDM_VAE_TRACEBACK") or not ours:
             raise
-        _fail(error.told(parsed.origins) if isinstance(error, FieldError) else str(error), status=1)
+        _fail(error.told(parsed.origins) if isinstance(error, NamesFields) else str(error), status=1)
     if os.environ.get("RANK", "0") == "0":
         print(summary)
     if problem := getattr(summary, "problem", None):  # what was done is on the disk, but not all went well

@@ -35,8 +35,8 @@ class Origin(NamedTuple):
     line: int = 0
 
 
-class FieldError(ValueError):
-    """A setting that is wrong; fields stand in the message as `<name>`, and bare in `str()`."""
+class NamesFields(Exception):
+    """An error whose message names fields, as `<name>`; in `str()` they stand bare."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message)
@@ -59,6 +59,30 @@ class FieldError(ValueError):
             return f"{origin.name}{place}" if mark[1] in _known else mark[0]
 
         return _MARK.sub(name, self.message)
+
+
+class FieldError(NamesFields, ValueError):
+    """A setting that is wrong."""
+
+
+class RunError(NamesFields, RuntimeError):
+    """A failure during the work, where other settings may help."""
+
+
+def mark(field: str) -> str:
+    """Return a field's name as it stands in a message: `<vae>`."""
+    _known.add(field)
+    return f"<{field}>"
+
+
+def within(place: str, problem: str | Exception) -> FieldError:
+    """Return the error `place: problem`; the fields that the problem names are still told as the user gave them.
+
+    Args:
+        place: A marked field, or a file.
+        problem: What is wrong there.
+    """
+    return FieldError(f"{place}: {problem.message if isinstance(problem, NamesFields) else problem}")
 
 
 def require(condition: bool, message: str) -> None:

@@ -78,16 +78,16 @@ def decode(options: DecodeOptions) -> DecodeSummary:
     output = OutputFolder(options.output, kind=DECODED)
     output.check(overwrite=options.overwrite)
     dataset = LatentDataset(Path(options.latents).expanduser(), normalize="none")
-    family = load_vae(options.vae, field="--vae", needs_scaling=False, **options.said_of_vae).family
+    family = load_vae(options.vae, needs_scaling=False, **options.said_of_vae).family
     require(
         options.other_vae or fingerprint(family).encoder == dataset.index["vae"]["encoder"],
-        f"--vae {options.vae} is not the autoencoder that {options.latents} was encoded with; "
-        f"--other_vae decodes all the same",
+        f"<vae> {options.vae} is not the autoencoder that {options.latents} was encoded with; "
+        f"<other_vae> decodes all the same",
     )
     channels = len(dataset.index["stats"]["mean"]) or family.latent_channels
     require(
         family.latent_channels == channels,
-        f"--vae {options.vae} decodes {family.latent_channels} latent channels, but {options.latents} has {channels}",
+        f"<vae> {options.vae} decodes {family.latent_channels} latent channels, but {options.latents} has {channels}",
     )
     count = len(dataset) if options.num_images is None else min(options.num_images, len(dataset))
     names = picture_names([row for row, _ in zip(dataset.rows(), range(count), strict=False)])

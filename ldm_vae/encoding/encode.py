@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ldm_vae.config.commands.encode import EncodeOptions
+from ldm_vae.config.rules import FieldError
 from ldm_vae.encoding.buckets import Numbering, Size, bucket_groups, bucket_sizes, nearest_bucket, read_headers
 from ldm_vae.encoding.output import open_output, take_back_damaged
 from ldm_vae.encoding.plan import check_sizes, latent_shape, make_plan, make_preprocessing
@@ -77,13 +78,11 @@ def encode(options: EncodeOptions) -> EncodeSummary:
         ValueError: In one line, naming the option, for what a user can mend.
     """
     OutputFolder(options.output, kind=LATENTS).check_writable()
-    loaded = load_vae(options.vae, field="--vae", **options.said_of_vae)
+    loaded = load_vae(options.vae, **options.said_of_vae)
     family = loaded.family
     check_sizes(options, family=family)
     open_images = open_stream if options.streaming else open_collection
-    images = open_images(
-        options.data, split=options.split, image_column=options.image_column, field="--data", rules=options
-    )
+    images = open_images(options.data, split=options.split, image_column=options.image_column, rules=options)
     bf16 = use_bf16(options.mixed_precision, device=local_device())
     plan = make_plan(options, images=images, vae=loaded, bf16=bf16)
     encoder = InferenceAutoencoder(family, bf16=bf16, memory_gib=options.memory_gib)
@@ -224,9 +223,10 @@ class _Encode:
                 flipped = self._stored(images.flip(-1), noise)
                 tensors |= {f"{name}_flip": values for name, values in flipped.items()}
         except torch.OutOfMemoryError:
-            raise ValueError(
-                f"--batch_size {self.options.batch_size} of {self.options.resolution} pixels a side doesn't fit in "
-                f"the device's memory; take fewer, or bound it with --memory_gib"
+            raise FieldError(
+                f"<batch_size> is {self.options.batch_size}, and so many images of <resolution> "
+                f"{self.options.resolution} don't fit in the device's memory; take fewer, or bound the memory with "
+                f"<memory_gib>"
             ) from None
         return tensors
 

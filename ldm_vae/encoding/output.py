@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ldm_vae.config.rules import require
+from ldm_vae.config.rules import FieldError, require
 from ldm_vae.latents.sealed import read_sealed, seal
 from ldm_vae.latents.shards import INDEX, PLAN, SAMPLES, SKIPPED, Plan, differences, read_record
 from ldm_vae.system.files import Leases, sha256_file, write_whole
@@ -44,14 +44,14 @@ def check_plan(folder: Path, *, plan: Plan) -> None:
     """Raise `ValueError`, naming what differs, where a folder is the output of another plan."""
     differing = differences(_read_plan(folder) or plan.to_json(), plan.to_json())
     if differing:
-        raise ValueError(
-            f"--output {folder} holds latents of another kind ({'; '.join(differing)}); take another folder, or "
-            f"--overwrite to replace them"
+        raise FieldError(
+            f"<output> {folder} holds latents of another kind ({'; '.join(differing)}); take another folder, or "
+            f"<overwrite> them"
         )
 
 
 def _replace(folder: Path, *, plan: Plan, leases: Leases) -> None:
-    busy = ValueError(f"--output {folder}: another encode is at work there; stop it before --overwrite")
+    busy = FieldError(f"<output> {folder}: another encode is at work there; stop it before you <overwrite> it")
     deadline = time.monotonic() + _REPLACE_SECONDS
     while not leases.claim(_OVERWRITE):  # held until its process ends, so that the others of its job know
         if _read_plan(folder) == plan.to_json():
@@ -80,7 +80,7 @@ def _mend_plan(folder: Path, plan: Plan) -> None:
     require(
         not stems or any(read_record(folder, stem=stem, plan_digest=plan.digest) is not None for stem in stems),
         f"{folder / PLAN} is damaged, and none of the shards there is of this encode; start the encode that wrote "
-        f"them again, or give --overwrite to replace them",
+        f"them again, or give <overwrite> to replace them",
     )
     warnings.warn(f"{folder / PLAN} was damaged; it is written anew", stacklevel=2)
     write_whole(folder / PLAN, seal(plan.to_json()))

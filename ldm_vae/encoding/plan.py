@@ -6,7 +6,7 @@ import hashlib
 from typing import Any
 
 from ldm_vae.config.commands.encode import EncodeOptions
-from ldm_vae.config.rules import require
+from ldm_vae.config.rules import require_divides
 from ldm_vae.encoding.buckets import Size
 from ldm_vae.encoding.preprocessing import Preprocessing
 from ldm_vae.images.collection import ImageCollection
@@ -78,16 +78,11 @@ def latent_shape(size: Size, *, family: Family) -> tuple[int, int, int]:
 
 
 def check_sizes(options: EncodeOptions, *, family: Family) -> None:
-    """Raise `ValueError` unless the VAE's factor divides what images are resized to."""
+    """Raise `FieldError` unless the VAE's factor divides what images are resized to."""
     factor = family.spatial_factor
-    require(
-        options.resolution % factor == 0,
-        f"--resolution is {options.resolution}, which the VAE's factor {factor} does not divide",
-    )
-    require(
-        not options.buckets or options.bucket_step % factor == 0,
-        f"--bucket_step is {options.bucket_step}, which the VAE's factor {factor} does not divide",
-    )
+    require_divides(factor, options.resolution, name="resolution", whose="the VAE's factor")
+    if options.buckets:
+        require_divides(factor, options.bucket_step, name="bucket_step", whose="the VAE's factor")
 
 
 def _digest_names(collection: ImageCollection) -> str:

@@ -93,18 +93,16 @@ def _encode_again(dataset: LatentDataset, options: LatentsVerifyOptions, problem
     assert options.vae is not None
     assert options.data is not None
     index = dataset.index
-    require("names" in index["data"], "deep needs random access to the images, which a streamed source hasn't")
-    family = load_vae(options.vae, field="--vae", **options.said_of_vae).family
+    require("names" in index["data"], "<deep> needs random access to the images, which a streamed source hasn't")
+    family = load_vae(options.vae, **options.said_of_vae).family
     require(
         fingerprint(family).whole == index["vae"]["fingerprint"],
-        f"--vae {options.vae} is not the autoencoder that {options.latents} was encoded with",
+        f"<vae> {options.vae} is not the autoencoder that {options.latents} was encoded with",
     )
-    collection = open_collection(
-        options.data, split=options.split, image_column=options.image_column, field="--data", rules=options
-    )
+    collection = open_collection(options.data, split=options.split, image_column=options.image_column, rules=options)
     require(
         len(collection) == index["data"]["num_images"],
-        f"--data {options.data} has {len(collection)} images; {options.latents} was made from "
+        f"<data> {options.data} has {len(collection)} images; {options.latents} was made from "
         f"{index['data']['num_images']}",
     )
     precision = index["preprocessing"]["precision"]

@@ -13,6 +13,7 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
+from ldm_vae.config.rules import FieldError, mark
 from ldm_vae.latents.shards import (
     CHECKSUMS,
     FORMAT,
@@ -196,7 +197,7 @@ def _check_finite(stored: Tensor, *, batch: EncodedBatch, dtype: str) -> None:
     finite = torch.isfinite(stored).flatten(1).all(dim=1)
     if not bool(finite.all()):
         bad = [row for row in batch.rows if row.reason is None][int(finite.logical_not().nonzero()[0])]
-        raise ValueError(
-            f"the latents of {printable(bad.source)} are no finite numbers in {dtype}; try --dtype float32, "
-            f"--mixed_precision no"
+        raise FieldError(
+            f"the latents of {printable(bad.source)} are no finite numbers in {dtype}; try {mark('dtype')} float32, "
+            f"or {mark('mixed_precision')} no"
         )

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from ldm_vae.config.commands.evaluate import EvaluateOptions
-from ldm_vae.config.rules import require
+from ldm_vae.config.rules import require, require_divides
 from ldm_vae.evaluation.features import load_set_features
 from ldm_vae.evaluation.grid import save_grid
 from ldm_vae.evaluation.measure import (
@@ -99,7 +99,8 @@ def evaluate(options: EvaluateOptions) -> EvaluateSummary:
     factor = max(family.spatial_factor for family in families)
     resolutions: list[int | None] = [None] if options.resolution is None else [*options.resolution]
     for resolution in resolutions:
-        _check_resolution(resolution, factor=factor)
+        if resolution is not None:
+            require_divides(factor, resolution, name="resolution", whose="the factor")
     collection = open_collection(
         options.data,
         split=options.split,
@@ -166,26 +167,19 @@ def evaluate(options: EvaluateOptions) -> EvaluateSummary:
 
 
 def _common_channels(sources: list[str], families: list[Family]) -> int:
-    """The image channels of all autoencoders, as which the data is read."""
+    """Return the number of image channels that all autoencoders take, with which the data is read."""
     channels = families[0].in_channels
     for source, family in zip(sources, families, strict=True):
         own = family.in_channels
         require(
             own == channels,
-            f"vae: {sources[0]} takes {channels} image channels and {source} takes {own}; evaluate them apart",
+            f"<vae>: {sources[0]} takes {channels} image channels and {source} takes {own}; evaluate them apart",
         )
         require(
             family.out_channels == own and own in (1, 3, 4),
-            f"vae: {source} makes {family.out_channels} channels of {own}; images have 1, 3 or 4",
+            f"<vae>: {source} makes {family.out_channels} channels of {own}; images have 1, 3 or 4",
         )
     return channels
-
-
-def _check_resolution(resolution: int | None, *, factor: int) -> None:
-    if resolution is not None and resolution % factor != 0:
-        below = resolution // factor * factor
-        nearest = " or ".join(str(side) for side in (below, below + factor) if side > 0)
-        raise ValueError(f"resolution is {resolution}, which the factor {factor} does not divide; take {nearest}")
 
 
 def _evaluations(

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ldm_vae.config.rules import FieldError, mark
 from ldm_vae.losses.perceptual import as_rgb
 from ldm_vae.models.frozen.efficientnet import load_efficientnet
 from ldm_vae.models.frozen.weights import read_weights
@@ -103,7 +104,7 @@ class _PooledEfficientNet(nn.Module):
 
 def _load_inception(file: Path, *, device: torch.device | str) -> SetFeatures:
     if not file.is_file():
-        raise ValueError(f"inception_weights: there is no file {file}")
+        raise FieldError(f"{mark('inception_weights')}: there is no file {file}")
     read_weights(file, field="inception_weights")  # torch-fidelity's own read would run a pickle's code
     try:
         from torchmetrics.image.fid import NoTrainInceptionV3
@@ -112,10 +113,14 @@ def _load_inception(file: Path, *, device: torch.device | str) -> SetFeatures:
             "inception-v3-compat", ["2048"], feature_extractor_weights_path=str(file), antialias=False
         )
     except ModuleNotFoundError:
-        raise ValueError("inception_weights: Inception needs torch-fidelity: pip install 'ldm-vae[fid]'") from None
+        raise FieldError(
+            f"{mark('inception_weights')}: Inception needs torch-fidelity: pip install 'ldm-vae[fid]'"
+        ) from None
     except Exception as error:  # a foreign pickle can raise anything
-        told = first_line(error)
-        raise ValueError(f"inception_weights: {file} is not torch-fidelity's {_INCEPTION_FILE}: {told}") from None
+        reason = first_line(error)
+        raise FieldError(
+            f"{mark('inception_weights')}: {file} is not torch-fidelity's {_INCEPTION_FILE}: {reason}"
+        ) from None
     return SetFeatures(
         name="inception",
         network=_ByteInput(network).to(device),

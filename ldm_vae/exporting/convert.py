@@ -17,7 +17,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from ldm_vae.config.commands.convert import ConvertOptions
-from ldm_vae.config.rules import require
+from ldm_vae.config.rules import FieldError, require, within
 from ldm_vae.exporting.readers import reader_notes
 from ldm_vae.models.layouts.folder import CONFIG_NAME, WEIGHTS_NAME, FolderWeights, read_config, read_folder
 from ldm_vae.models.layouts.ldm import (
@@ -72,7 +72,7 @@ def convert(options: ConvertOptions) -> ConvertSummary:
     source, output = Path(options.input).expanduser(), Path(options.output).expanduser()
     if source.is_dir():
         if options.config is not None:
-            raise ValueError(f"config is for single LDM files; {source} has its own {CONFIG_NAME}")
+            raise FieldError(f"<config> is for single LDM files; {source} has its own {CONFIG_NAME}")
         check_ldm_output(output, overwrite=options.overwrite)
         weights = _read_kl_folder(source)
         state, config = weights.state, weights.config
@@ -85,17 +85,17 @@ def convert(options: ConvertOptions) -> ConvertSummary:
             notes=[*weights.notes, *reader_notes(config)],
         )
     if not source.is_file():
-        raise ValueError(f"input: there is no folder or file {source}")
+        raise FieldError(f"<input>: there is no folder or file {source}")
     if output.suffix in (".safetensors", ".ckpt", ".pt"):
-        raise ValueError(
-            f"--output {output} is named like a file, but {source} is a single file, so a folder is written"
+        raise FieldError(
+            f"<output> {output} is named like a file, but {source} is a single file, so a folder is written"
         )
     OutputFolder(output, kind=EXPORT).check(overwrite=options.overwrite)
     override = read_config(Path(options.config).expanduser()) if options.config is not None else {}
     try:
         file = read_ldm_weights(source, config=override)
     except ValueError as error:
-        raise ValueError(f"input: {error}") from None
+        raise within("<input>", error) from None
     write_diffusers_folder(output, file.state, config=file.config, overwrite=options.overwrite)
     return ConvertSummary(
         output=output,
@@ -114,7 +114,7 @@ def _read_kl_folder(source: Path) -> FolderWeights:
         weights = read_folder(source)
         check_fields({"_class_name": weights.config["_class_name"]})
     except ValueError as error:
-        raise ValueError(f"input: {error}") from None
+        raise within("<input>", error) from None
     return weights
 
 
@@ -153,10 +153,10 @@ def check_ldm_output(path: Path, *, overwrite: bool) -> None:
     name = printable(str(path))
     require(
         path.suffix == ".safetensors",
-        f"--output {name} must end in .safetensors, the only kind of single file that is written",
+        f"<output> {name} must end in .safetensors, the only kind of single file that is written",
     )
-    require(not path.is_dir(), f"--output {name} is a folder; a single file is to be written")
-    require(overwrite or not path.exists(), f"--output {name} is there already; --overwrite replaces it")
+    require(not path.is_dir(), f"<output> {name} is a folder; a single file is to be written")
+    require(overwrite or not path.exists(), f"<output> {name} is there already; <overwrite> replaces it")
     OutputFolder(path.parent, kind=EXPORT).check_writable()
 
 

@@ -195,7 +195,7 @@ def tile_size(run: RunAutoencoder) -> int:
 def _check_target(options: ExportOptions, *, latent_channels: int) -> None:
     require(
         not options.per_channel or latent_channels == 4,
-        f"per_channel: SDXL's pipelines read statistics of 4 channels, and this model has {latent_channels}",
+        f"<per_channel>: SDXL's pipelines read statistics of 4 channels, and this model has {latent_channels}",
     )
 
 
@@ -220,7 +220,7 @@ def _open_data(run: RunAutoencoder, options: ExportOptions) -> tuple[_Data, _Dat
             given, source=options.data, kind="", num_images=min(options.num_images, config.validation_images)
         )
     require(
-        config.train is not None and not config.streaming, "data: name images to measure on; the run streams its own"
+        config.train is not None and not config.streaming, "<data>: name images to measure on; the run streams its own"
     )
     assert config.train is not None
     arguments: dict[str, Any] = {"image_column": config.image_column, "rules": config, "recorded": True}

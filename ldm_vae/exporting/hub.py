@@ -6,6 +6,7 @@ from pathlib import Path
 
 from huggingface_hub import HfApi
 
+from ldm_vae.config.rules import FieldError, mark
 from ldm_vae.system.text import one_line
 
 
@@ -28,5 +29,7 @@ def push_folder(folder: Path, *, repo_id: str, private: bool, api: HfApi | None 
         api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Export by ldm-vae")
     except Exception as error:  # which ones depends on huggingface_hub's HTTP library
         reason = one_line(error)
-        raise ValueError(f"push_to_hub: {repo_id} was not uploaded, the export is in {folder}: {reason}") from error
+        raise FieldError(
+            f"{mark('push_to_hub')}: {repo_id} was not uploaded, the export is in {folder}: {reason}"
+        ) from error
     return f"{api.endpoint}/{repo_id}"

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ldm_vae.config.commands.pipeline_check import PipelineCheckOptions
+from ldm_vae.config.rules import FieldError, mark, within
 from ldm_vae.models.families import family_from_config
 from ldm_vae.models.layouts.ldm import check_fields, full_config
 
@@ -101,7 +102,7 @@ def pipeline_check(vae: str | Path, pipeline: str | Path) -> PipelineCheck:
     index = _read(pipeline / "model_index.json", field="pipeline")
     name = str(index.get("_class_name"))
     if name not in _PIPELINES:
-        raise ValueError(f"pipeline: {pipeline} is a {name}; those that can be checked are {', '.join(_PIPELINES)}")
+        raise FieldError(f"<pipeline>: {pipeline} is a {name}; those that can be checked are {', '.join(_PIPELINES)}")
     kind = _PIPELINES[name]
     denoiser = "transformer" if "transformer" in index else "unet"
     in_channels = _read(pipeline / denoiser / "config.json", field="pipeline")["in_channels"]
@@ -187,5 +188,5 @@ def _spatial_factor(config: dict[str, Any]) -> int:
 
 def _read(path: Path, *, field: str) -> dict[str, Any]:
     if not path.is_file():
-        raise ValueError(f"{field}: there is no {path}")
+        raise within(mark(field), f"there is no {path}")
     return json.loads(path.read_text())

@@ -9,7 +9,7 @@ import datasets
 from datasets import Dataset, IterableDataset
 
 from ldm_vae.config.reading import ReadingRules
-from ldm_vae.config.rules import FieldError
+from ldm_vae.config.rules import mark, within
 from ldm_vae.images.cells import Cells
 from ldm_vae.images.splits import choose_split, split_range
 from ldm_vae.system.telling import tell
@@ -40,7 +40,7 @@ class SourceRequest:
     held_out: bool
     image_column: str | None
     option: str
-    """What the user calls it: `data.train`, `--data`."""
+    """The field that names the source: `data.train`, `data`."""
     streaming: bool
     rules: ReadingRules = field(default_factory=ReadingRules)
     recorded: bool = False
@@ -53,9 +53,7 @@ class SourceRequest:
 
     def error(self, message: str) -> ValueError:
         """Return the error for the user, with the option that gave the source."""
-        plain = f"{self.option}: {message}"
-        error = FieldError(f"<{self.option}>: {message}")  # told as the user gave it, where that is a known setting
-        return error if str(error) == plain else ValueError(plain)
+        return within(mark(self.option), message)
 
     def tell(self, message: str) -> None:
         """Tell the user what was assumed or left out."""

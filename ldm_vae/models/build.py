@@ -26,7 +26,7 @@ def build_autoencoder(config: ModelConfig) -> Family:
     family = load_vae(config.pretrained, field="model.pretrained", needs_scaling=False).family.train()
     require(
         family.in_channels == config.in_channels,
-        f"model.in_channels is {config.in_channels}, but {config.pretrained} takes {family.in_channels}",
+        f"<model.in_channels> is {config.in_channels}, but {config.pretrained} takes {family.in_channels}",
     )
     if config.latent_channels not in (None, family.latent_channels):
         family = with_latent_channels(family, config.latent_channels)

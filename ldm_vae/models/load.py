@@ -12,7 +12,7 @@ import torch
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-from ldm_vae.config.rules import require
+from ldm_vae.config.rules import mark, require, within
 from ldm_vae.models.families.family import DiffusersModel, Family
 from ldm_vae.models.layouts.folder import (
     CONFIG_NAME,
@@ -121,7 +121,7 @@ def load_vae(
                 path = _download(str(source))
             loaded = _from_folder(read_folder(path), source=str(source), fields=fields)
     except ValueError as error:
-        raise ValueError(f"{field}: {error}") from None
+        raise within(mark(field), error) from None
     for note in loaded.notes:
         warnings.warn(note, stacklevel=2)
     return loaded

@@ -56,7 +56,7 @@ class ProbeFolder:
         if not is_marked(self.path, PROBE):
             return False
         require(
-            not (self.path / METRICS).exists(), f"--output {self.path} holds a probe already; --overwrite replaces it"
+            not (self.path / METRICS).exists(), f"<output> {self.path} holds a probe already; <overwrite> replaces it"
         )
         try:
             begun = json.loads((self.path / PROBE.mark).read_text())["request"]
@@ -65,8 +65,8 @@ class ProbeFolder:
         others = differences(begun, json.loads(dump_json(request)))
         require(
             not others,
-            f"--output {self.path} holds an unfinished probe that was asked for otherwise ({'; '.join(others[:3])}); "
-            f"ask for the same to go on, or give --overwrite",
+            f"<output> {self.path} holds an unfinished probe that was asked for otherwise ({'; '.join(others[:3])}); "
+            f"ask for the same to go on, or give <overwrite>",
         )
         return True
 

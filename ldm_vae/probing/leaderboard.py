@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm_vae.config.commands.leaderboard import LeaderboardOptions
-from ldm_vae.config.rules import require
+from ldm_vae.config.rules import FieldError, require
 from ldm_vae.evaluation.panel_measures import format_panel
 from ldm_vae.probing.folder import METRICS
 from ldm_vae.probing.protocol import differences, with_hash
@@ -73,9 +73,9 @@ def _read(file: Path) -> dict[str, Any]:
         protocol = {name: value for name, value in content["protocol"].items() if name != "sha256"}
         digest = content["protocol"]["sha256"]
     except OSError as error:
-        raise ValueError(f"probes: {file} can't be read: {error.strerror}; is the probe finished?") from None
+        raise FieldError(f"<probes>: {file} can't be read: {error.strerror}; is the probe finished?") from None
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError):
-        raise ValueError(f"probes: {file} isn't as `ldm-vae probe` writes it") from None
+        raise FieldError(f"<probes>: {file} isn't as `ldm-vae probe` writes it") from None
     require(with_hash(protocol)["sha256"] == digest, f"<probes>: {file} has a protocol that its hash isn't of")
     return content
 

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ldm_vae.config.rules import FieldError, mark
 from ldm_vae.evaluation.features import SetFeatures
 from ldm_vae.evaluation.measure import join_processes
 from ldm_vae.evaluation.panel_sums import Batch, PanelImages, gather, panel_batches, pixel_digests
@@ -185,7 +186,7 @@ def _merge(
         skipped = skipped + [skip for skip in some_skipped if skip not in skipped]
         seen |= some_seen
     if not digests:
-        raise ValueError("data: no picture can be read")
+        raise FieldError(f"{mark('data')}: no picture can be read")
     done = {
         "rows": sorted(places[index] for index in digests),
         "data": hashlib.sha256(b"".join(digests[index] for index in sorted(digests))).hexdigest(),

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from ldm_vae.config.rules import FieldError, mark
 from ldm_vae.system.files import (
     is_temporary,
     naming_instead,
@@ -23,6 +24,7 @@ from ldm_vae.system.paths import inside
 from ldm_vae.system.text import printable
 
 _MARK_BYTES = 4096
+_OVERWRITE = mark("overwrite")
 _NAMED = 3
 _NOT_OURS = ("lost+found", "Thumbs.db", "desktop.ini", "@eaDir", "System Volume Information", "$RECYCLE.BIN")
 """What file systems and file managers put into folders that are empty to their users. Hidden names count as such."""
@@ -124,7 +126,7 @@ class OutputFolder:
         field: The option that named the folder, for messages.
     """
 
-    def __init__(self, path: str | Path, *, kind: OutputKind, field: str = "--output") -> None:
+    def __init__(self, path: str | Path, *, kind: OutputKind, field: str = "output") -> None:
         self.path, self.kind, self.field = Path(path).expanduser(), kind, field
 
     def own(self) -> list[str]:
@@ -150,11 +152,11 @@ class OutputFolder:
         if self.kind.alone:
             foreign = others or ([] if marked or self._is_interrupted() else own)
             self._require(not foreign, f"holds {self._foreign(foreign)}")
-            self._require(overwrite or not own, f"holds {self.kind.what} already; --overwrite replaces it")
+            self._require(overwrite or not own, f"holds {self.kind.what} already; {_OVERWRITE} replaces it")
         else:
             self._require(
                 overwrite or not (own or others),
-                f"holds other things ({_listed(own or others)}); take an empty folder, or --overwrite",
+                f"holds other things ({_listed(own or others)}); take an empty folder, or {_OVERWRITE} it",
             )
             self._require(marked or self.kind.mark not in own, f"holds {self._foreign([self.kind.mark])}")
 
@@ -279,7 +281,7 @@ class OutputFolder:
 
     def _require(self, condition: bool, message: str) -> None:
         if not condition:
-            raise ValueError(f"{self.field} {printable(str(self.path))} {message}")
+            raise FieldError(f"{mark(self.field)} {printable(str(self.path))} {message}")
 
 
 def _listed(names: list[str]) -> str:

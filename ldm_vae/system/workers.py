@@ -138,8 +138,7 @@ class _Workers:
                 if often or not self._can_resume():
                     name = loss.names[0].decode("utf-8", "replace")
                     raise DataWorkerError(
-                        f"{loss.reason}, at {printable(name)}; is memory short? "
-                        f"Set data.num_workers 0 to see the error"
+                        f"{loss.reason}, at {printable(name)}; is memory short? Set num_workers 0 to see the error"
                     ) from None
                 lost_at.append(delivered)
                 self._watch = self._watch.after_loss(loss.names, loss.reason)
@@ -219,7 +218,7 @@ def _next(batches: Iterator[Any], timeout_seconds: float, watch: Watch) -> Any:
                 if names:
                     raise _WorkLost(names, "the process that decoded it died") from error
                 raise DataWorkerError(
-                    f"a data worker died ({reason}); is memory short? Set data.num_workers 0 to see the error itself"
+                    f"a data worker died ({reason}); is memory short? Set num_workers 0 to see the error itself"
                 ) from error
             for number, worker in enumerate(workers):
                 if worker.pid is not None and watch.is_stuck(number, worker.pid):
@@ -229,7 +228,7 @@ def _next(batches: Iterator[Any], timeout_seconds: float, watch: Watch) -> Any:
             if time.monotonic() - start >= timeout_seconds:
                 raise DataWorkerError(
                     f"a data worker gave nothing for {timeout_seconds:g} s; is the storage stuck? "
-                    "Set data.num_workers 0 to see where"
+                    "Set num_workers 0 to see where"
                 ) from error
 
 
@@ -239,7 +238,7 @@ class _Raised:
     def __init__(self, error: Exception) -> None:
         if not isinstance(error, (ValueError, RuntimeError)):
             reason = one_line(error)
-            message = f"a data worker failed: {type(error).__name__}: {reason}; set data.num_workers 0 to see where"
+            message = f"a data worker failed: {type(error).__name__}: {reason}; set num_workers 0 to see where"
             error = DataWorkerError(message)
         self.error = error
 

@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 
 from ldm_vae.config.names import CheckpointingLevel
-from ldm_vae.config.rules import require
+from ldm_vae.config.rules import FieldError, require
 from ldm_vae.config.run import Config
 from ldm_vae.models.checkpointing import checkpoint_activations
 from ldm_vae.system.float64 import float64_tensor
@@ -21,12 +21,12 @@ from ldm_vae.training.step import TrainingStep
 
 GIB = 2**30
 LEVELS: tuple[CheckpointingLevel, ...] = ("none", "blocks", "full")
-ADAM_BYTES = 8  # a weight: two float32 moments, which the first update makes
-FRAGMENTATION = 1.1  # what an allocator holds for what is asked of it, with a reserve
+ADAM_BYTES = 8  # of each weight: two float32 moments, which the first update makes
+FRAGMENTATION = 1.1  # bytes that an allocator holds for each byte it is asked for, with a reserve
 
 
 class PeakMemory:
-    """The most memory held since this was made: tensors on a CUDA device; on a CPU all of the process, from Linux.
+    """The most memory held since this object was made: of tensors on a CUDA device, of the whole process on Linux.
 
     Raises:
         ValueError: The system doesn't tell how much memory a process holds.
@@ -38,17 +38,17 @@ class PeakMemory:
             torch.cuda.reset_peak_memory_stats(device)
         else:
             require(sys.platform == "linux", f"memory can be measured on CUDA and on Linux, not on {sys.platform}")
-            release_freed_memory()  # it would be used again, unseen
+            release_freed_memory()  # otherwise it would be used again without being counted
             Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
 
     @property
     def held(self) -> int:
-        """Bytes held now."""
+        """The bytes held now."""
         return torch.cuda.memory_allocated(self.device) if self.device.type == "cuda" else _status("VmRSS")
 
     @property
     def peak(self) -> int:
-        """Bytes held at the most."""
+        """The most bytes held."""
         return torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else _status("VmHWM")
 
 
@@ -60,31 +60,33 @@ def _status(name: str) -> int:
 
 @contextlib.contextmanager
 def explained_memory(step: TrainingStep, config: Config) -> Iterator[None]:
-    """Say in one line what a GPU's memory was too small for.
+    """Turn a GPU's lack of memory into one line that says what didn't fit.
 
     Raises:
-        ValueError: It was too small.
+        FieldError: A micro-batch doesn't fit.
     """
     try:
         yield
     except torch.OutOfMemoryError:
-        raise ValueError(
+        raise FieldError(
             f"a micro-batch of {step.micro_batch_size} images of {config.data.resolution} pixels doesn't fit into the "
-            f"GPU's memory; take a smaller train.micro_batch_size, or a higher level of train.gradient_checkpointing"
+            f"GPU's memory; take a smaller <train.micro_batch_size>, or a higher level of "
+            f"<train.gradient_checkpointing>"
         ) from None
 
 
 def fit_to_memory(step: TrainingStep, config: Config, *, accelerator: Accelerator) -> str:
     """Raise the level of activation checkpointing until a step fits into `train.memory_budget_gib`.
 
-    What a level needs is estimated, and rather from above, the same on every process: what is held with all gradients
-    there, what the optimizers will hold, and what a step of one image takes beside, times the micro-batch.
+    A level's need is estimated, too high rather than too low, and is the same on every process. It is what is held
+    once all gradients are there, plus what the optimizers will hold, plus what a step of one image takes beside them
+    times the micro-batch.
 
     Returns:
-        A line that says what was chosen, and why.
+        A line that says which level was chosen, and why.
 
     Raises:
-        ValueError: No level fits.
+        FieldError: No level fits.
     """
     state, train = step.state, config.train
     assert train.memory_budget_gib is not None
@@ -98,14 +100,15 @@ def fit_to_memory(step: TrainingStep, config: Config, *, accelerator: Accelerato
                 f"Of a memory budget of {train.memory_budget_gib:g} GiB a step takes about: {', '.join(estimates)}; "
                 f"so gradient_checkpointing is {level}"
             )
-    raise ValueError(
-        f"train.memory_budget_gib is {train.memory_budget_gib:g}, but a micro-batch of {step.micro_batch_size} takes "
-        f"about, by gradient_checkpointing: {', '.join(estimates)}; take a smaller train.micro_batch_size"
+    raise FieldError(
+        f"<train.memory_budget_gib> is {train.memory_budget_gib:g}, but a micro-batch of {step.micro_batch_size} "
+        f"takes about, by <train.gradient_checkpointing>: {', '.join(estimates)}; take a smaller "
+        f"<train.micro_batch_size>"
     )
 
 
 def _estimate(step: TrainingStep, *, resolution: int, accelerator: Accelerator) -> float:
-    """Bytes that a step takes."""
+    """Return the bytes that a step takes, the most of all processes."""
     state = step.state
     image = step.grey_batch(1, resolution=resolution)
     adversarial = state.discriminator is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ldm_vae.config.rules import RunError
 from ldm_vae.training.meter import MeterReading
 
 # The discriminator's loss where it can't tell the images apart at all; it is 0 where it tells all of them apart.
@@ -9,7 +10,7 @@ BLIND = {"hinge": 1.0, "vanilla": 0.6931}
 WINNING, LOSING = 0.1, 0.95  # parts of the blind loss, below and above which the balance is lost
 
 
-class NonFiniteError(RuntimeError):
+class NonFiniteError(RunError):
     """Too many updates in a row were not finite."""
 
 
@@ -36,7 +37,7 @@ class Health:
             raise NonFiniteError(
                 f"{reading.row} updates in a row, up to step {step}, were not finite ({', '.join(reading.nonfinite)}) "
                 f"and were skipped; the weights are those before them, and the last checkpoint is whole. A lower "
-                f"train.learning_rate or train.mixed_precision no may help"
+                f"<train.learning_rate> or <train.mixed_precision> no may help"
             )
         if "d" in reading.means:
             verdict = self.judge(reading.means)

@@ -141,7 +141,7 @@ def train(config: Config) -> TrainSummary:
         with told_once():
             raise NonFiniteError(
                 f"the run ended after {state.step} steps, which are not saved, since {unsaved}; {kept_words(kept)}. A "
-                f"lower train.learning_rate or train.mixed_precision no may help"
+                f"lower <train.learning_rate> or <train.mixed_precision> no may help"
             )
     return TrainSummary(
         step=state.step,

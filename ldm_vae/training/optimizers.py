@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
+from ldm_vae.config.rules import FieldError
 from ldm_vae.config.train import TrainConfig
 
 MUON_MOMENTUM = 0.95
@@ -129,8 +130,8 @@ def _newton_schulz(dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
     try:
         from timm.optim.muon import zeropower_via_newtonschulz
     except ImportError:
-        raise ValueError(
-            "train.optimizer is muon, which needs timm 1.0.21 or later: pip install 'ldm-vae[muon]', or take adamw"
+        raise FieldError(
+            "<train.optimizer> is muon, which needs timm 1.0.21 or later: pip install 'ldm-vae[muon]', or take adamw"
         ) from None
 
     def orthogonalise(matrices: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The processes of a run: how they start, what they can't be, that they agree, and what is said when one is lost."""
+"""The processes of a run: how they start, what launches are refused, whether they agree, and when one is lost."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, ProjectConfiguration, set_seed
 from torch import Tensor, nn
 
-from ldm_vae.config.rules import require
+from ldm_vae.config.rules import RunError, require
 from ldm_vae.config.run import Config
 from ldm_vae.system.memory import keep_freed_memory
 from ldm_vae.training.run_folder import RunFolder
@@ -29,7 +29,8 @@ from ldm_vae.training.state import TrainingState
 
 Result = TypeVar("Result")
 
-# In which the main process tells its error, before the launcher sees another one end and kills them all.
+# The others wait so long before they end: the launcher, which kills all processes as soon as it sees one end, must not
+# do so before the main one has printed its error.
 _GRACE_SECONDS = 5.0
 
 _REFUSED = {
@@ -42,12 +43,12 @@ _REFUSED = {
 }
 
 
-class LostProcessError(RuntimeError):
-    """A wait for the other processes that broke off."""
+class LostProcessError(RunError):
+    """The wait for the other processes broke off."""
 
 
-class RanksDifferError(RuntimeError):
-    """Processes that should hold the same weights and don't."""
+class RanksDifferError(RunError):
+    """Processes hold different weights, which should be the same."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,16 +58,17 @@ class Processes:
     accelerator: Accelerator
     """Wraps networks and reduces the step's own sums, by NCCL on GPUs."""
     hosts: dist.ProcessGroup | None
-    """All processes, for tensors and objects on the CPU; None where there is one process. It goes by gloo also where
-    the step's sums go by NCCL, which sees a lost process only at the timeout and then ends this one without a word."""
+    """All processes, for tensors and objects on the CPU; None where there is one process. The group uses gloo even
+    where the step's sums use NCCL, which notices a lost process only at the timeout and then ends this one without a
+    word."""
 
     @property
     def count(self) -> int:
-        """How many there are."""
+        """The number of processes."""
         return self.accelerator.num_processes
 
     def on_main(self, work: Callable[[], Result], *, purpose: str) -> Result:
-        """Have the main process do `work`, and give its result to all; where it fails, all stop with it.
+        """Have the main process do `work`, and give its result to all processes; where it fails, all of them stop.
 
         Args:
             work: What to do.
@@ -74,7 +76,7 @@ class Processes:
 
         Raises:
             Exception: What `work` raised, in the main process; the others exit silently.
-            LostProcessError: In the others, where the main process died.
+            LostProcessError: The main process died; raised in the others.
         """
         if self.count == 1:
             return work()
@@ -94,7 +96,7 @@ class Processes:
         return outcome[0]  # type: ignore[return-value]
 
     def add_up(self, sums: Iterable[Tensor], *, purpose: str) -> None:
-        """Replace each of these tensors on the CPU by its sum over the processes.
+        """Replace each of the tensors, which are on the CPU, by its sum over the processes.
 
         Raises:
             LostProcessError: Another process is gone.
@@ -128,7 +130,7 @@ def join_processes(config: Config) -> Processes:
                 config.output_dir, logging_dir=str(RunFolder(Path(config.output_dir)).logs)
             ),
             kwargs_handlers=[
-                # Gradients live in DDP's buckets, which saves a copy of them all.
+                # Gradients are views into DDP's buckets, which saves a copy of all of them.
                 DistributedDataParallelKwargs(gradient_as_bucket_view=True),
                 InitProcessGroupKwargs(timeout=timeout(config)),
             ],
@@ -147,7 +149,7 @@ def join_processes(config: Config) -> Processes:
 
 
 def _check_launch() -> None:
-    """Refuse what `accelerate launch` may have asked for, before accelerate imports or starts any of it."""
+    """Refuse launches by `accelerate launch` that can't train this, before accelerate imports or starts anything."""
     for name, reason in _REFUSED.items():
         require(
             os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() != "true",
@@ -158,19 +160,19 @@ def _check_launch() -> None:
     require(
         precision not in ("fp16", "fp8"),
         f"launched with mixed precision {precision}: a VAE's activations overflow float16, and its loss scaling does "
-        f"not survive a gradient put together from two losses; launch with --mixed_precision no and use "
-        f"--train.mixed_precision bf16",
+        f"not survive a gradient put together from two losses; launch with `accelerate launch --mixed_precision no` "
+        f"and use <train.mixed_precision> bf16",
     )
 
 
 def timeout(config: Config) -> timedelta:
-    """Longest wait of a process for the others."""
+    """Return the longest wait of a process for the others."""
     return timedelta(minutes=config.train.timeout_minutes)
 
 
 @contextlib.contextmanager
 def waiting_for_others(purpose: str) -> Iterator[None]:
-    """Turn what gloo and NCCL raise, when another process is gone or silent, into a line that says which wait it was.
+    """Name the wait, in one line, where gloo or NCCL raises because another process is gone or silent.
 
     Args:
         purpose: Ends the sentence "waiting for the other processes ...".
@@ -187,8 +189,8 @@ def waiting_for_others(purpose: str) -> Iterator[None]:
         reason = text.splitlines()[0].partition("] ")[2] or text.splitlines()[0]
         raise LostProcessError(
             f"waiting for the other processes {purpose} broke off: one of them ended, or gave no sign within "
-            f"train.timeout_minutes ({reason.partition('. ')[0]}). What it printed says why; go on with "
-            f"--train.resume_from_checkpoint latest"
+            f"<train.timeout_minutes> ({reason.partition('. ')[0]}). What it printed says why; go on with "
+            f"<train.resume_from_checkpoint> latest"
         ) from error
 
 
@@ -229,8 +231,8 @@ def check_ranks_agree(state: TrainingState, *, processes: Processes) -> None:
         if wrong:
             raise RanksDifferError(
                 f"at step {state.step} the weights of rank {', '.join(wrong)} are not those of the other ranks: its "
-                f"hardware is faulty, or its software or files are not theirs. Nothing of that was saved: take it "
-                f"out, and go on with --train.resume_from_checkpoint latest"
+                f"hardware is faulty, or its software or files are not theirs. Nothing of this was saved: take the "
+                f"rank out, and go on with <train.resume_from_checkpoint> latest"
             )
 
 

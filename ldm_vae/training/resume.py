@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ldm_vae.config.parsing import dump_config, load_config
+from ldm_vae.config.rules import FieldError
 from ldm_vae.config.run import Config
 from ldm_vae.images.streaming import StreamingImages
 from ldm_vae.images.training import TrainingImages
@@ -31,9 +32,9 @@ def choose_checkpoint(run: RunFolder, config: Config) -> Path | None:
     name = config.train.resume_from_checkpoint
     if name is None:
         if run.holds_run() and not config.overwrite:
-            raise ValueError(
-                f"output_dir: {run.path} holds a run; go on with --train.resume_from_checkpoint latest, or start anew "
-                f"with --overwrite true"
+            raise FieldError(
+                f"<output_dir>: {run.path} holds a run; go on with <train.resume_from_checkpoint> latest, or start "
+                f"anew with <overwrite> true"
             )
         return None
     if name == "latest":
@@ -44,9 +45,9 @@ def choose_checkpoint(run: RunFolder, config: Config) -> Path | None:
     checkpoint = find_checkpoint(run, name)
     newer = run.checkpoints(after=checkpoint_step(checkpoint))
     if newer and not config.overwrite:
-        raise ValueError(
-            f"train.resume_from_checkpoint: {run.path} holds checkpoints after {checkpoint.name}, up to "
-            f"{newer[-1].name}; give --overwrite true to have them removed"
+        raise FieldError(
+            f"<train.resume_from_checkpoint>: {run.path} holds checkpoints after {checkpoint.name}, up to "
+            f"{newer[-1].name}; give <overwrite> true to have them removed"
         )
     return checkpoint
 
@@ -91,9 +92,10 @@ def compare_data(
         read_names(run.data_names, expected=before), list(images.data_names()), number_before=before.number
     )
     if config.data.changed == "refuse":
-        raise ValueError(
-            f"data.train: {config.data.train} is not what {checkpoint.name} was trained on: {change}. The order of "
-            f"all images would change; give --data.changed accept to go on with it, or bring the former data back"
+        raise FieldError(
+            f"<data.train>: {config.data.train} is not what {checkpoint.name} was trained on: {change}. The order of "
+            f"all images would change; give <data.changed> accept to go on with the new data, or bring the former "
+            f"data back"
         )
     print(f"data.train is not what it was at {checkpoint.name}: {change}")
     return now

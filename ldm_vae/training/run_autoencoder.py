@@ -40,7 +40,7 @@ def load_run_autoencoder(run: Path, *, checkpoint: str, weights: Literal["ema", 
     Raises:
         ValueError: There is no run, or no whole checkpoint of that name.
     """
-    require(RunFolder(run).config.is_file(), f"--run: {run} is no run: it has no config.yaml")
+    require(RunFolder(run).config.is_file(), f"<run>: {run} is no run: it has no config.yaml")
     folder = find_checkpoint(RunFolder(run), checkpoint)
     record = read_record(folder)
     family = family_from_config(json.loads((folder / files.ARCHITECTURE).read_text()))

@@ -40,8 +40,8 @@ class Tracking:
     def __init__(self, run: RunFolder, config: Config, *, accelerator: Accelerator, step: int):
         require(
             run.path.is_dir(),
-            f"output_dir: {run.path}, made by the main process, is not there for process {accelerator.process_index}; "
-            f"it must be on storage that all nodes share",
+            f"<output_dir>: {run.path}, made by the main process, is not there for process "
+            f"{accelerator.process_index}; it must be on storage that all nodes share",
         )
         self.run = run
         self.accelerator = accelerator

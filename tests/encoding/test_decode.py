@@ -148,7 +148,7 @@ def test_what_is_refused_and_what_is_replaced(vae: str, latents: str, tmp_path: 
     decode(DecodeOptions(**arguments))
     (out / "mine.txt").write_text("kept")
     with pytest.raises(
-        ValueError, match=r"holds other things \(pictures\.jsonl\); take an empty folder, or --overwrite"
+        ValueError, match=r"holds other things \(pictures\.jsonl\); take an empty folder, or overwrite it"
     ):
         decode(DecodeOptions(**arguments))
     decode(DecodeOptions(**arguments, num_images=2, overwrite=True))

@@ -251,7 +251,7 @@ def test_wrong_options_are_named(wrong: dict, message: str) -> None:
 
 
 def test_a_resolution_that_the_factor_does_not_divide(vae: str, photos: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="--resolution is 17, which the VAE's factor 2 does not divide"):
+    with pytest.raises(ValueError, match="resolution is 17, which the VAE's factor 2 does not divide; take 16 or 18"):
         encode(options(vae, photos, tmp_path, resolution=17))
 
 

@@ -23,9 +23,9 @@ def test_an_output_that_is_there_stays(tmp_path: Path) -> None:
     other = build(scaling_factor=0.5)
     other.save_pretrained(tmp_path / "other")
     before = (tmp_path / "vae.safetensors").read_bytes()
-    with pytest.raises(ValueError, match=r"vae\.safetensors is there already; --overwrite"):
+    with pytest.raises(ValueError, match=r"vae\.safetensors is there already; overwrite"):
         run(tmp_path / "other", tmp_path / "vae.safetensors")
-    with pytest.raises(ValueError, match="holds an export already; --overwrite"):
+    with pytest.raises(ValueError, match="holds an export already; overwrite"):
         run(tmp_path / "vae.safetensors", tmp_path / "other")
     (tmp_path / "other/thesis.tex").write_text("years of work")
     with pytest.raises(ValueError, match=r"holds thesis\.tex, which no export wrote"):

@@ -205,7 +205,7 @@ def batches_of(folder: Path, count: int, *, num_workers: int = 2, **options: Any
 
 def test_a_worker_that_dies_at_no_picture_is_an_error(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ImageCollection, "read_crop", lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL))
-    with pytest.raises(RuntimeError, match=r"^a data worker died \(.*Set data.num_workers 0"):
+    with pytest.raises(RuntimeError, match=r"^a data worker died \(.*Set num_workers 0"):
         batches_of(photos, 2)
 
 

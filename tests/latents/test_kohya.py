@@ -61,7 +61,7 @@ def test_what_is_cached(tmp_path: Path, model: str, channels: int, shift: float,
             torch.testing.assert_close(torch.from_numpy(found[name + suffix]), expected)
         assert found["original_size" + suffix].tolist() == [width, height]
         assert found["crop_ltrb" + suffix].tolist() == list(kohya_crop((64, 64), original=(width, height)))
-    with pytest.raises(ValueError, match="is there already; --overwrite replaces it"):
+    with pytest.raises(ValueError, match="is there already; overwrite replaces it"):
         export(tmp_path / "latents", images, model)
     export(tmp_path / "latents", images, model, overwrite=True)
 

@@ -103,7 +103,7 @@ def test_buckets_and_what_is_refused(vae: str, data: str, latents: str, tmp_path
     export_latents(LatentsExportOptions(latents=buckets, output=out, layout="parquet"))
     loaded = datasets.load_dataset(out, split="train", cache_dir=str(tmp_path / "cache"))
     check_rows(loaded, LatentDataset(buckets, normalize="none"), suffix="")
-    with pytest.raises(ValueError, match=r"holds other things .*; take an empty folder, or --overwrite"):
+    with pytest.raises(ValueError, match=r"holds other things .*; take an empty folder, or overwrite it"):
         export_latents(LatentsExportOptions(latents=latents, output=out, layout="webdataset"))
     (tmp_path / "out" / "mine.txt").write_text("kept")
     export_latents(LatentsExportOptions(latents=latents, output=out, layout="webdataset", overwrite=True))
@@ -117,7 +117,7 @@ def test_buckets_and_what_is_refused(vae: str, data: str, latents: str, tmp_path
     assert [path.name for path in mine.iterdir()] == ["train-00000-of-00002.parquet"]
     with pytest.raises(ValueError, match="buckets of several shapes, for which lightningdit has no place"):
         export_latents(LatentsExportOptions(latents=buckets, output=str(tmp_path / "a"), layout="lightningdit"))
-    with pytest.raises(ValueError, match="--sample is not for parquet"):
+    with pytest.raises(ValueError, match="sample is not for parquet"):
         export_latents(LatentsExportOptions(latents=latents, output=out, layout="parquet", sample=True))
     encode(options(vae, data, tmp_path / "plain"))
     with pytest.raises(ValueError, match="no mirrored latents, which lightningdit needs"):

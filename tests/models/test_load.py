@@ -39,8 +39,8 @@ def test_loads_a_folder_a_pipeline_and_a_single_file(tmp_path: Path) -> None:
 
 def test_what_is_no_autoencoder_is_named(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match=r"--vae: .*empty holds no config\.json"):
-        load_autoencoder(tmp_path / "empty", field="--vae")
+    with pytest.raises(ValueError, match=r"vae: .*empty holds no config\.json"):
+        load_autoencoder(tmp_path / "empty")
     (tmp_path / "empty" / "config.yaml").touch()
     with pytest.raises(ValueError, match="it is a run: export it first"):
         load_autoencoder(tmp_path / "empty")
@@ -121,8 +121,8 @@ def test_weights_that_do_not_belong_to_the_config_are_named(vae: Path) -> None:
         ),
     ):
         save(vae, {name: weight.contiguous() for name, weight in state.items()})
-        with pytest.raises(ValueError, match=rf"--vae: .*vae.*{match}") as caught:
-            load_autoencoder(vae, field="--vae")
+        with pytest.raises(ValueError, match=rf"vae: .*vae.*{match}") as caught:
+            load_autoencoder(vae)
         assert "\n" not in str(caught.value)
 
 
@@ -146,8 +146,8 @@ def test_broken_and_absurd_configs_are_one_line(vae: Path, text: str, match: str
         name = text.split(":")[0].strip('"')
         text = json.dumps({**json.loads(config), name: json.loads("{" + text + "}")[name]})
     (vae / "config.json").write_text(text)
-    with pytest.raises(ValueError, match=rf"--vae: .*{match}") as caught:
-        load_autoencoder(vae, field="--vae")
+    with pytest.raises(ValueError, match=rf"vae: .*{match}") as caught:
+        load_autoencoder(vae)
     assert "\n" not in str(caught.value)
 
 
@@ -160,8 +160,8 @@ def test_headers_that_claim_absurd_sizes_are_one_line(tmp_path: Path) -> None:
         b"",
     ):
         (tmp_path / "vae.safetensors").write_bytes(content)
-        with pytest.raises(ValueError, match=r"--vae: .*vae\.safetensors") as caught:
-            load_autoencoder(tmp_path / "vae.safetensors", field="--vae")
+        with pytest.raises(ValueError, match=r"vae: .*vae\.safetensors") as caught:
+            load_autoencoder(tmp_path / "vae.safetensors")
         assert "\n" not in str(caught.value)
         assert "weights_only" not in str(caught.value)
 
@@ -206,8 +206,8 @@ def test_checkpoints_of_training_programs_are_read(tmp_path: Path) -> None:
 
 def test_a_file_of_several_published_scalings_asks_for_one(tmp_path: Path) -> None:
     path = ldm_file(tmp_path / "ae.pt", latent_channels=16, use_quant_conv=False)
-    with pytest.raises(ValueError, match=r"--vae: .*16 latent channels.*SD3's are 1\.5305.*FLUX's 0\.3611"):
-        load_autoencoder(path, field="--vae")
+    with pytest.raises(ValueError, match=r"vae: .*16 latent channels.*SD3's are 1\.5305.*FLUX's 0\.3611"):
+        load_autoencoder(path)
     with pytest.warns(UserWarning, match="norm_num_groups 32"):
         flux = load_vae(path, scaling_factor=0.3611, shift_factor=0.1159)
     assert flux.family.scaling == {

@@ -173,7 +173,7 @@ def test_panel_alone_and_budgets(vaes: list[str], photos: str, tmp_path: Path) -
     assert metrics["protocol"]["probe"] is None
     assert metrics["scores"] == []
     assert "verdict" not in summary.table
-    with pytest.raises(ValueError, match="holds a probe already; --overwrite replaces it"):
+    with pytest.raises(ValueError, match="holds a probe already; overwrite replaces it"):
         probe(options(vaes, photos, tmp_path / "out"))
     with pytest.raises(ValueError, match="nothing would be measured"):
         options(vaes, photos, tmp_path / "nothing", no_diffusion=True)

@@ -45,7 +45,7 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
 def test_replacing(tmp_path: Path) -> None:
     export_into(tmp_path / "export", weights="old")
     (tmp_path / "export" / "README.md").write_text("of the old one")
-    with pytest.raises(ValueError, match="holds an export already; --overwrite replaces it"):
+    with pytest.raises(ValueError, match="holds an export already; overwrite replaces it"):
         export_into(tmp_path / "export")
     export_into(tmp_path / "export", overwrite=True)
     assert names(tmp_path / "export") == EXPORTED
@@ -112,10 +112,10 @@ def test_what_can_not_be_written_is_found_before_any_work(tmp_path: Path, kind: 
         ("dangling", "is a link that leads nowhere"),
         ("file/below", "can't be made: .*file is a file"),
     ):
-        with pytest.raises(ValueError, match=rf"^--output .*{path} {message}"):
+        with pytest.raises(ValueError, match=rf"^output .*{path} {message}"):
             OutputFolder(tmp_path / path, kind=kind).check(overwrite=True)
     if Path("/proc/self").exists():  # where root can't write either
-        with pytest.raises(ValueError, match=r"^--output /proc/self/x/y can't be written: /proc/\d+: "):
+        with pytest.raises(ValueError, match=r"^output /proc/self/x/y can't be written: /proc/\d+: "):
             OutputFolder("/proc/self/x/y", kind=kind).check(overwrite=True)
     OutputFolder(tmp_path / "new" / "deep", kind=kind).check(overwrite=False)
     assert names(tmp_path) == {"file", "dangling"}

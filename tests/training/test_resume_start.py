@@ -70,7 +70,7 @@ def begin(run: Path, config: Config, images: TrainingImages, *, checkpoint: Path
 
 
 def test_run_into_a_folder_that_holds_one_is_refused(run: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"holds a run; go on with --train\.resume_from_checkpoint latest"):
+    with pytest.raises(ValueError, match=r"holds a run; go on with train\.resume_from_checkpoint latest"):
         choose_checkpoint(RunFolder(run), resuming(run, None))
     assert choose_checkpoint(RunFolder(run), resuming(run, None, overwrite=True)) is None
     assert choose_checkpoint(RunFolder(tmp_path / "new"), resuming(run, None)) is None

@@ -49,11 +49,11 @@ def export_latents(options: LatentsExportOptions) -> LatentsExportSummary:
         ValueError: In one line, naming what the layout needs and the folder hasn't, or what the output holds.
     """
     keeps_moments = options.layout in ("parquet", "webdataset")
-    require(not (options.sample and keeps_moments), f"--sample is not for {options.layout}, which keeps mean and std")
+    require(not (options.sample and keeps_moments), f"<sample> is not for {options.layout}, which keeps mean and std")
     dataset = LatentDataset(
         Path(options.latents).expanduser(), sample=options.sample, normalize="none", seed=options.seed
     )
-    require(len(dataset) > 0, f"--latents {options.latents} holds no rows")
+    require(len(dataset) > 0, f"<latents> {options.latents} holds no rows")
     output = OutputFolder(options.output, kind=LATENTS_EXPORT)
     if options.layout == "kohya":  # whose files lie beside the images
         output.check_writable()

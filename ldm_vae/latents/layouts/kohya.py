@@ -188,7 +188,7 @@ def _check_name(path: Path, source: str, options: LatentsExportOptions) -> None:
         f"{printable(str(older))} is there, which sd-scripts would take instead; move it away",
     )
     require(
-        options.overwrite or not path.exists(), f"{printable(str(path))} is there already; --overwrite replaces it"
+        options.overwrite or not path.exists(), f"{printable(str(path))} is there already; <overwrite> replaces it"
     )
 
 

@@ -11,6 +11,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from ldm_vae.config.rules import mark, within
 from ldm_vae.models.frozen.weights import cached_file, find_weights, read_weights
 
 # ImageNet weights as torchvision publishes them: what the heads were calibrated on.
@@ -60,7 +61,7 @@ def load_lpips(name: str, *, weights: str | None, field: str) -> lpips.LPIPS:
     renamed = {key: "features." + key.split(".", 1)[1] for key in network.net.state_dict()}
     missing = [key for key in renamed.values() if key not in trunk]
     if missing:
-        raise ValueError(f"{field}: {path} is no torchvision file for {name}: it lacks {missing[0]}")
+        raise within(mark(field), f"{path} is no torchvision file for {name}: it lacks {missing[0]}")
     network.net.load_state_dict({key: trunk[source] for key, source in renamed.items()}, assign=True)
     return network
 

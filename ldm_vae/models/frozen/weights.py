@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ldm_vae.config.rules import FieldError, mark, within
 from ldm_vae.models.weight_files import open_weights
 
 
@@ -35,7 +36,7 @@ def find_weights(name: str, *, source: str | None, url: str | None, field: str, 
         path = Path(source).expanduser()
         path = path / name if path.is_dir() else path
         if not path.is_file():
-            raise ValueError(f"{field}: there is no file {path}; it is to be {name}, for {purpose}")
+            raise within(mark(field), f"there is no file {path}; it is to be {name}, for {purpose}")
         return path
     path = cached_file(name)
     if path.is_file():
@@ -50,8 +51,8 @@ def find_weights(name: str, *, source: str | None, url: str | None, field: str, 
             reason = f"which could not be downloaded ({' '.join(str(error).split())})"
         else:
             return path
-    raise ValueError(
-        f"{purpose} needs {name}, {reason}; put it into {path.parent} or name it in {field}"
+    raise FieldError(
+        f"{purpose} needs {name}, {reason}; put it into {path.parent} or name it in {mark(field)}"
         + (f"; it is published at {url}" if url else "")
     )
 
@@ -66,7 +67,7 @@ def read_weights(path: Path, *, field: str) -> dict[str, Tensor]:
         file = open_weights(path)
         return file.load(file.names)
     except ValueError as error:
-        raise ValueError(f"{field}: {error}") from None
+        raise within(mark(field), error) from None
 
 
 def _hash_in(name: str) -> str | None:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ldm_vae.config.names import did_you_mean
+from ldm_vae.config.rules import FieldError, mark, within
 from ldm_vae.models.families.kl import KL
 from ldm_vae.models.layouts.folder import check_numbers, checked_state_dict
 from ldm_vae.models.layouts.ldm_names import (
@@ -134,7 +135,7 @@ def read_ldm_weights(
                 _ask_for_scaling(stated["latent_channels"])
         state, complete = diffusers_state_dict(ldm_state, config=stated | override)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise within(str(path), error) from error
     return LdmWeights(state=state, config=complete, assumed=assumed, left_out=left_out)
 
 
@@ -265,9 +266,9 @@ def _published(names: list[str]) -> tuple[dict[str, Any], bool]:
 def _ask_for_scaling(latent_channels: int) -> None:
     if latent_channels != _PUBLISHED_CHANNELS:
         published = "; SD3's are 1.5305 and 0.0609, FLUX's 0.3611 and 0.1159" if latent_channels == 16 else ""
-        raise ValueError(
-            f"the file doesn't say how its {latent_channels} latent channels are scaled; give scaling_factor and "
-            f"shift_factor{published}, or its config.json"
+        raise FieldError(
+            f"the file doesn't say how its {latent_channels} latent channels are scaled; give "
+            f"{mark('scaling_factor')} and {mark('shift_factor')}{published}, or its config.json"
         )
 
 
