@@ -78,6 +78,8 @@ def _usage() -> str:
             "",
             *lines,
             "",
-            "ldm-vae COMMAND --help explains a command's options; LDM_VAE_TRACEBACK=1 shows where an error came from.",
+            "`ldm-vae quickstart` runs the whole way once, on photographs that need no download.",
+            "`ldm-vae COMMAND --help` explains a command's options.",
+            "LDM_VAE_TRACEBACK=1 in the environment shows where an error came from.",
         ]
     )

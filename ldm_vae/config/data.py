@@ -1,4 +1,4 @@
-"""What it is trained on."""
+"""Settings of the images that a run trains and validates on."""
 
 from __future__ import annotations
 
@@ -12,47 +12,50 @@ from ldm_vae.config.rules import at_least, between, positive, require, require_d
 
 @dataclass(kw_only=True)
 class DataConfig(ReadingRules):
-    """The images: whatever `datasets.load_dataset` reads."""
+    """The images to train and validate on: folders of images, or whatever else `datasets.load_dataset` reads."""
 
     section: ClassVar[str] = "data"
 
     train: Optional[str] = source(None)
-    """Images to train on: a folder of images, a hub id, or parquet or webdataset files (a glob is fine)."""
+    """Images to train on: a folder of images, a hub id, or parquet or webdataset files, which a glob may name."""
     validation: Optional[str] = source(None)
-    """Images to validate on, never trained on; none: no validation."""
-    split: Optional[str] = None
-    """Split of `train`; none: `train`, or the only one."""
-    validation_split: Optional[str] = None
-    """Split of `validation`; none: `validation`, `test` or the only one."""
-    image_column: Optional[str] = None
-    """Column that holds the images; none: the only image column there is."""
+    """Images to validate on, which the run doesn't train on. Without it there is no validation."""
     resolution: int = positive(256)
     """Side of the square training crops, in pixels."""
-    early_resolutions: list[int] = field(default_factory=list)
-    """Smaller sides to begin with, one after the other: most is learnt there, in a fraction of the time. For models
-    without attention, which are good at any size."""
-    early_fractions: list[float] = field(default_factory=list)
-    """Part of train.max_train_steps that is trained at each of early_resolutions, before those at resolution."""
     crop: Crop = "random"
-    """`random` and `center` first resize the short side to `resolution`; `random_resized` takes a random part."""
+    """How a crop is taken: `random` and `center` first resize the image's short side to resolution, `random_resized`
+    takes a random part of the image and resizes it."""
     crop_min_area: float = between(0, 1, 0.25, ends="(]")
     """Smallest part of the image's area that a `random_resized` crop covers."""
     flip: bool = True
     """Mirror half of the images left to right."""
     num_workers: int = at_least(0, 2)
-    """Decoding processes for each training process; 0: in the training process itself."""
-    streaming: bool = False
-    """Read the source as a stream, without a local copy and without random access."""
-    shuffle_buffer: int = at_least(0, 0)
-    """Images a stream is shuffled within, undecoded; 0 keeps its order. A resumed run reads up to its place again."""
+    """Decoding processes of each training process. With 0 the training process decodes by itself."""
+    image_column: Optional[str] = None
+    """Column that holds the images. Without it the only image column of the data is taken."""
+    split: Optional[str] = None
+    """Split of the training data. Without it `train` is taken, or the only split."""
+    validation_split: Optional[str] = None
+    """Split of the validation data. Without it `validation` or `test` is taken, or the only split."""
     validation_images: int = positive(256)
-    """At most so many validation images are used, the first ones."""
+    """The most validation images to use; they are the first ones."""
     whole_validation: bool = False
-    """Validate on whole pictures, each cut to a multiple of the model's factor, instead of square crops of
-    `resolution`. train.validation_memory_gib bounds the memory for them."""
+    """Validate on whole pictures, each cut to a multiple of the model's factor, instead of square crops of resolution.
+    train.validation_memory_gib bounds the memory for them."""
+    early_resolutions: list[int] = field(default_factory=list)
+    """Smaller sides to begin with, one after the other: most is learnt there, in a fraction of the time. They are for
+    models without attention, which are good at any size."""
+    early_fractions: list[float] = field(default_factory=list)
+    """Part of train.max_train_steps that is trained at each of early_resolutions, before the rest is trained at
+    resolution."""
+    streaming: bool = False
+    """Read the training images as a stream, without a local copy and without random access."""
+    shuffle_buffer: int = at_least(0, 0)
+    """Number of undecoded images within which a stream is shuffled. With 0 its order is kept. A resumed run reads the
+    stream again up to its place."""
     changed: WhenChanged = "refuse"
     """What a resumed run does where its training images are no longer those of the checkpoint: `refuse` says what
-    changed and stops, `accept` says it and goes on, in another order."""
+    changed and stops, `accept` says what changed and goes on, in another order."""
     strict: bool = False
     """Stop at the first unreadable image instead of skipping, counting and listing it."""
 

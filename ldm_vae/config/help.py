@@ -64,19 +64,19 @@ def _paragraphs(text: str, *, width: int) -> Iterator[str]:
 
 
 def _option(info: FieldInfo) -> str:
-    """An option with what it takes: `train.batch_size N`."""
+    """Return an option with what it takes: `train.batch_size N`; what is off by default takes nothing."""
     if info.type is bool:
-        return info.alias or info.name
+        return (info.alias or info.name) + (" true|false" if info.default else "")
     taken = {"local": "PATH", "source": "SOURCE"}.get(info.path or "", "") or "|".join(info.choices)
     taken = taken or {int: "N", float: "X", str: "TEXT"}[info.type]
     return f"{info.alias or info.name} {taken}{' ...' if info.many else ''}"
 
 
 def _facts(info: FieldInfo) -> str:
-    """Range and default: "(positive; default: 12)"."""
+    """Range and default: "(positive; default: 12)"; a flag that is off and an empty list go without saying."""
     facts = [info.range.shown] if info.range else []
     if info.required:
         facts.append("required")
-    elif info.default is not None:
+    elif not (info.default is None or info.default is False or info.default == []):
         facts.append(f"default: {info.default if info.choices else shown_value(info.default)}")
     return f"({'; '.join(facts)})" if facts else ""

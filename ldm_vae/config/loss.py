@@ -1,4 +1,4 @@
-"""What is minimised: a mixin a term, which holds the term's fields, and the discriminator's."""
+"""Settings of what is minimised: a mixin for the fields of each term, and one for those of the discriminator."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class Ramp(Options):
     end: float
     """Weight once the line has ended."""
     from_step: Optional[int] = None
-    """Updates before the line begins; none: it begins with the run."""
+    """Updates before the line begins. Without it the line begins with the run."""
     to_step: Optional[int] = None
     """Updates after which the line has ended."""
     from_fraction: Optional[float] = None
-    """Part of train.max_train_steps before the line begins; none: it begins with the run."""
+    """Part of train.max_train_steps before the line begins. Without it the line begins with the run."""
     to_fraction: Optional[float] = None
     """Part of train.max_train_steps after which the line has ended."""
 
@@ -55,7 +55,7 @@ class Ramp(Options):
 
     @property
     def numbers(self) -> tuple[float, float]:
-        """The weights between which it goes, for their range to be checked."""
+        """The weights between which it goes, whose range is checked."""
         return self.start, self.end
 
     def steps(self, max_train_steps: int) -> tuple[int, int]:
@@ -90,12 +90,13 @@ class PerceptualFields(TermFields):
     """The distance in a frozen network's features."""
 
     perceptual: Perceptual = "lpips_vgg"
-    """Network of the perceptual distance; `efficientnet_lite0` needs no download."""
+    """Network whose features the perceptual distance compares; `efficientnet_lite0` needs no download."""
     perceptual_weights: Optional[str] = local_path(None)
-    """Local file with the LPIPS trunk's weights; none: torch's usual cache, then a download."""
+    """Local file with the weights of the LPIPS trunk. Without it they are taken from torch's usual cache, or
+    downloaded into it."""
     perceptual_weight: Weight = at_least(0, 1.0)
-    """Weight of the perceptual distance beside the pixel distance: a number, or a ramp such as
-    {start: 0, end: 1, to_step: 1000}."""
+    """Weight of the perceptual distance beside the pixel distance: a number, or a ramp such as {start: 0, end: 1,
+    to_step: 1000}."""
 
 
 @dataclass(kw_only=True)
@@ -103,8 +104,8 @@ class KlFields(TermFields):
     """The rate of the posterior."""
 
     kl_weight: Weight = at_least(0, 1e-6)
-    """Weight of the KL divergence a pixel element: a number, or a ramp such as {start: 0, end: 1e-6, to_step: 10000}
-    or {start: 1e-8, end: 1e-6, from_fraction: 0.1, to_fraction: 0.5}."""
+    """Weight of the KL divergence, which is divided by the number of elements of an image: a number, or a ramp such as
+    {start: 0, end: 1e-6, to_step: 10000} or {start: 1e-8, end: 1e-6, from_fraction: 0.1, to_fraction: 0.5}."""
 
 
 @dataclass(kw_only=True)
@@ -113,21 +114,21 @@ class EquivarianceFields(TermFields):
 
     eq_probability: float = between(0, 1, 0.0)
     """Part of the updates in which the latents are scaled and turned before they are decoded, and all losses compare
-    with the images transformed alike (EQ-VAE); 0: none."""
+    with the images transformed alike (EQ-VAE)."""
     equivariance_weight: Weight = at_least(0, 0.0)
     """Weight of the pixel distance between a second decode, of transformed latents, and the images transformed alike.
-    The ordinary losses stay as they are. 0: none."""
+    The ordinary losses stay as they are. With 0 there is no second decode."""
     consistency_weight: Weight = at_least(0, 0.0)
-    """Weight of the squared difference between the latents of transformed images and the transformed latents, over
-    the latents' variance; 0: none."""
+    """Weight of the squared difference between the latents of transformed images and the transformed latents, divided
+    by the latents' variance."""
     equivariance_every: int = positive(1)
-    """The second decode and the consistency are part of every so many-th update."""
+    """Number n for which the second decode and the consistency are part of every n-th update."""
     equivariance_scales: list[float] = between(0, 1, ends="(]", factory=lambda: [0.25, 0.375, 0.5, 0.625, 0.75, 0.875])
     """Parts of the side to which a transform scales, one of them in each update."""
     equivariance_rotations: list[int] = field(default_factory=lambda: [90, 180, 270])
     """Degrees by which a transform turns, one of them for each image: of 0, 90, 180 and 270."""
     equivariance_flips: bool = False
-    """Whether a transform mirrors half of the images."""
+    """Let a transform mirror half of the images."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -139,7 +140,7 @@ class EquivarianceFields(TermFields):
 
     @property
     def compares_pairs(self) -> bool:
-        """Whether latents and images are transformed beside the ordinary losses."""
+        """Whether latents and images are transformed for losses of their own."""
         return self.equivariance_weight != 0 or self.consistency_weight != 0
 
 
@@ -148,15 +149,15 @@ class SampleFields(TermFields):
     """What else is done to the latents before they are decoded, in training alone."""
 
     latent_noise: LatentNoise = "off"
-    """Noise on the latents, of a strength u drawn for each image from [0, 1), n standard normal: `interpolative`
-    (1 - u) z + u s n; `additive` z + u s n; `relative` z + u s n times the standard deviation of the image's latents.
-    s is latent_noise_strength. None where the decoder alone is trained."""
+    """Noise that is put on the latents z in training: `interpolative` gives (1 - u) z + u s n, `additive` z + u s n,
+    and `relative` z + u s n times the standard deviation of the image's latents. u is drawn for each image from [0,
+    1), n is standard normal, and s is latent_noise_strength. There is no noise where the decoder alone is trained."""
     latent_noise_strength: float = positive(1.0)
     """Largest standard deviation s of the latent noise."""
     low_pass: list[int] = at_least(0, factory=list)
-    """Numbers of which one is drawn for each image: with k above 0, the coefficients (u, v) with u + v of 15 - k or
-    more of each 8x8 block's cosine transform are removed from latents and images alike; 0 removes nothing. Empty:
-    none."""
+    """Numbers of which one, k, is drawn for each image: of the cosine transform of each 8x8 block, the k highest
+    diagonals, where u + v is 15 - k or more, are removed from latents and images alike. 0 removes nothing. Without
+    numbers nothing is drawn or removed."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -171,9 +172,9 @@ class SpectrumFields(TermFields):
     """Latents whose spectrum is that of their images, flattened."""
 
     spectrum_weight: Weight = at_least(0, 0.0)
-    """Weight of the divergence of the latents' radial spectrum from the image's at the latents' size; 0: none."""
+    """Weight of the divergence of the latents' radial spectrum from that of the image, resized to the latents."""
     spectrum_flattening: float = at_least(0, 1.0)
-    """Exponent of the frequency by which the image's power is multiplied before."""
+    """Exponent of the frequency that the image's power is multiplied with before both are compared."""
 
 
 @dataclass(kw_only=True)
@@ -181,9 +182,9 @@ class LikelihoodFields(TermFields):
     """The variance that the terms on images are taken to have."""
 
     learn_logvar: bool = False
-    """Learn a log-variance s of the reconstruction: rec / exp(s) + s."""
+    """Learn a log-variance s of the likelihood: the terms on images are divided by exp(s), and s is added."""
     logvar_init: float = 0.0
-    """Start of s."""
+    """First value of the log-variance s."""
 
 
 @dataclass(kw_only=True)
@@ -191,31 +192,32 @@ class AdversarialFields(TermFields):
     """The discriminator and its balance against the terms on images."""
 
     disc_weight: float = at_least(0, 0.5)
-    """Weight of the adversarial loss, before the adaptive one; 0: no discriminator."""
+    """Weight of the adversarial loss, which multiplies the adaptive weight. With 0 there is no discriminator."""
     disc_start: int = at_least(0, 50001)
-    """First generator update in which the discriminator is trained."""
+    """Number of updates before the discriminator is trained."""
     disc_warmup_steps: int = at_least(0, 0)
-    """Updates that the discriminator is trained for, from `disc_start` on, before it reaches the generator."""
+    """Updates, from disc_start on, in which the discriminator is trained and doesn't yet reach the autoencoder."""
     disc_loss: DiscriminatorLoss = "hinge"
     """Loss of the discriminator."""
     disc_norm: DiscriminatorNorm = "group"
-    """Norm of the discriminator; `batch` is the published one, and depends on how the batch is cut."""
+    """Norm in the discriminator. `batch` is the published one, whose result depends on how the batch is cut."""
     disc_channels: int = positive(64)
     """Width of the discriminator's first layer."""
     disc_num_layers: int = positive(3)
-    """Strided layers of the discriminator; 3 judges patches of 70 pixels."""
+    """Strided layers of the discriminator; with 3 it judges patches of 70 pixels."""
     adaptive_weight: AdaptiveWeight = "lagged"
-    """Balance of the adversarial gradient against the reconstruction's at the last layer: measured in the step before,
-    in the same step (the published order, without accumulation only), or not at all."""
+    """When the adversarial gradient is measured against the reconstruction's, at the last layer, to balance both: in
+    the step before (`lagged`), in the same step, as published (`same_step`, which works without accumulation only), or
+    not at all (`off`)."""
 
 
 @dataclass(kw_only=True)
 class LossConfig(
-    AdversarialFields,
-    LikelihoodFields,
     SpectrumFields,
     SampleFields,
     EquivarianceFields,
+    AdversarialFields,
+    LikelihoodFields,
     KlFields,
     PerceptualFields,
     PixelFields,

@@ -1,4 +1,4 @@
-"""What the autoencoder is."""
+"""Settings of the autoencoder."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ class ModelConfig(Options):
     section: ClassVar[str] = "model"
 
     pretrained: Optional[str] = source(None)
-    """Folder, hub id or single LDM file to start from; none: from scratch."""
-    in_channels: Literal[1, 3, 4] = 3
-    """Image channels: 1 (grey), 3 (RGB) or 4 (RGBA)."""
+    """Folder, hub id or single LDM file of the autoencoder to start from. Without it training starts from scratch."""
     latent_channels: Optional[int] = positive(None)
-    """Channels of the latent. None: 4 from scratch, the pretrained model's otherwise. Another number than the
-    pretrained model's keeps its channels and adds new ones (or drops the last)."""
+    """Channels of the latent. Without it they are 4 from scratch, or those of the pretrained model. Another number
+    keeps the pretrained model's channels and adds new ones, or drops the last ones."""
     block_out_channels: list[int] = positive(factory=lambda: [128, 256, 512, 512])
     """Width of each resolution level; n levels give a spatial factor of 2^(n-1)."""
-    layers_per_block: int = positive(2)
-    """Residual blocks a level in the encoder (the decoder has one more)."""
-    norm_num_groups: int = positive(32)
-    """Groups of every group norm; must divide every width."""
-    attention_levels: list[int] = field(default_factory=list)
-    """Levels (0 is full resolution) with self-attention after each residual block, as in the published f16 and f32."""
-    mid_block_add_attention: bool = True
-    """Self-attention in the middle block, as published."""
-    use_quant_conv: bool = True
-    """Convolutions of 1x1 on both sides of the latent, as published (SD3 and FLUX have none)."""
-    init: Init = "torch"
-    """First weights, from scratch only: torch's, or `quiet` ones: fan-in, every residual block the identity, a sharp
-    posterior. With `pretrained` it has no effect."""
     decoder_only: bool = False
-    """Train the decoder and post_quant_conv alone; encoder and quant_conv, and so every latent, stay bit-unchanged."""
+    """Train the decoder and post_quant_conv alone. Encoder and quant_conv, and so all latents, keep every bit."""
+    in_channels: Literal[1, 3, 4] = 3
+    """Channels of the images: 1 (grey), 3 (RGB) or 4 (RGBA)."""
+    layers_per_block: int = positive(2)
+    """Residual blocks of each level of the encoder; the decoder has one more."""
+    norm_num_groups: int = positive(32)
+    """Groups of every group norm; the number must divide every width."""
+    attention_levels: list[int] = field(default_factory=list)
+    """Levels with self-attention after each residual block, as in the published f16 and f32; 0 is full resolution."""
+    mid_block_add_attention: bool = True
+    """Have self-attention in the middle block, as published."""
+    use_quant_conv: bool = True
+    """Have convolutions of 1x1 on both sides of the latent, as published. SD3 and FLUX have none."""
+    init: Init = "torch"
+    """First weights of a model from scratch: those of torch, or `quiet` ones, which are scaled by fan-in, make every
+    residual block the identity, and the posterior sharp."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -61,5 +61,5 @@ class ModelConfig(Options):
 
     @property
     def spatial_factor(self) -> int:
-        """Image pixels a latent pixel, along one side (for a model from scratch)."""
+        """Side of the square of image pixels that one latent pixel stands for, in a model from scratch."""
         return 2 ** (len(self.block_out_channels) - 1)

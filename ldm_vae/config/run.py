@@ -15,20 +15,23 @@ from ldm_vae.config.train import TrainConfig
 
 @dataclass(kw_only=True)
 class Config(Options):
-    """A training run."""
+    """Train an autoencoder.
+
+    Example: ldm-vae train --config kl_f8 --data.train photos --output_dir runs/mine
+    """
 
     output_dir: str = local_path("runs/vae")
-    """Folder of the run: config, metrics, samples, logs, checkpoints."""
+    """Folder of the run, for its config, metrics, samples, logs and checkpoints."""
     overwrite: bool = False
-    """Start anew in an output_dir that holds a run, whose checkpoints and metrics are then removed."""
+    """Start anew where output_dir holds a run; its checkpoints and metrics are removed."""
     seed: int = at_least(0, 0)
-    """Seed of everything random: initial weights, order, crops, flips, posterior noise."""
+    """Seed of everything random: first weights, order, crops, flips and posterior noise."""
     report_to: Tracker = "tensorboard"
-    """Tracker, through accelerate; wandb needs the extra of that name."""
-    model: ModelConfig = field(default_factory=ModelConfig)
+    """Tracker of the figures beside metrics.jsonl; wandb needs the extra of the same name."""
     data: DataConfig = field(default_factory=DataConfig)
-    loss: LossConfig = field(default_factory=LossConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -46,7 +49,7 @@ class Config(Options):
         )
 
     def check_processes(self, num_processes: int) -> None:
-        """Raise `FieldError` unless the batch can be shared by so many processes as the loss needs it."""
+        """Raise `FieldError` unless `num_processes` can share the batch, in the way that the loss needs."""
         _, accumulation = self.train.accumulation(num_processes=num_processes)
         require(
             self.loss.adaptive_weight != "same_step" or self.loss.disc_weight == 0 or accumulation == 1,
@@ -56,6 +59,6 @@ class Config(Options):
 
     @property
     def early_stages(self) -> list[tuple[int, int]]:
-        """(update, resolution): the side of the images before that update, one stage after the other."""
+        """The early stages in order, as (update, resolution): the side that images have before the update."""
         stages = zip(accumulate(self.data.early_fractions), self.data.early_resolutions, strict=True)
         return [(round(part * self.train.max_train_steps), resolution) for part, resolution in stages]

@@ -78,7 +78,7 @@ def decode(options: DecodeOptions) -> DecodeSummary:
     output = OutputFolder(options.output, kind=DECODED)
     output.check(overwrite=options.overwrite)
     dataset = LatentDataset(Path(options.latents).expanduser(), normalize="none")
-    family = load_vae(options.vae, needs_scaling=False, **options.said_of_vae).family
+    family = load_vae(options.vae, needs_scaling=False, **options.vae_arguments).family
     require(
         options.other_vae or fingerprint(family).encoder == dataset.index["vae"]["encoder"],
         f"<vae> {options.vae} is not the autoencoder that {options.latents} was encoded with; "

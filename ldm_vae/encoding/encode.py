@@ -78,7 +78,7 @@ def encode(options: EncodeOptions) -> EncodeSummary:
         ValueError: In one line, naming the option, for what a user can mend.
     """
     OutputFolder(options.output, kind=LATENTS).check_writable()
-    loaded = load_vae(options.vae, **options.said_of_vae)
+    loaded = load_vae(options.vae, **options.vae_arguments)
     family = loaded.family
     check_sizes(options, family=family)
     open_images = open_stream if options.streaming else open_collection

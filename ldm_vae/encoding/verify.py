@@ -94,7 +94,7 @@ def _encode_again(dataset: LatentDataset, options: LatentsVerifyOptions, problem
     assert options.data is not None
     index = dataset.index
     require("names" in index["data"], "<deep> needs random access to the images, which a streamed source hasn't")
-    family = load_vae(options.vae, **options.said_of_vae).family
+    family = load_vae(options.vae, **options.vae_arguments).family
     require(
         fingerprint(family).whole == index["vae"]["fingerprint"],
         f"<vae> {options.vae} is not the autoencoder that {options.latents} was encoded with",

@@ -30,12 +30,12 @@ from ldm_vae.training.state import TrainedNetwork, TrainingState, named_trained_
 
 @dataclass(frozen=True, kw_only=True)
 class RunPlan:
-    """What a run is besides its state: settings, and what followed from them when it began."""
+    """What makes a run beside its state: the settings, and what followed from them when the run began."""
 
     config: Config
     early_stages: list[tuple[int, int]]
-    """(update, resolution): the side of the images before that update. Raising train.max_train_steps later does not
-    move them."""
+    """Early stages as (update, resolution): the side that images have before the update. They stay where they are if
+    train.max_train_steps is raised later."""
     data: DataNames
 
 
@@ -46,7 +46,7 @@ def save_checkpoint(state: TrainingState, run: RunFolder, plan: RunPlan) -> Path
     """Write all of `state` into RUN/checkpoint-STEP; called by the main process alone.
 
     Raises:
-        OSError: It can't be written; what was saved before is untouched.
+        OSError: The checkpoint can't be written. Earlier ones are untouched.
     """
     checkpoint = run.checkpoint(state.step)
     unfinished = run.unfinished_checkpoint(state.step)
@@ -106,7 +106,7 @@ def _ema_tensors(state: TrainingState) -> dict[str, Tensor]:
 
 
 def _optimizer_tensors(network: TrainedNetwork[Any]) -> dict[str, Tensor]:
-    """Moments and step of each parameter, as `NAME:exp_avg`; none before the first update."""
+    """Return moments and step of each parameter, as `NAME:exp_avg`; nothing before the first update."""
     return {
         f"{name}:{key}": value
         for name, parameter in named_trained_parameters(network)
@@ -131,10 +131,10 @@ def _record(state: TrainingState, plan: RunPlan) -> CheckpointRecord:
 
 
 def load_checkpoint(state: TrainingState, checkpoint: Path) -> list[str]:
-    """Take up all that `save_checkpoint` wrote, bit by bit; called by every process.
+    """Put all that `save_checkpoint` wrote into the state, bit by bit; called by every process.
 
     Returns:
-        A line for each thing that the checkpoint has otherwise than the state, and that doesn't matter.
+        A line for each harmless difference between what the checkpoint and the state hold.
 
     Raises:
         CheckpointError: The checkpoint is of another architecture, or of a run that trained other weights.
@@ -167,7 +167,7 @@ def load_checkpoint(state: TrainingState, checkpoint: Path) -> list[str]:
 
 
 def _load_ema(state: TrainingState, checkpoint: Path, *, ema_step: int | None) -> None:
-    """Take up the average; a run that had none starts it at the weights."""
+    """Load the averaged weights. Where the checkpoint has none, the average starts at the weights."""
     assert state.ema is not None
     weights = read_tensors(checkpoint, files.EMA if ema_step is not None else files.AUTOENCODER)
     for name, shadow in _ema_tensors(state).items():
@@ -176,7 +176,7 @@ def _load_ema(state: TrainingState, checkpoint: Path, *, ema_step: int | None) -
 
 
 def _load_optimizer(network: TrainedNetwork[Any], tensors: dict[str, Tensor]) -> None:
-    """Take up moments and steps, in the memory format of the weights."""
+    """Load moments and steps, in the memory format of the weights."""
     parameters = dict(named_trained_parameters(network))
     names = {parameter: name for name, parameter in parameters.items()}
     expected = {
@@ -187,7 +187,7 @@ def _load_optimizer(network: TrainedNetwork[Any], tensors: dict[str, Tensor]) ->
     }
     if tensors and tensors.keys() != expected:
         unlike = min(tensors.keys() ^ expected)
-        raise RuntimeError(f"it trained other weights, or with another optimizer; see {unlike}")
+        raise RuntimeError(f"its run trained other weights, or with another optimizer; see {unlike}")
     for key, value in tensors.items():
         name, _, kind = key.rpartition(":")
         parameter = parameters[name]
@@ -197,10 +197,10 @@ def _load_optimizer(network: TrainedNetwork[Any], tensors: dict[str, Tensor]) ->
 
 
 def _set_schedule(network: TrainedNetwork[Any], steps: int) -> None:
-    """Put the schedule, a function of the number of updates, to `steps`."""
+    """Put the schedule, which is a function of the number of updates, to `steps`."""
     scheduler = network.lr_scheduler
     scheduler.last_epoch = steps
     rates = [base * rule(steps) for base, rule in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)]
     for group, rate in zip(network.optimizer.param_groups, rates, strict=True):
         group["lr"] = rate
-    scheduler._last_lr = rates  # what get_last_lr() gives; LambdaLR can't be put to a step otherwise without a warning
+    scheduler._last_lr = rates  # get_last_lr() returns it; LambdaLR has no other way to go to a step without a warning

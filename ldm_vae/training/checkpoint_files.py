@@ -42,7 +42,7 @@ SOMETIMES = (EMA, TERMS, DISCRIMINATOR, DISCRIMINATOR_OPTIMIZER)
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that is missing, not whole, or not what its name says."""
+    """A checkpoint is missing, not whole, or not what its name says."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,12 +50,19 @@ class CheckpointRecord:
     """What a checkpoint holds beside tensors."""
 
     step: int
-    ema_step: int | None  # updates of the average; None where the run keeps none
+    """Number of updates made."""
+    ema_step: int | None
+    """Number of updates of the averaged weights; None where the run keeps no average."""
     best: BestValidation | None
-    lr_scheduler_steps: dict[str, int]  # by network
-    learning_rates: dict[str, float]  # of the last update, by name
-    early_stages: list[tuple[int, int]]  # (update, resolution): the side of the images before that update
+    """The best validation so far."""
+    lr_scheduler_steps: dict[str, int]
+    """Number of steps of each network's learning-rate schedule."""
+    learning_rates: dict[str, float]
+    """Learning rates of the last update, by name."""
+    early_stages: list[tuple[int, int]]
+    """Early stages as (update, resolution): the side that images have before the update."""
     data: DataNames
+    """The training images' names."""
 
     def to_json(self) -> str:
         """Return the record as the text of its file."""
@@ -66,7 +73,7 @@ def read_record(checkpoint: Path) -> CheckpointRecord:
     """Read a checkpoint's record.
 
     Raises:
-        CheckpointError: It can't be read, or holds something else.
+        CheckpointError: The record can't be read, or is of another version.
     """
     try:
         fields = json.loads((checkpoint / RECORD).read_text())
@@ -89,7 +96,7 @@ def read_tensors(checkpoint: Path, name: str) -> dict[str, Tensor]:
     """Read a checkpoint's file of tensors.
 
     Raises:
-        CheckpointError: It can't be read.
+        CheckpointError: The file can't be read.
     """
     try:
         return load_file(checkpoint / name)
@@ -113,7 +120,7 @@ def check_whole(checkpoint: Path) -> None:
     Every file that loading reads must have the size and digest that the manifest states.
 
     Raises:
-        CheckpointError: It isn't, naming the file.
+        CheckpointError: The checkpoint is damaged. The message names the file.
     """
     manifest = _read_manifest(checkpoint)
     missing = [name for name in ALWAYS if name not in manifest]
@@ -157,14 +164,14 @@ def _digest(path: Path) -> dict[str, Any]:
 
 
 def latest_checkpoint(run: RunFolder, *, report: Callable[[str], None] = lambda line: None) -> Path | None:
-    """Return the newest whole checkpoint, None where there is none at all.
+    """Return the newest whole checkpoint, or None where the run has no checkpoint.
 
     Args:
         run: The run.
-        report: Takes a line for each newer checkpoint that is damaged.
+        report: Called with a line for each newer checkpoint that is damaged.
 
     Raises:
-        CheckpointError: There are some, and all of them are damaged.
+        CheckpointError: All of the run's checkpoints are damaged.
     """
     checkpoints = run.checkpoints()
     for checkpoint in reversed(checkpoints):
@@ -183,7 +190,7 @@ def find_checkpoint(run: RunFolder, name: str) -> Path:
     """Return the checkpoint called `latest` (the newest whole one), `best` (by validation) or by its name.
 
     Raises:
-        CheckpointError: It is missing or damaged.
+        CheckpointError: The checkpoint is missing or damaged.
     """
     if name in ("latest", "best"):
         latest = latest_checkpoint(run)
@@ -203,9 +210,9 @@ def find_checkpoint(run: RunFolder, name: str) -> Path:
 
 
 def remove_old_checkpoints(run: RunFolder, *, step: int, limit: int | None, best: BestValidation | None) -> None:
-    """Keep the newest `limit` checkpoints and the best one; called after that of `step` was written.
+    """Keep the newest `limit` checkpoints and the best one; called after the checkpoint of `step` was written.
 
-    The one just written is whole and stays, whatever else there is: any of a later step doesn't count.
+    That checkpoint stays in any case, since it is known to be whole. Checkpoints of later steps don't count.
     """
     kept = checkpoint_name(best.step) if best is not None else None
     checkpoints = [checkpoint for checkpoint in run.checkpoints() if checkpoint_step(checkpoint) <= step]

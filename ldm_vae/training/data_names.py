@@ -17,7 +17,7 @@ _NUM_SHOWN = 3
 
 @dataclass(frozen=True, kw_only=True)
 class DataNames:
-    """Number and digest of the names, in the order of the collection."""
+    """Number of names, and the digest of all of them in the order of the collection."""
 
     number: int
     sha256: str
@@ -50,12 +50,12 @@ def read_names(path: Path, *, expected: DataNames) -> list[str] | None:
 
 
 def describe_change(before: list[str] | None, now: list[str], *, number_before: int) -> str:
-    """Return what is different between two lists of names, as part of a sentence.
+    """Return, as part of a sentence, how two lists of names differ.
 
     Args:
-        before: The names that the run had so far; None where they were not kept.
-        now: The names that it has now.
-        number_before: How many the run had so far.
+        before: The names of the images that the run had so far; None where they were not kept.
+        now: The names of the images that the run has now.
+        number_before: Number of images that the run had so far.
     """
     if before is None:
         return f"{len(now):,} images, after {number_before:,}, with other names or in another order"
@@ -73,7 +73,7 @@ def _first(names: list[str]) -> str:
 
 
 def _line(name: str) -> bytes:
-    """A name as one line: backslashes and line breaks are escaped."""
+    """Return a name as one line, with backslashes and line breaks escaped."""
     return name.replace("\\", "\\\\").replace("\n", "\\n").encode(errors="surrogatepass") + b"\n"
 
 

@@ -33,7 +33,7 @@ def open_data(config: Config) -> RunData:
     """Open the images of a run, before any network is built or fetched for them.
 
     Raises:
-        ValueError: There are none; the message names the field.
+        ValueError: There are no images. The message names the field.
     """
     data = config.data
     require(data.train is not None, "<data.train> is missing: name a folder of images, a hub id or files to train on")
@@ -68,7 +68,7 @@ def training_images(
         source: The images, opened.
         config: The run's settings.
         state: The model, whose latents have the shape of the noise.
-        early_stages: (update, resolution): the side of the images before that update.
+        early_stages: Early stages as (update, resolution): the side that images have before the update.
     """
     data = config.data
     latent_side = data.resolution // state.family.spatial_factor

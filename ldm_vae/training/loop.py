@@ -36,9 +36,13 @@ class TrainSummary:
     """How a run ended."""
 
     step: int
-    checkpoint: Path | None  # the last one; None where none could be saved
-    unsaved: str | None  # why it isn't of the last step, where it isn't
-    stopped_by: str | None  # the signal's name, where one ended the run early
+    """Number of updates that were made."""
+    checkpoint: Path | None
+    """The last checkpoint; None where none could be saved."""
+    unsaved: str | None
+    """Why the last step was not saved; None where it was."""
+    stopped_by: str | None
+    """Name of the signal that ended the run early; None where none did."""
 
     def __str__(self) -> str:
         if self.stopped_by:
@@ -57,9 +61,10 @@ def train(config: Config) -> TrainSummary:
 
     Raises:
         ValueError: The config or the data are wrong; the message says so in one line.
-        NonFiniteError: A row of updates was not finite, or the run ended in one; the last checkpoint of before is
-            kept.
-        LostProcessError, RanksDifferError: Another process is gone, or computes something else.
+        NonFiniteError: Too many updates in a row were not finite, or the last ones weren't. The checkpoint that was
+            saved before them is kept.
+        LostProcessError: Another process is gone.
+        RanksDifferError: A process has other weights than the rest.
     """
     # Set up processes, data and networks.
     run = RunFolder(Path(config.output_dir))
@@ -135,7 +140,7 @@ def train(config: Config) -> TrainSummary:
                 )
                 if unsaved:
                     state.best = best_before
-    accelerator.state.destroy_process_group()  # not after an error: that could wait for processes that are gone
+    accelerator.state.destroy_process_group()  # never after an error: it could wait for processes that are gone
     kept = run.checkpoint(state.step) if not unsaved else last_checkpoint(run)
     if unsaved and not stopped_by:
         with told_once():
@@ -152,7 +157,7 @@ def train(config: Config) -> TrainSummary:
 
 
 def compile_and_rehearse(step: TrainingStep, config: Config, *, accelerator: Accelerator, tracking: Tracking) -> None:
-    """Choose what to recompute, compile, and rehearse a step of each size.
+    """Choose which activations to recompute, compile the networks, and rehearse a step of each resolution.
 
     Raises:
         ValueError: A step doesn't fit into memory.
@@ -169,7 +174,7 @@ def compile_and_rehearse(step: TrainingStep, config: Config, *, accelerator: Acc
 
 
 def due(state: TrainingState, config: Config, every: int) -> bool:
-    """Return whether something is due after this step: at each multiple of `every`, and at the end."""
+    """Return whether what happens every so many steps is due after this one; at the end of the run it always is."""
     return state.step % every == 0 or state.step == config.train.max_train_steps
 
 
@@ -196,5 +201,5 @@ def last_checkpoint(run: RunFolder) -> Path | None:
 
 
 def kept_words(checkpoint: Path | None) -> str:
-    """Say which checkpoint there is."""
+    """Return words for which checkpoint there is."""
     return f"{checkpoint.name} is kept" if checkpoint is not None else "no checkpoint was saved before"

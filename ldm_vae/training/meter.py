@@ -1,4 +1,4 @@
-"""Sums of a step's figures, by name, kept on the device and read every `log_steps`: no step waits for the host."""
+"""Sums of the steps' figures, by name. They stay on the device and are read every `log_steps`: no step waits."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from ldm_vae.system.float64 import float64_tensor, float64_zeros, in_float64
 
 ADVERSARIAL_FIGURES = ("g", "d", "logits_real", "logits_fake", "disc_grad_norm", "lam", "lam_clamped")
-"""Figures of the discriminator, which are measured in the steps that it is part of."""
+"""Figures that only steps with a discriminator measure."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,23 +19,23 @@ class MeterReading:
     """What happened since the last reading."""
 
     means: dict[str, float]
-    """Mean of each figure over the finite steps in which it was measured; one that wasn't measured is left out."""
+    """Mean of each figure over the finite steps that measured it. A figure that no step measured is left out."""
     num_finite: int
     """Number of updates made."""
     num_skipped: int
-    """Number of updates skipped, not being finite."""
+    """Number of updates that were skipped because they were not finite."""
     nonfinite: dict[str, int]
-    """For each checked name that ever wasn't finite: in how many steps."""
+    """Number of steps in which each checked figure was not finite; figures that always were are left out."""
     row: int
-    """Number of skipped updates in a row, up to now; a reading doesn't end the row."""
+    """Number of skipped updates in a row, up to the last one. Reading the meter doesn't end the row."""
 
 
 class Meter:
-    """Sums in float64, the same on every process; part of the checkpoint.
+    """Adds up figures in float64. The sums are the same on every process, and part of the checkpoint.
 
     Args:
         names: Figures that are averaged.
-        checked: Names of what has to be finite.
+        checked: Names of the figures that have to be finite.
         device: Where the sums are.
     """
 
@@ -48,11 +48,11 @@ class Meter:
         self._masks: dict[frozenset[str], Tensor] = {}
 
     def update(self, figures: Mapping[str, Tensor], *, finite: Tensor) -> Tensor:
-        """Add a step.
+        """Add the figures of a step.
 
         Args:
             figures: Scalars over the global batch, by name; those that the step didn't measure are left out.
-            finite: [len(checked)], bool.
+            finite: Whether each of the checked figures is finite: [len(checked)], bool.
 
         Returns:
             Whether the step is finite: [], bool, on the device.
@@ -71,7 +71,7 @@ class Meter:
         return step_is_finite
 
     def read(self) -> MeterReading:
-        """Read and start anew, all but the row; the one wait for the device."""
+        """Return what was added up, and start anew but for the row of skipped updates; this waits for the device."""
         (sums, measured), steps, nonfinite = self._sums.tolist(), self._steps.tolist(), self._nonfinite.tolist()
         self._sums.zero_()
         self._steps[:2].zero_()
@@ -86,11 +86,11 @@ class Meter:
 
     @property
     def row(self) -> int:
-        """Skipped steps in a row, up to now; reading it waits for the device."""
+        """Number of skipped steps in a row, up to the last one. Reading it waits for the device."""
         return int(self._steps[2])
 
     def state(self) -> dict[str, Tensor]:
-        """Return tensors for the checkpoint, by the figures' names."""
+        """Return the sums as tensors for the checkpoint, named by their figures."""
         return {
             "meter.steps": self._steps,
             **{f"meter.figure.{name}": self._sums[:, i].clone() for i, name in enumerate(self.names)},
@@ -98,10 +98,10 @@ class Meter:
         }
 
     def load(self, state: Mapping[str, Tensor]) -> str | None:
-        """Take up a checkpoint's sums; a figure that it doesn't have starts anew.
+        """Take over a checkpoint's sums. A figure that the checkpoint doesn't have starts anew.
 
         Returns:
-            A line that says which figures came or went, if any did.
+            A line that says which figures came or went; None where none did.
         """
         self._steps.copy_(state["meter.steps"])
         for i, name in enumerate(self.names):
@@ -110,11 +110,11 @@ class Meter:
             self._nonfinite[i] = state.get(f"meter.nonfinite.{name}", torch.zeros(())).to(self._nonfinite)
         before = {key.removeprefix("meter.figure.") for key in state if key.startswith("meter.figure.")}
         came, went = sorted(set(self.names) - before), sorted(before - set(self.names))
-        told = [f"{', '.join(names)} {verb}" for names, verb in ((came, "came"), (went, "went")) if names]
-        return f"Figures are not those of the checkpoint: {'; '.join(told)}" if told else None
+        changes = [f"{', '.join(names)} {verb}" for names, verb in ((came, "came"), (went, "went")) if names]
+        return f"Figures are not those of the checkpoint: {'; '.join(changes)}" if changes else None
 
     def _mask(self, names: frozenset[str]) -> Tensor:
-        """[len(names)], 1 for the figures that a step measured; made once for each set of them."""
+        """Return a tensor [len(names)] with 1 for the figures that a step measured; it is made once for each set."""
         if names not in self._masks:
             values = [float(name in names) for name in self.names]
             self._masks[names] = float64_tensor(values, device=self._sums.device)

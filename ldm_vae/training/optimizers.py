@@ -1,4 +1,4 @@
-"""Optimizers and learning-rate schedules: AdamW or Muon, diffusers' schedules and one of ours."""
+"""Optimizers (AdamW, Muon) and learning-rate schedules: those of diffusers and `constant_with_decay`."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ NEWTON_SCHULZ = [
 class MuonAdamW(AdamW):
     """AdamW whose groups with `muon: True` are updated by Muon (Jordan et al. 2024).
 
-    The momentum of a weight, as a matrix [out, in·kh·kw] and with Nesterov's step, is brought to the nearest
-    orthogonal one, and scaled so that its elements' root mean square is that of an AdamW update (Liu et al. 2025,
-    "Muon is scalable for LLM training"):
+    A weight's momentum with Nesterov's step, taken as a matrix [out, in·kh·kw], is replaced by the nearest orthogonal
+    matrix, which is scaled so that its elements' root mean square is that of an AdamW update (Liu et al. 2025, "Muon
+    is scalable for LLM training"):
 
         M <- 0.95 M + 0.05 grad
         W <- W - lr · 0.2 · sqrt(max(out, in·kh·kw)) · orthogonal(0.95 M + 0.05 grad)
 
-    The iteration is timm's. The loop around it is here because, like fused AdamW and unlike timm's class, it has to
-    take the clipping factor and the verdict on a non-finite step from the device (`grad_scale`, `found_inf`), without
-    a wait for the host; and because weights of one shape go through the iteration together.
+    The iteration is timm's; the loop around it is not. Unlike timm's class and like fused AdamW, this one takes the
+    clipping factor and the verdict on a non-finite step from the device (`grad_scale`, `found_inf`), so that the host
+    needn't wait. It also puts weights of one shape through the iteration together.
 
     Args:
         groups: Parameter groups with a `muon` key.
-        orthogonalise: [k, out, in] to its orthogonal factors, up to rounding.
-        arguments: AdamW's.
+        orthogonalise: Maps matrices [k, out, in] to their orthogonal factors, up to rounding.
+        arguments: Arguments of AdamW.
     """
 
     def __init__(
@@ -72,12 +72,12 @@ class MuonAdamW(AdamW):
                 self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         grad_scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
         buffers = [self.state[parameter]["momentum_buffer"] for parameter in parameters]
-        held = torch.stack(buffers)  # [k, out, in, ...]
+        before = torch.stack(buffers)  # [k, out, in, ...]
         gradients = torch.stack([parameter.grad for parameter in parameters if parameter.grad is not None])
         gradients = gradients if grad_scale is None else gradients / grad_scale
-        momentum = held.lerp(gradients, 1 - MUON_MOMENTUM)
+        momentum = before.lerp(gradients, 1 - MUON_MOMENTUM)
         if found_inf is not None:
-            momentum = torch.where(found_inf > 0, held, momentum)
+            momentum = torch.where(found_inf > 0, before, momentum)
         ahead = momentum.lerp(gradients, 1 - MUON_MOMENTUM)
         updates = self._orthogonalise(ahead.flatten(2)).view_as(momentum)
         rate = learning_rate * 0.2 * max(updates[0].flatten(1).shape) ** 0.5
@@ -109,7 +109,7 @@ def build_optimizer(module: nn.Module, train: TrainConfig, *, name: str, learnin
     }
     trained = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
     if name == "adamw":
-        # fused: the clipping factor and the verdict on a non-finite step stay on the device (grad_scale, found_inf)
+        # Only a fused AdamW takes the clipping factor and the verdict on a non-finite step from the device.
         return AdamW([parameter for _, parameter in trained], fused=True, **arguments)
     inner = [parameter for name, parameter in trained if takes_muon(name, parameter)]
     rest = [parameter for name, parameter in trained if not takes_muon(name, parameter)]
@@ -142,17 +142,21 @@ def _newton_schulz(dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
 
 
 def build_schedule(optimizer: AdamW, train: TrainConfig, *, num_steps: int) -> LambdaLR:
-    """The learning rate's schedule over `num_steps` updates: a function of the update's number alone."""
+    """Return a schedule of the learning rate over `num_steps` updates. It depends on the update's number alone."""
     if train.lr_scheduler == "constant_with_decay":
         return LambdaLR(optimizer, constant_with_decay(train, num_steps=num_steps))
-    # not prepared by accelerate, whose scheduler steps once a process
+    # It isn't wrapped by accelerate, whose scheduler makes a step for each process.
     return get_scheduler(
         train.lr_scheduler, optimizer, num_warmup_steps=train.lr_warmup_steps, num_training_steps=num_steps
     )
 
 
 def constant_with_decay(train: TrainConfig, *, num_steps: int) -> Callable[[int], float]:
-    """Part of the peak rate at each update: linear warm-up, constant, linear to 0 in the last `lr_decay_fraction`."""
+    """Return a function from an update's number to the part of the peak rate that it has.
+
+    The part rises in a straight line over the warm-up, is 1, and falls in a straight line to 0 over the last
+    `lr_decay_fraction` of the updates.
+    """
     decay_steps = max(1, round(train.lr_decay_fraction * num_steps))
 
     def rate(step: int) -> float:

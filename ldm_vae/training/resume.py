@@ -18,16 +18,18 @@ from ldm_vae.training.run_folder import RunFolder, checkpoint_step, remove_check
 from ldm_vae.training.tracking import flatten, rewind
 
 _NEVER_FALL = ("constant", "constant_with_warmup")  # learning-rate schedules that max_train_steps has no part in
-# Settings that say how a run is started, not what it is.
+# Settings that are about how a run is started, so that a difference in them is no change of the run.
 _OF_THE_START = ("output_dir", "overwrite", "data.changed", "train.resume_from_checkpoint")
 
 
 def choose_checkpoint(run: RunFolder, config: Config) -> Path | None:
-    """Return the checkpoint that the run goes on from, or None; nothing is changed. Called by the main process.
+    """Return the checkpoint that the run goes on from, or None where it starts from the beginning.
+
+    Nothing is changed. Called by the main process.
 
     Raises:
-        ValueError: The folder holds a run that the config neither resumes nor overwrites, or the checkpoint that it
-            names is missing or damaged.
+        ValueError: The folder holds a run that the config neither resumes nor overwrites, or the checkpoint that the
+            config names is missing or damaged.
     """
     name = config.train.resume_from_checkpoint
     if name is None:
@@ -53,10 +55,10 @@ def choose_checkpoint(run: RunFolder, config: Config) -> Path | None:
 
 
 def begun_stages(config: Config, *, checkpoint: Path | None) -> list[tuple[int, int]]:
-    """Return the early stages of a run: those that it began with, unless their own settings were changed.
+    """Return the early stages of a run: those that the run began with, unless their own settings were changed.
 
-    Their ends are parts of train.max_train_steps. Were they taken anew where that is raised, a run that has left an
-    early resolution behind would go back to it.
+    The stages end at parts of train.max_train_steps. If these were computed anew when max_train_steps is raised, a run
+    that has left an early resolution behind would go back to it.
     """
     if checkpoint is None:
         return config.early_stages
@@ -75,12 +77,12 @@ def begun_stages(config: Config, *, checkpoint: Path | None) -> list[tuple[int, 
 def compare_data(
     run: RunFolder, config: Config, images: TrainingImages | StreamingImages, *, checkpoint: Path | None
 ) -> DataNames:
-    """Return the number and digest of the training data's names, once they are known to be those of the checkpoint.
+    """Return the number and digest of the training images' names, after comparing them with the checkpoint's.
 
     Called by the main process.
 
     Raises:
-        ValueError: They differ, and data.changed is not `accept`.
+        FieldError: The names differ, and data.changed is not `accept`.
     """
     now = digest_names(images.data_names())
     if checkpoint is None:
@@ -109,16 +111,16 @@ def begin_run(
     checkpoint: Path | None,
     learning_rates: dict[str, float],
 ) -> None:
-    """Make the run's folder what it was at `checkpoint` (None: empty), and write the run's config.
+    """Make the run's folder what it was at `checkpoint`, or empty where that is None, and write the run's config.
 
-    Called by the main process once the checkpoint is loaded, so that one that can't be leaves everything as it is.
+    Called by the main process once the checkpoint is loaded: a checkpoint that can't be loaded changes nothing.
 
     Args:
-        run: The run.
-        plan: What it is made of.
-        images: What it trains on.
-        checkpoint: What it goes on from.
-        learning_rates: Of the update before, by name, as the schedule of now has them.
+        run: The run's folder.
+        plan: The settings, and what follows from them.
+        images: The training images.
+        checkpoint: The checkpoint that the run goes on from.
+        learning_rates: Learning rates of the update before, by name, as today's settings give them.
     """
     run.path.mkdir(parents=True, exist_ok=True)
     run.remove_interrupted()
@@ -147,18 +149,19 @@ def _config_before(checkpoint: Path) -> Config | None:
 
 
 def _changes(plan: RunPlan, *, checkpoint: Path, learning_rates: dict[str, float]) -> list[str]:
-    """Return a line for each setting that is not the checkpoint's, and for what follows from it unseen."""
+    """Return a line for each setting that is not the checkpoint's, and for what silently follows from the change."""
     record, config, lines = read_record(checkpoint), plan.config, []
     before = _config_before(checkpoint)
     if before is not None:
         old, new = flatten(asdict(before)), flatten(asdict(config))
-        names = [name for name in {**new, **old} if name not in _OF_THE_START]  # a number's or a ramp's, which differ
+        # Of both, since a weight has one name as a number, and others as a ramp.
+        names = [name for name in {**new, **old} if name not in _OF_THE_START]
         changed = [name for name in names if old.get(name, "None") != new.get(name, "None")]
         lines += [f"{name} is {new.get(name, 'absent')} now, after {old.get(name, 'absent')}" for name in changed]
         if "train.max_train_steps" in changed and config.train.lr_scheduler not in _NEVER_FALL:
             lines.append(
-                f"train.lr_scheduler {config.train.lr_scheduler} falls over all of train.max_train_steps, so it falls "
-                f"otherwise from now on"
+                f"train.lr_scheduler {config.train.lr_scheduler} falls over all of train.max_train_steps, so from now "
+                f"on it falls differently"
             )
     for name, rate in learning_rates.items():
         rate_before = record.learning_rates.get(name, rate)

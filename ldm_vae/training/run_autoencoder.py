@@ -1,4 +1,4 @@
-"""A run's autoencoder, for the products."""
+"""A run's autoencoder, for export and evaluation."""
 
 from __future__ import annotations
 
@@ -20,10 +20,12 @@ from ldm_vae.training.state import BestValidation
 
 @dataclass(frozen=True, kw_only=True)
 class RunAutoencoder:
-    """The autoencoder of a checkpoint, with what it came from."""
+    """The autoencoder of a checkpoint, with where it came from."""
 
-    family: Family  # float32, eval
-    config: Config  # that the run had when the checkpoint was saved
+    family: Family
+    """The autoencoder, in float32 and in eval mode."""
+    config: Config
+    """The settings that the run had when the checkpoint was saved."""
     step: int
     checkpoint: Path
     best: BestValidation | None

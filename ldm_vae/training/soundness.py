@@ -1,4 +1,4 @@
-"""Whether a state is worth keeping."""
+"""Whether a training state is sound, so that it may become a checkpoint."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from ldm_vae.training.validation import reconstruct
 
 
 def why_unsound(state: TrainingState, config: Config) -> str | None:
-    """Return why the state must not become a checkpoint, and push out an older one; None where it is sound.
+    """Return why the state must not become a checkpoint, which could push out a sound one; None where it is sound.
 
-    Weights that have just run away are finite themselves, and so is the update that made them; only what they compute
-    is not. So they also reconstruct a picture of noise, and the discriminator judges it. This waits for the device.
+    Weights that have just diverged may be finite, and so may the update that made them; only what they compute is not.
+    So the autoencoder also reconstructs a picture of noise here, and the discriminator judges it. This waits for the
+    device.
     """
     row = state.meter.row
     if row:

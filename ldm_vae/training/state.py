@@ -1,4 +1,4 @@
-"""All that a run changes while it trains, built from its config."""
+"""The state of a run: networks, optimizers and everything else that changes while it trains."""
 
 from __future__ import annotations
 
@@ -33,16 +33,17 @@ Network = TypeVar("Network", bound=nn.Module)
 
 @dataclass(kw_only=True)
 class TrainedNetwork(Generic[Network]):
-    """A network with what trains it. `wrapped` is DDP's, for whatever ends in a backward to its weights."""
+    """A network with its optimizer and schedule."""
 
     module: Network
     wrapped: nn.Module
+    """The network inside DDP. Every forward that a backward follows goes through it."""
     optimizer: AdamW
     lr_scheduler: LambdaLR
 
     @property
     def parameters(self) -> list[nn.Parameter]:
-        """The trained ones."""
+        """The parameters that are trained."""
         return [parameter for parameter in self.module.parameters() if parameter.requires_grad]
 
 
@@ -51,7 +52,7 @@ class AveragedWeights(EMAModel):
 
     @torch.no_grad()
     def step(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Move by 1 - decay towards the parameters, which come in the order of those it was made of."""
+        """Move the average by 1 - decay towards the parameters, given in the order that it was made with."""
         self.optimization_step += 1
         self.cur_decay_value = self.get_decay(self.optimization_step)
         torch._foreach_lerp_(self.shadow_params, list(parameters), 1 - self.cur_decay_value)
@@ -62,13 +63,16 @@ class BestValidation:
     """The best validation so far."""
 
     step: int
+    """Number of updates before it."""
     metric: str
+    """Figure by which it is the best: psnr, ssim or perceptual."""
     value: float
+    """The figure's value."""
 
 
 @dataclass(kw_only=True)
 class TrainingState:
-    """What a checkpoint holds; `step` counts the updates made."""
+    """What a checkpoint holds."""
 
     generator: TrainedNetwork[TrainableAutoencoder]
     discriminator: TrainedNetwork[PatchDiscriminator] | None
@@ -101,7 +105,7 @@ class TrainingState:
 
     @property
     def ema_parameters(self) -> list[nn.Parameter]:
-        """The parameters that the EMA averages, in its order."""
+        """The parameters that the EMA averages, in the order of its own."""
         return [parameter for parameter in self.autoencoder.parameters() if parameter.requires_grad]
 
     def compile_networks(self) -> None:
@@ -115,7 +119,7 @@ class TrainingState:
 
     @property
     def learning_rates(self) -> dict[str, float]:
-        """Of the last update."""
+        """The learning rates of the last update, by their names in metrics.jsonl."""
         rates = {"lr": float(self.generator.lr_scheduler.get_last_lr()[0])}
         if self.discriminator is not None:
             rates["disc_lr"] = float(self.discriminator.lr_scheduler.get_last_lr()[0])
@@ -158,7 +162,7 @@ def build_state(config: Config, *, accelerator: Accelerator) -> TrainingState:
             train,
             optimizer_name="adamw",
             learning_rate=train.disc_learning_rate or train.learning_rate,
-            num_steps=max(1, train.max_train_steps - config.loss.disc_start),  # its schedule counts its own updates
+            num_steps=max(1, train.max_train_steps - config.loss.disc_start),  # the schedule counts D's own updates
             accelerator=accelerator,
         )
     state = TrainingState(
@@ -175,7 +179,7 @@ def build_state(config: Config, *, accelerator: Accelerator) -> TrainingState:
 
 
 def build_meter(objective: Objective, *, adversarial: bool, device: torch.device) -> Meter:
-    """Build the sums of what a step measures; the discriminator's figures are there where it is."""
+    """Build the sums of the figures that a step measures, with the discriminator's where there is one."""
     names = [*objective.names, "loss", "grad_norm"]
     if objective.learn_logvar:
         names.append("likelihood_logvar")
@@ -204,5 +208,5 @@ def _trained(
 
 
 def named_trained_parameters(network: TrainedNetwork[Any]) -> Iterable[tuple[str, nn.Parameter]]:
-    """Names and parameters in the order of the optimizer."""
+    """Return the trained parameters with their names, in the order of the optimizer."""
     return ((name, p) for name, p in network.module.named_parameters() if p.requires_grad)

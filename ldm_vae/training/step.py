@@ -89,7 +89,7 @@ class TrainingStep:
             self.forget_gradients()
 
     def grey_batch(self, size: int, *, resolution: int) -> TrainingBatch:
-        """Return so many grey images, without noise, and with all that an update may draw."""
+        """Return `size` grey images, with zero for their posterior noise, and with all that an update may draw."""
         family = self.state.family
         images = torch.zeros(size, family.in_channels, resolution, resolution)
         side = resolution // family.spatial_factor
@@ -99,7 +99,7 @@ class TrainingStep:
         return TrainingBatch(images=images, noise=noise, skipped=[], draws={**draws, **self.rules.rehearsed()[0]})
 
     def forget_gradients(self) -> None:
-        """Discard what micro-batches left in the networks."""
+        """Discard the gradients that micro-batches left in the networks."""
         for network in self.state.networks:
             network.optimizer.zero_grad()
 
@@ -124,7 +124,7 @@ class TrainingStep:
         likelihood_logvar = output.likelihood_logvar.detach().requires_grad_()
         num_elements = x[0].numel()
 
-        # Terms on images, down to y and s. No gradient comes for s unless it is learnt: that one is zero.
+        # Terms on images, down to y and s. Where s isn't learnt no gradient comes for it, and zero is taken instead.
         with autocast(device, enabled=self.bf16):
             image_loss = objective.image_loss(x, y, likelihood_logvar=likelihood_logvar, step=state.step)
         grad_y, grad_likelihood_logvar = torch.autograd.grad(
@@ -187,7 +187,7 @@ class TrainingStep:
         return state.objective.generator_weight(gradients[0], gradients[1], num_elements=num_elements)
 
     def _update(self, results: list[MicroBatchResult], *, adversarial: bool) -> None:
-        """Update weights, average and lam, unless the step isn't finite; which the device decides, without a wait."""
+        """Update weights, average and lam if the step is finite. The device decides, and the host doesn't wait."""
         state = self.state
         weight = state.trainable.last_layer.weight
         num_elements = results[0].num_elements
@@ -232,11 +232,11 @@ class TrainingStep:
             state.ema.step(state.ema_parameters)
 
     def _optimize(self, network: TrainedNetwork[Any], norm: Tensor, *, finite: Tensor) -> None:
-        """Clip and step, or leave weights and moments as they are; without asking the device which.
+        """Clip the gradient and make the optimizer's step if the training step is finite; otherwise change nothing.
 
-        `grad_scale` and `found_inf` are how torch's GradScaler talks to a fused optimizer: its kernel divides
-        gradients by the one, and does nothing where the other is 1. They are tensors: the host needn't know their
-        values.
+        `grad_scale` and `found_inf` are how torch's GradScaler talks to a fused optimizer: the kernel divides the
+        gradients by `grad_scale`, and does nothing where `found_inf` is 1. Both are tensors on the device, so the host
+        needn't wait for their values.
         """
         optimizer = network.optimizer
         if self.train_config.max_grad_norm > 0:

@@ -1,4 +1,4 @@
-"""The objective that a config describes: a line a term.
+"""The objective that a config describes, with one line for each term.
 
 A new term takes its function in `losses/`, the mixin with its weight in `config/loss.py`, and its line in `_terms`.
 Its column in metrics.jsonl, its finite check and its place in the checkpoint follow from its name.
@@ -34,7 +34,7 @@ def build_objective(config: Config, *, device: torch.device) -> Objective:
         ValueError: A network's weights are missing. The message names the field.
     """
     loss = config.loss
-    with torch.random.fork_rng(devices=[]):  # a term more leaves the other networks' first weights as they are
+    with torch.random.fork_rng(devices=[]):  # so that one more term doesn't change the other networks' first weights
         terms = list(_terms(loss, max_train_steps=config.train.max_train_steps))
     for term in terms:
         if term.frozen is not None:

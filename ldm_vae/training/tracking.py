@@ -34,7 +34,7 @@ class Tracking:
         step: Updates that were made before.
 
     Raises:
-        ValueError: This process doesn't see the folder, which the main process made.
+        FieldError: This process doesn't see the folder, which the main process made.
     """
 
     def __init__(self, run: RunFolder, config: Config, *, accelerator: Accelerator, step: int):
@@ -88,8 +88,8 @@ class Tracking:
         """Write one line of validation figures."""
         self._write(figures, step=step)
         shown = ", ".join(f"{name.split('/')[1]} {value:.4g}" for name, value in figures.items() if _is_number(value))
-        odd = "; it is never the best, since not all of it is finite" if "not_finite" in _finite(figures) else ""
-        self.say(f"step {step}: validation {shown}{odd}")
+        remark = "; it can't be the best, since not all figures are finite" if "not_finite" in _finite(figures) else ""
+        self.say(f"step {step}: validation {shown}{remark}")
 
     def say(self, line: str) -> None:
         """Print a line above the progress bar."""
@@ -97,7 +97,7 @@ class Tracking:
             self.bar.write(line, file=sys.stdout)
 
     def skipped(self, images: list[SkippedImage]) -> None:
-        """Add images that could not be read to skipped.jsonl, each once a process, and say so."""
+        """Add images that could not be read to skipped.jsonl, each once for a process, and print a line for each."""
         new = [image for image in images if (image.index, image.name) not in self._seen]
         if not new:
             return
@@ -109,12 +109,12 @@ class Tracking:
             self.say(f"skipped {image.name}: {image.reason}")
 
     def sync(self) -> None:
-        """Make the figures written so far last through a power failure, as the checkpoint that follows them will."""
+        """Flush the figures to the disk, so that they survive a power failure if the next checkpoint does."""
         with naming(self.run.metrics), self.run.metrics.open("ab") as file:
             os.fsync(file.fileno())
 
     def close(self) -> None:
-        """End the trackers and the progress."""
+        """End the trackers and the progress bar."""
         self.bar.close()
         for tracker in self.accelerator.trackers:
             tracker.finish()
@@ -132,7 +132,7 @@ def _append(path: Path, lines: str) -> None:
 
 
 def rewind(run: RunFolder, *, step: int) -> None:
-    """Drop the figures after `step`, which a resumed run writes again, and what is torn at the end of either file."""
+    """Drop the figures after `step`, which a resumed run writes again, and an unfinished line at either file's end."""
     for path, keep in ((run.metrics, lambda line: line["step"] <= step), (run.skipped, lambda line: True)):
         if path.is_file():
             kept = [json.dumps(line, ensure_ascii=False) + "\n" for line in _lines(path) if keep(line)]
@@ -140,7 +140,7 @@ def rewind(run: RunFolder, *, step: int) -> None:
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a file, up to the first one that is not."""
+    """Return what the lines of a file hold, up to the first line that isn't whole."""
     lines: list[dict[str, Any]] = []
     for line in path.read_text().splitlines() if path.is_file() else []:
         try:
@@ -151,7 +151,7 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 
 
 def _finite(figures: dict[str, Any]) -> dict[str, Any]:
-    """Replace values that JSON has no word for by null, and say in `not_finite` what they were."""
+    """Return figures with null for NaN and infinity, which JSON doesn't have; `not_finite` tells what they were."""
     replaced: dict[str, str] = {}
 
     def value_of(value: Any, name: str) -> Any:
@@ -177,7 +177,7 @@ def _is_number(value: object) -> bool:
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted names, and values that every tracker takes."""
+    """Return nested values under dotted names, as types that every tracker takes."""
     flat: dict[str, Any] = {}
     for name, value in values.items():
         if isinstance(value, dict):

@@ -27,8 +27,8 @@ from ldm_vae.system.files import naming
 from ldm_vae.training.processes import Processes
 from ldm_vae.training.state import BestValidation, TrainingState
 
-NUM_SAMPLES = 8  # pictures in a sample grid
-MAX_SAMPLE_SIDE = 1024  # pixels of a picture in it
+NUM_SAMPLES = 8  # originals in a sample grid, each with its reconstruction
+MAX_SAMPLE_SIDE = 1024  # in pixels, of each picture in a sample grid
 HIGHER_IS_BETTER = {"psnr": True, "ssim": True, "perceptual": False}
 
 
@@ -51,7 +51,7 @@ def validate(
         state: The weights. They are the same afterwards.
         dataset: The images, of which the first data.validation_images are used.
         config: The run's settings.
-        processes: The run's, which share the images.
+        processes: The run's processes, which share the images.
         samples: Path of a picture of originals above their reconstructions, which the main process draws.
 
     Returns:
@@ -106,7 +106,7 @@ def draw_samples(
     config: Config,
     accelerator: Accelerator,
 ) -> None:
-    """Draw the run's first crops of full size above their reconstructions, where there are no validation images.
+    """Draw the run's first crops of full size above their reconstructions; for runs without validation images.
 
     The main process draws. A stream can't go back to its first crops, so it gets no picture.
     """
@@ -121,7 +121,7 @@ def draw_samples(
 
 @contextlib.contextmanager
 def averaged_weights(state: TrainingState) -> Iterator[None]:
-    """Put the EMA's weights, where there are any, into the autoencoder for the time of the block."""
+    """Put the averaged weights (EMA), where there are any, into the autoencoder while the block runs."""
     if state.ema is None:
         yield
         return
@@ -134,9 +134,13 @@ def averaged_weights(state: TrainingState) -> Iterator[None]:
 
 
 def save_samples(pictures: list[Image.Image], path: Path) -> None:
-    """Write a grid of pictures, given as original, reconstruction, original, … : each pair is a column.
+    """Write a grid of pictures with a column for each pair of original and reconstruction.
 
-    Pictures larger than MAX_SAMPLE_SIDE are reduced; smaller ones than the largest get a black border.
+    Pictures larger than MAX_SAMPLE_SIDE are reduced. Pictures smaller than the largest get a black border.
+
+    Args:
+        pictures: Originals and reconstructions in turn.
+        path: The PNG to write.
     """
     path.parent.mkdir(exist_ok=True)
     ordered = [_reduced(picture.convert("RGB")) for picture in pictures[0::2] + pictures[1::2]]
@@ -161,10 +165,16 @@ def _on_canvas(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
 def best_validation(
     summary: ReconstructionSummary, best: BestValidation | None, *, config: Config, step: int
 ) -> BestValidation | None:
-    """Return the better one of the best validation so far and this one, of `step`.
+    """Return the best validation, once the one after `step` updates is known.
 
-    A value that isn't finite is never the best. Where train.best_metric changed, the values can't be compared, and
-    this validation is the first of its kind.
+    A validation whose value isn't finite is never the best. If train.best_metric has changed, earlier values can't be
+    compared, and this validation is the best one.
+
+    Args:
+        summary: The figures of this validation.
+        best: The best validation before, if there was one.
+        config: The run's settings.
+        step: Number of updates made.
     """
     metric = config.train.best_metric
     if metric == "auto":

@@ -153,7 +153,7 @@ def test_schedule_that_another_length_changes_is_told(
     begin(run, config, images, checkpoint=run / "checkpoint-000003", lr=9e-4)
     assert told(capsys) == [
         "train.max_train_steps is 12 now, after 6",
-        "train.lr_scheduler cosine falls over all of train.max_train_steps, so it falls otherwise from now on",
+        "train.lr_scheduler cosine falls over all of train.max_train_steps, so from now on it falls differently",
         "lr is 0.0009 after update 3 now, where it was 0.00075",
     ]
 

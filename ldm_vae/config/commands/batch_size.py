@@ -11,12 +11,13 @@ from ldm_vae.config.run import Config
 
 @dataclass(kw_only=True)
 class FindBatchSizeOptions(Config):
-    """Find the largest train.micro_batch_size that this device holds, and what each size up to it takes and gives.
+    """Find the largest train.micro_batch_size that fits into this device's memory.
 
-    Takes the settings of a run; data is not read.
+    Prints the memory and the images a second of each size that was tried. Takes the settings of a run; no data is
+    read.
     """
 
     limit_gib: Optional[float] = positive(None)
-    """The most memory that may be used, in GiB. Without it, what is free now less a tenth."""
+    """The most memory that may be used, in GiB. Without it nine tenths of what is free now are."""
     largest: int = positive(1024)
-    """The micro-batch at which to stop."""
+    """The largest micro-batch to try."""

@@ -10,13 +10,16 @@ from ldm_vae.config.rules import Options, local_path
 
 @dataclass(kw_only=True)
 class ConvertOptions(Options):
-    """Convert between a diffusers folder and a single LDM file, by what the input is."""
+    """Convert a diffusers folder into a single LDM file, or a single LDM file into a diffusers folder.
+
+    Example: ldm-vae convert export vae.safetensors
+    """
 
     input: str = local_path()
-    """Diffusers folder, or single LDM file."""
+    """Diffusers folder or single LDM file to convert."""
     output: str = local_path()
     """File or folder to write."""
     config: Optional[str] = local_path(None)
-    """A config.json that says what a foreign LDM file can't."""
+    """A config.json with what a single LDM file doesn't say of the autoencoder."""
     overwrite: bool = False
-    """Replace what the output holds."""
+    """Replace an earlier export in the output."""

@@ -12,21 +12,24 @@ from ldm_vae.config.rules import local_path, positive, source
 
 @dataclass(kw_only=True)
 class DecodeOptions(ReadsVae, RunsAutoencoder):
-    """Decode shards of latents into PNG pictures, named by their sources."""
+    """Decode shards of latents into PNG pictures, named by their sources.
+
+    Example: ldm-vae decode --vae export --latents latents --output pictures
+    """
 
     vae: str = source()
-    """Folder, hub id or single file of the autoencoder."""
+    """Autoencoder: a diffusers folder, a hub id or a single file."""
     latents: str = local_path()
     """Folder of latents that `encode` wrote."""
     output: str = local_path()
     """Folder for the pictures."""
     batch_size: int = positive(8)
-    """Latents decoded at once."""
+    """Number of latents that are decoded at once."""
     num_images: Optional[int] = positive(None)
-    """At most so many; none: all."""
+    """The most latents to decode. Without it all are decoded."""
     mixed_precision: MixedPrecision = "no"
-    """bf16 convolutions; `auto`: where the hardware has it."""
+    """Precision of the convolutions: `no` is float32, `auto` takes bf16 where the hardware has it."""
     other_vae: bool = False
-    """Decode with another autoencoder than the one whose latents these are."""
+    """Decode even where the latents are from another autoencoder."""
     overwrite: bool = False
     """Replace an earlier decode in the output folder."""

@@ -12,39 +12,44 @@ from ldm_vae.config.rules import at_least, local_path, positive, require, source
 
 @dataclass(kw_only=True)
 class EvaluateOptions(ReadsImages):
-    """Measure reconstruction quality of one or several autoencoders, side by side."""
+    """Measure the reconstruction quality of one or several autoencoders, side by side.
+
+    Example: ldm-vae evaluate --vae export --vae stabilityai/sd-vae-ft-mse --data photos --output evaluation
+    """
 
     vae: list[str] = source()
-    """Folders, hub ids or single files; give --vae again for each further one."""
+    """Autoencoders: diffusers folders, hub ids or single files. Give --vae again for each further one."""
     data: str = source()
-    """Images to reconstruct."""
+    """Images to reconstruct: a folder of images, a hub id, or parquet or webdataset files."""
     output: str = local_path()
     """Folder for metrics.json, the table and the picture grids."""
-    split: Optional[str] = None
-    """Split of the data; none: `validation`, `test`, `train` or the only one."""
     resolution: Optional[list[int]] = positive(None)
-    """Short side is resized to this and the centre is cropped to a square; several sizes are measured one after the
-    other. None: whole pictures, one at a time, cut to a multiple of the model's factor."""
+    """Side in pixels that the short side of an image is resized to, and of the square that is cropped from its centre.
+    Several sides are measured one after the other. Without it whole pictures are measured one at a time, each cut to a
+    multiple of the model's factor."""
     num_images: Optional[int] = positive(None)
-    """At most so many, spread over the collection; none: all."""
+    """The most images to measure, spread over the collection. Without it all are measured."""
     batch_size: int = positive(8)
-    """Images at once, with a resolution."""
+    """Number of images that are measured at once where resolution is given."""
+    split: Optional[str] = None
+    """Split of the data. Without it `validation`, `test` or `train` is taken, or the only split."""
+    panel: bool = False
+    """Measure also how well a diffusion model could learn on the latents, without training one (docs/probe.md)."""
+    num_pictures: int = at_least(0, 8)
+    """Rows of the picture grid. With 0 no grid is drawn."""
     perceptual: PerceptualChoice = "auto"
-    """Perceptual distance; `auto`: LPIPS (vgg) where its weights are, else the offline one."""
+    """Network of the perceptual distance. `auto` takes LPIPS (vgg) where its weights are, otherwise the one that needs
+    no download."""
     perceptual_weights: Optional[str] = local_path(None)
-    """Local file with the LPIPS trunk's weights."""
+    """Local file with the weights of the LPIPS trunk. Without it they are taken from torch's usual cache."""
     inception_weights: Optional[str] = local_path(None)
-    """Local file with torch-fidelity's Inception weights, for rFID and rKID; none: torch's cache, and without them a
-    KID in the offline network's features."""
+    """Local file with torch-fidelity's Inception weights, for rFID and rKID. Without it they are taken from torch's
+    cache; where they are not there either, KID is measured in the features of a network that needs no download."""
     mixed_precision: MixedPrecision = "no"
-    """bf16 convolutions; `auto`: where the hardware has it."""
+    """Precision of the convolutions: `no` is float32, `auto` takes bf16 where the hardware has it."""
     memory_gib: Optional[float] = positive(None)
     """The most memory of the device, in GiB beside the weights, that an autoencoder may take. Larger pictures go
     through it strip by strip, with the same result. Without it there is no bound."""
-    num_pictures: int = at_least(0, 8)
-    """Rows of the picture grid; 0: no grid."""
-    panel: bool = False
-    """Measure too how well a diffusion model could learn on the latents, without training one (docs/probe.md)."""
     overwrite: bool = False
     """Replace an earlier evaluation in the output folder."""
 

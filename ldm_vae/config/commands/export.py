@@ -12,20 +12,23 @@ from ldm_vae.config.rules import local_path, positive, require, source
 
 @dataclass(kw_only=True)
 class ExportOptions(ReadsImages):
-    """Export a run's autoencoder for diffusers, with its latent scaling and its 16-bit headroom measured."""
+    """Export a run's autoencoder for diffusers, with its latent scaling and its 16-bit headroom measured.
+
+    Example: ldm-vae export --run runs/mine --output export
+    """
 
     run: str = local_path()
     """Folder of the run."""
     output: str = local_path()
-    """Folder (diffusers) or .safetensors file (ldm) to write."""
+    """Folder (format diffusers) or .safetensors file (format ldm) to write."""
     checkpoint: str = "latest"
-    """Name of a checkpoint, `latest` or `best`."""
+    """Checkpoint to export: `latest`, `best` (by validation), or its name."""
     weights: Weights = "ema"
-    """The averaged weights or the last ones."""
+    """Which weights: the averaged ones (`ema`), where the run keeps them, or the last ones (`raw`)."""
     dtype: DType = "float32"
-    """Type of the stored weights; float16 is written as diffusers' `fp16` variant."""
+    """Type of the stored weights. float16 is written as the `fp16` variant of diffusers."""
     format: FileLayout = "diffusers"
-    """Folder that diffusers loads, or single file for ComfyUI and A1111."""
+    """What is written: a folder that diffusers loads, or a single file (`ldm`) for ComfyUI and A1111."""
     target: PipelineKind = field(default="sd", metadata={"alias": "for"})
     """Pipelines that are to read the scaling (`--for`): sd3 and flux always get a shift_factor."""
     shift: bool = False
@@ -33,21 +36,23 @@ class ExportOptions(ReadsImages):
     per_channel: bool = False
     """For sdxl with 4 latent channels: normalise each channel, with latents_mean and latents_std."""
     data: Optional[str] = source(None)
-    """Images to measure on; none: the run's training images for the scaling, its validation images for the rest."""
+    """Images to measure on. Without it the scaling is measured on the run's training images, and the rest on its
+    validation images."""
     split: Optional[str] = None
-    """Split of `data`; none: `train`, or the only one."""
+    """Split of the data. Without it `train` is taken, or the only split."""
     num_images: int = positive(1000)
-    """At most so many images are measured, spread over the collection."""
+    """The most images to measure, spread over the collection."""
     batch_size: int = positive(8)
-    """Images at once."""
+    """Number of images that are measured at once."""
     repair: bool = False
-    """Where activations overflow float16, rescale the weights so that they don't, if the reconstruction stays."""
+    """Rescale the weights where activations overflow float16, so that they don't, if the reconstruction stays the
+    same."""
     license: Optional[str] = None
-    """Licence for the model card, by the hub's names, such as apache-2.0."""
+    """Licence in the model card, by the hub's name for it, such as apache-2.0."""
     push_to_hub: Optional[str] = None
-    """Hub id to upload the export to, with the token of `hf auth login` or HF_TOKEN."""
+    """Hub id to upload the export to. The token is that of `hf auth login` or HF_TOKEN."""
     private: bool = True
-    """Make the hub's repository private, where the upload creates it."""
+    """Make the hub's repository private where the upload creates it."""
     overwrite: bool = False
     """Replace an earlier export in the output."""
 

@@ -18,11 +18,11 @@ class LatentsVerifyOptions(ReadsVae, ReadingRules):
     latents: str = local_path()
     """Folder of latents that `encode` wrote."""
     deep: bool = False
-    """Encode a random few images again, from `vae` and `data`, and compare."""
+    """Encode a few random images again, from `vae` and `data`, and compare the latents."""
     vae: Optional[str] = source(None)
-    """Folder, hub id or single file of the autoencoder that the latents are from (with `deep`)."""
+    """Autoencoder that the latents are from: a diffusers folder, a hub id or a single file (with `deep`)."""
     data: Optional[str] = source(None)
-    """The images that were encoded (with `deep`)."""
+    """Images that were encoded (with `deep`)."""
     split: Optional[str] = None
     """Split of the data. Without it `train` is taken, or the only split."""
     image_column: Optional[str] = None
@@ -44,12 +44,12 @@ class LatentsExportOptions(Options):
     latents: str = local_path()
     """Folder of latents that `encode` wrote."""
     output: str = local_path()
-    """Folder to write; for kohya the folder of the images, beside which it looks for their latents."""
+    """Folder to write. For kohya it is the folder of the images, beside which sd-scripts looks for their latents."""
     layout: LatentsLayout
-    """Safetensors with labels and statistics for LightningDiT, an .npz an image for sd-scripts, parquet for
-    `datasets.load_dataset`, or tar files for webdataset."""
+    """What is written: safetensors with labels and statistics for LightningDiT (`lightningdit`), an .npz for each
+    image for sd-scripts (`kohya`), parquet for `datasets.load_dataset`, or tar files for webdataset."""
     kohya_model: PipelineKind = "sdxl"
-    """Kind of model that sd-scripts trains, which names its files."""
+    """Kind of model that sd-scripts trains, which decides how its files are called."""
     sample: bool = False
     """Write a sample of each posterior instead of its mean (lightningdit and kohya)."""
     seed: int = at_least(0, 0)

@@ -20,9 +20,9 @@ class ProbeOptions(ReadsImages):
     """
 
     vae: list[str] = source()
-    """Folders, hub ids or single files; give --vae again for each further one."""
+    """Autoencoders: diffusers folders, hub ids or single files. Give --vae again for each further one."""
     reference: Optional[str] = source(None)
-    """Autoencoder beside which the others are judged. Without it the first `vae` is."""
+    """Autoencoder beside which the others are judged. Without it the first `vae` is taken."""
     data: str = source()
     """Pictures to encode, to learn from and to compare samples with."""
     output: str = local_path()
@@ -35,9 +35,9 @@ class ProbeOptions(ReadsImages):
     budget: ProbeBudget = "small"
     """Size and length of the trainings. `small` is for a CPU, `standard` takes minutes on a GPU, `full` hours."""
     no_diffusion: bool = False
-    """Take the panel alone."""
+    """Measure the panel alone, without training."""
     control: bool = False
-    """Probe the reference once more with its latents scrambled, which has to come out last: else the budget is too
+    """Probe the reference once more with its latents scrambled. It has to come out last; otherwise the budget is too
     small to tell autoencoders apart."""
     steps: Optional[int] = positive(None)
     """Steps of each training, in place of the budget's."""
@@ -45,26 +45,29 @@ class ProbeOptions(ReadsImages):
     """Time that a training may take, in place of a number of steps. How many steps it is good for is measured once, on
     the first autoencoder, and is the same for all."""
     seeds: Optional[int] = positive(None)
-    """Trainings of each autoencoder, in place of the budget's; two at least give a spread."""
+    """Trainings for each autoencoder, in place of the budget's; two at least give a spread."""
     resolution: Optional[int] = positive(None)
-    """Short side is resized to this and the centre is cropped to a square, in place of the budget's size."""
+    """Side in pixels that the short side of a picture is resized to, and of the square that is cropped from its
+    centre, in place of the budget's."""
     num_images: Optional[int] = at_least(2, None)
-    """At most so many pictures to learn from, spread over the data, in place of the budget's."""
+    """The most pictures to learn from, spread over the data, in place of the budget's."""
     num_samples: Optional[int] = at_least(2, None)
     """Samples of each training, in place of the budget's, and at most as many pictures to compare them with."""
     panel_images: int = at_least(0, 256)
-    """At most so many pictures for the panel, spread over those to learn from; 0: no panel."""
+    """The most pictures for the panel, spread over those to learn from. With 0 there is no panel."""
     normalize: Normalisation = "channel"
     """How latents are normalised: `channel` to mean 0 and standard deviation 1 a channel, `scaling` by the
     autoencoder's own scaling."""
     batch_size: int = positive(8)
-    """Pictures encoded or decoded at once."""
+    """Number of pictures that are encoded or decoded at once."""
     perceptual: PerceptualChoice = "auto"
-    """Perceptual distance of the panel; `auto`: LPIPS (vgg) where its weights are, else the offline one."""
+    """Network of the panel's perceptual distance. `auto` takes LPIPS (vgg) where its weights are, otherwise the one
+    that needs no download."""
     perceptual_weights: Optional[str] = local_path(None)
-    """Local file with the LPIPS trunk's weights."""
+    """Local file with the weights of the LPIPS trunk. Without it they are taken from torch's usual cache."""
     inception_weights: Optional[str] = local_path(None)
-    """Local file with torch-fidelity's Inception weights; none: torch's cache. EfficientNet-Lite0 is taken beside."""
+    """Local file with torch-fidelity's Inception weights. Without it they are taken from torch's cache. The features
+    of EfficientNet-Lite0 are compared as well."""
     mixed_precision: MixedPrecision = "auto"
     """Precision of the autoencoders, and on a GPU of the diffusion model. `auto` takes bf16 where the hardware has
     it."""

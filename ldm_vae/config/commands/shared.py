@@ -35,18 +35,20 @@ class RunsAutoencoder(Options):
 
 @dataclass(kw_only=True)
 class ReadsVae(Options):
-    """What a single file of an autoencoder doesn't say of itself."""
+    """What the file or folder of an autoencoder doesn't say of it."""
 
     vae_config: Optional[str] = local_path(None)
     """A config.json with what a single file of the autoencoder doesn't say. Folders have their own."""
     scaling_factor: Optional[float] = positive(None)
-    """Factor that diffusion models take the latents times, where the autoencoder doesn't say it or says it wrongly."""
+    """Factor by which diffusion models multiply the latents, where the autoencoder doesn't say it or says it
+    wrongly."""
     shift_factor: Optional[float] = None
-    """Number that is subtracted from the latents before, where the autoencoder doesn't say it or says it wrongly."""
+    """Number that is subtracted from the latents before they are multiplied, where the autoencoder doesn't say it or
+    says it wrongly."""
 
     @property
-    def said_of_vae(self) -> dict[str, Any]:
-        """The same as arguments of `load_vae`."""
+    def vae_arguments(self) -> dict[str, Any]:
+        """The fields as arguments of `load_vae`."""
         return {
             "config": self.vae_config,
             "scaling_factor": self.scaling_factor,
