@@ -154,5 +154,5 @@ def test_tilde_is_home_in_every_place(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _needed_beside(options: type) -> list[str]:
-    """What else the options need where all places are given: one folder of latents for each autoencoder of a probe."""
+    """What else options need where all places are given, such as latents for each autoencoder of a probe."""
     return {"LatentsVerifyOptions": ["--deep"], "ProbeOptions": ["--latents=~/x"]}.get(options.__name__, [])
