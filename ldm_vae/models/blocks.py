@@ -1,4 +1,4 @@
-"""The blocks of diffusers' autoencoder at their fastest: the same mathematics in fewer passes over memory."""
+"""Faster forwards for the blocks of diffusers' autoencoders: the same mathematics in fewer passes over memory."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-NARROW_GROUP = 16  # channels, under which torch's backward of group norm is slow; see `_NarrowGroupNorm`
-MIN_POSITIONS = {torch.float32: 1024, torch.bfloat16: 4096}  # input pixels, from which `upsample` is faster
+NARROW_GROUP = 16  # groups of fewer channels are slow in torch's backward of group norm; see `_NarrowGroupNorm`
+MIN_POSITIONS = {torch.float32: 1024, torch.bfloat16: 4096}  # from so many input pixels on `upsample` is faster
 
 
 def speed_up_blocks(network: nn.Module) -> None:
@@ -53,8 +53,8 @@ def residual_block(block: ResnetBlock2D, hidden: Tensor, temb: None = None) -> T
 def upsample(block: Upsample2D, hidden: Tensor, output_size: None = None) -> Tensor:
     """Run an Upsample2D of diffusers: nearest doubling, then a 3x3 convolution. [B, C, H, W] to [B, C, 2H, 2W].
 
-    For training on CPUs the two are one transposed 4x4 convolution, each of whose outputs takes 4 products a channel,
-    not 9, and what is kept for the backward is a quarter. It is as exact, but not bit-equal.
+    In training on CPUs one transposed 4x4 convolution does both. An output takes 4 products for each channel instead
+    of 9, and a quarter of the memory is kept for the backward. The result is as exact, but not bit-equal.
     """
     positions = hidden.numel() // hidden.shape[1]
     worthwhile = hidden.device.type == "cpu" and positions >= MIN_POSITIONS.get(hidden.dtype, positions + 1)
@@ -67,13 +67,13 @@ def upsample(block: Upsample2D, hidden: Tensor, output_size: None = None) -> Ten
 
 
 def _doubled_taps(weight: Tensor, *, dim: int) -> Tensor:
-    """The 4 taps with which an input pixel reaches outputs, when it stands twice under a convolution of 3 taps."""
+    """Return the 4 taps from an input pixel to outputs, where the pixel is doubled under a convolution of 3 taps."""
     first, second, third = weight.unbind(dim)
     return torch.stack([third, second + third, first + second, first], dim)
 
 
 def group_norm(norm: nn.GroupNorm, hidden: Tensor) -> Tensor:
-    """Group norm of [B, C, H, W] (or [B, C, L]), with a faster backward where torch's is slow."""
+    """Return the group norm of [B, C, H, W] (or [B, C, L]), with a faster backward where torch's is slow."""
     if (
         hidden.device.type == "cpu"
         and hidden.dtype == torch.bfloat16
@@ -88,7 +88,7 @@ def group_norm(norm: nn.GroupNorm, hidden: Tensor) -> Tensor:
 
 
 class _NarrowGroupNorm(torch.autograd.Function):
-    """Group norm whose backward is that of a batch norm held at each image's group statistics, and a correction.
+    """Group norm with the backward of a batch norm that has each image's group statistics, plus a correction.
 
     torch's own backward in bf16 and channels_last on CPUs works through the channels of one group at a time, without
     vector instructions where they are few: for 128 channels in 32 groups it takes 5 times as long as this (seen with
@@ -97,7 +97,7 @@ class _NarrowGroupNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, num_groups: int, eps: float) -> Tensor:
-        """[B, C, H, W], the statistics in float32."""
+        """Normalise [B, C, H, W]; the statistics are float32."""
         num_images, channels, height, width = hidden.shape
         normalised, mean, rstd = torch.native_group_norm(
             hidden, weight, bias, num_images, channels, height * width, num_groups, eps
@@ -108,7 +108,7 @@ class _NarrowGroupNorm(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        """With x̂ = (x - mean)·rstd and means over a group: rstd·(γg - mean(γg) - x̂·mean(γg·x̂))."""
+        """Return rstd·(γg - mean(γg) - x̂·mean(γg·x̂)), where x̂ = (x - mean)·rstd and means are over a group."""
         hidden, weight, group_mean, group_rstd = ctx.saved_tensors
         num_images, channels, height, width = hidden.shape
         num_groups = group_mean.shape[1]

@@ -12,13 +12,13 @@ from ldm_vae.models.widen import with_latent_channels
 
 
 def build_autoencoder(config: ModelConfig) -> Family:
-    """Build the autoencoder of `config`, or load its `pretrained` one and give it the channels asked for.
+    """Build the autoencoder of `config`, or load its `pretrained` one and give it `latent_channels`.
 
     Returns:
-        A float32 model, parameters trainable.
+        A float32 model whose parameters are trainable.
 
     Raises:
-        ValueError: The pretrained model doesn't fit the config; the text names the `model.` field.
+        ValueError: The pretrained model can't be read or doesn't fit the config. The message names the field.
     """
     if config.pretrained is None:
         family: Family = KL.build(config)

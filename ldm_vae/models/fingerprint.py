@@ -17,14 +17,14 @@ class Fingerprint:
     """SHA-256 digests, in hexadecimal."""
 
     whole: str
-    """Of architecture, scaling and all weights."""
+    """Digest of architecture, scaling and all weights."""
     encoder: str
-    """Of architecture, encoder and quant_conv: equal where two autoencoders give the same latents, such as those that
-    differ by decoder-only training."""
+    """Digest of architecture, encoder and quant_conv. It is equal where two autoencoders give the same latents, as
+    before and after decoder-only training."""
 
 
 def fingerprint(family: Family) -> Fingerprint:
-    """Digest an autoencoder in float32; where it was loaded from and how its file was laid out don't count."""
+    """Digest an autoencoder in float32. Where it was loaded from, and the file's layout, don't count."""
     architecture = {name: family.model.config.get(name) for name in family.architecture}
     encoder = hashlib.sha256(_json(architecture))
     decoder = hashlib.sha256(_json(family.scaling))

@@ -1,4 +1,4 @@
-"""An autoencoder at work without training: on this process's device, at its fastest, encoding and decoding batches."""
+"""An autoencoder that encodes and decodes batches at its fastest, on this process's device and without gradients."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ldm_vae.system.pixels import from_pixels
 
 
 def local_device() -> torch.device:
-    """This process's device: the GPU of its local rank where a launcher set one, the first GPU, or the CPU."""
+    """Return this process's device: the GPU of the local rank that a launcher set, the first GPU, or the CPU."""
     if torch.cuda.is_available():
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
     return torch.device("cpu")
@@ -26,9 +26,9 @@ def local_device() -> torch.device:
 class InferenceAutoencoder:
     """An autoencoder that encodes and decodes batches, without gradients.
 
-    Weights and activations are channels_last. In bf16 they are bf16, rounded once and not for each batch, but for the
-    last layers (the encoder's conv_out, quant_conv, post_quant_conv, the decoder's conv_out), which cost little and
-    would round the result itself; sums of norms and convolutions are float32 in any case.
+    Weights and activations are channels_last. With `bf16` the weights are rounded once, not for each batch. The last
+    layers (the encoder's conv_out, quant_conv, post_quant_conv, the decoder's conv_out) stay float32: they cost
+    little, and would round the result itself. Norms and convolutions add up in float32 in any case.
 
     Args:
         family: The model. It is moved to the device and changed in place; it can't be trained any more.
@@ -70,26 +70,34 @@ class InferenceAutoencoder:
             enable_exact_tiling(family.model, memory_gib=memory_gib, tell=tell)
 
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Posterior mean and standard deviation, float32 [B, c, h, w], of images [B, C, H, W] in [-1, 1]."""
+        """Return the posterior's mean and standard deviation, both float32 [B, c, h, w].
+
+        Args:
+            images: [B, C, H, W] in [-1, 1].
+        """
         images = images.to(self.device, non_blocking=True).contiguous(memory_format=torch.channels_last)
         return self.family.encode_moments(images)
 
     def encode_pixels(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """The same for pixels [B, H, W, C], uint8, which take a quarter of the way to the device."""
+        """Encode pixels [B, H, W, C], uint8, which are a quarter of the bytes to bring to the device."""
         return self.encode(self.to_images(pixels))
 
     def to_images(self, pixels: Tensor) -> Tensor:
-        """Pixels [B, H, W, C], uint8, as images [B, C, H, W] in [-1, 1] on the device, channels_last."""
+        """Return pixels [B, H, W, C], uint8, as images [B, C, H, W] in [-1, 1] on the device, channels_last."""
         return from_pixels(pixels.to(self.device, non_blocking=True).permute(0, 3, 1, 2))
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Images, float32 [B, C, H, W], about in [-1, 1], of the VAE's own (unscaled) latents [B, c, h, w]."""
+        """Return images, float32 [B, C, H, W], about in [-1, 1].
+
+        Args:
+            latents: [B, c, h, w], as the autoencoder itself makes them, without scaling.
+        """
         latents = latents.to(self.device, torch.float32, non_blocking=True)
         return self.family.decode(latents.contiguous(memory_format=torch.channels_last))
 
 
 def _round_weights(half: Half) -> None:
-    """Make an encoder or decoder bf16, all but its last convolution, taking and giving float32."""
+    """Make an encoder or decoder bf16, but for its last convolution; it still takes and gives float32."""
     half.network.to(torch.bfloat16)
     half.last.to(torch.float32)
     for convolution in (half.first, half.last):

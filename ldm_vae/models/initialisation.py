@@ -16,13 +16,14 @@ QUIET_LOGVAR = -6.0  # a posterior standard deviation of 0.05, beside means of a
 def quiet_(family: Family) -> Family:
     """Give a fresh autoencoder weights that let signal and gradient through, in place.
 
-    - Convolutions and linear layers are normal with variance 1 / fan-in and zero bias, so that a layer keeps its
-      input's scale. torch's default has a third of that variance, so each layer without a norm before it damps it.
+    - Weights of convolutions and linear layers are normal with variance 1 / fan-in, and biases are zero, so that a
+      layer keeps its input's scale. torch's default has a third of this variance, so that each layer without a norm
+      before it damps the signal.
     - The last layer of every residual branch (`conv2` of a block, `to_out` of an attention) is zero: at the start the
-      network is its stem, its resamplings and its shortcuts, however deep it is, and blocks come in as they learn to
-      help (Goyal et al. 2017, section 5.1; Zhang et al. 2019, "Fixup").
-    - The posterior starts narrow: the log-variance has no weight and a bias of -6. torch's default starts at a
-      standard deviation of about 1, and the decoder has to learn from a latent that is mostly noise.
+      network is its stem, its resamplings and its shortcuts, however deep it is, and a block takes part as it learns
+      to help (Goyal et al. 2017, section 5.1; Zhang et al. 2019, "Fixup").
+    - The posterior starts narrow: weights of the log-variance are zero, and its bias is -6. With torch's default the
+      standard deviation starts at about 1, and the decoder has to learn from a latent that is mostly noise.
 
     Args:
         family: A model of residual blocks and a Gaussian posterior, with or without attention.

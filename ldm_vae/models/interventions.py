@@ -1,4 +1,4 @@
-"""What changes latents before they are decoded, and alike the images that the reconstruction is compared with."""
+"""Interventions: changes of latents before they are decoded, and of the images to compare the reconstruction with."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def transformed(pictures: Tensor, *, side: int, rotation: Tensor, mirror: Tensor
 
 @functools.lru_cache(maxsize=256)
 def _scaling_matrix(side: int, new_side: int, device: torch.device) -> Tensor:
-    """[new_side, side]: what a column of `side` pixels is multiplied by to be scaled."""
+    """Return the matrix [new_side, side] that scales a column of `side` pixels to `new_side`."""
     columns = torch.eye(side)[None, None]
     scaled = F.interpolate(columns, size=(new_side, side), mode="bilinear", align_corners=False, antialias=True)
     return scaled[0, 0].to(device)
@@ -62,7 +62,7 @@ class Transform:
     rotation: Tensor
     mirror: Tensor
     factor: int
-    """Image pixels a latent pixel, along one side."""
+    """Side of the square of image pixels that one latent pixel stands for."""
 
     @classmethod
     def of(cls, draws: Drawn, *, scale: str, factor: int) -> Transform | None:
@@ -132,7 +132,7 @@ class NoisyLatents:
 
 
 class LowPass:
-    """Without the high frequencies of each 8x8 block, in latents and images alike ("Spectrum Matching", 2603.14645).
+    """Removes high frequencies of each 8x8 block, in latents and images alike ("Spectrum Matching", arXiv 2603.14645).
 
     An image with `low_pass` k above 0 loses the coefficients (u, v) with u + v >= 15 - k of its blocks' cosine
     transform; one with 0 stays as it is.
@@ -148,7 +148,7 @@ class LowPass:
 
 
 def _low_pass(pictures: Tensor, numbers: Tensor) -> Tensor:
-    """[B, C, H, W], sides multiples of 8, with [B] numbers."""
+    """Return pictures [B, C, H, W], whose sides are multiples of 8, less the frequencies that `numbers` [B] remove."""
     size, channels, height, width = pictures.shape
     device = pictures.device
     with torch.autocast(device.type, enabled=False):
@@ -166,7 +166,7 @@ def _low_pass(pictures: Tensor, numbers: Tensor) -> Tensor:
 
 @functools.cache
 def _cosines(device: torch.device) -> Tensor:
-    """[8, 8]: the orthonormal DCT-II, a row a frequency."""
+    """Return the orthonormal DCT-II as a matrix [8, 8] with a row for each frequency."""
     position = torch.arange(BLOCK, dtype=torch.float64)
     matrix = torch.cos(math.pi / BLOCK * position[:, None] * (position + 0.5)) * math.sqrt(2 / BLOCK)
     matrix[0] *= math.sqrt(0.5)

@@ -32,16 +32,16 @@ HUB_TIMEOUT_SECONDS = 10
 
 @dataclass(frozen=True, kw_only=True)
 class LoadedVae:
-    """An autoencoder with what is to be said of how it was read."""
+    """An autoencoder, with notes on how it was read."""
 
     family: Family
-    """In float32, in eval mode."""
+    """The autoencoder, in float32 and in eval mode."""
     source: str
-    """Where it came from, as it was named."""
+    """The place it came from, as the user named it."""
     notes: list[str] = field(default_factory=list)
-    """Lines for the user: what was assumed, and what was left out."""
+    """Lines for the user about what was assumed and what was left out."""
     assumed: dict[str, Any] = field(default_factory=dict)
-    """Fields of the config that neither the source nor the user said: published values."""
+    """Fields of the config that neither the source nor the user gave, with the published values that were taken."""
 
     @property
     def model(self) -> DiffusersModel:
@@ -59,7 +59,7 @@ def load_autoencoder(
 ) -> DiffusersModel:
     """Load a diffusers autoencoder in float32, in eval mode.
 
-    What had to be assumed, and what was left out, is told as a warning.
+    What had to be assumed, and what was left out, is warned of.
 
     >>> from ldm_vae import load_autoencoder
     >>> autoencoder = load_autoencoder("export")
@@ -71,10 +71,10 @@ def load_autoencoder(
         field: The option's name, for the error.
         config: A config.json with what a single file doesn't say.
         scaling_factor: What the latents are multiplied by, where the source doesn't say it or says it wrongly.
-        shift_factor: What is subtracted from them before.
+        shift_factor: What is subtracted from the latents before they are multiplied, likewise.
 
     Raises:
-        ValueError: In one line, where there is no such thing or it is no autoencoder of a class that is known.
+        FieldError: There is nothing of that name, or it is no autoencoder of a known class.
     """
     return load_vae(source, field=field, config=config, scaling_factor=scaling_factor, shift_factor=shift_factor).model
 
@@ -100,7 +100,7 @@ def load_vae(
             error unless it is given. Training and reconstruction don't need it.
 
     Raises:
-        ValueError: As in `load_autoencoder`.
+        FieldError: As in `load_autoencoder`.
     """
     path = Path(source).expanduser()
     given = {"scaling_factor": scaling_factor, "shift_factor": shift_factor}

@@ -11,7 +11,7 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 
 
 def use_bf16(mixed_precision: MixedPrecision, *, device: torch.device) -> bool:
-    """Whether convolutions run in bf16: as told, or for `auto` where the device multiplies bf16 in hardware."""
+    """Return whether convolutions run in bf16; for `auto` they do where the device multiplies bf16 in hardware."""
     if mixed_precision != "auto":
         return mixed_precision == "bf16"
     if device.type == "cuda":

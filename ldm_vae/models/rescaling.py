@@ -18,12 +18,12 @@ from ldm_vae.models.families.family import Family
 
 FLOAT16_LIMIT = torch.finfo(torch.float16).max
 MARGIN = 4.0
-"""Other pictures reach further than the measured ones: float16 needs so many times their largest magnitude."""
+"""How many times the largest measured magnitude must fit into float16, since other pictures may reach further."""
 
 
 @contextmanager
 def recorded_magnitudes(family: Family, magnitudes: dict[str, Tensor]) -> Iterator[None]:
-    """Raise `magnitudes` to the largest that each layer puts out within the context, kept on the device."""
+    """Raise `magnitudes` to the largest absolute value that each layer puts out while the block runs."""
 
     def record(name: str, output: Tensor) -> None:
         largest = output.detach().abs().amax().float()
@@ -44,11 +44,15 @@ def recorded_magnitudes(family: Family, magnitudes: dict[str, Tensor]) -> Iterat
 def rescale_activations(family: Family, magnitudes: dict[str, float]) -> Family | None:
     """Return a copy whose activations are scaled down to fit into float16, or None where nothing needs to be.
 
-    A residual network with group norms computes the same whatever the scale of its residual stream, and of what is
-    between a block's first convolution and its second norm: every reader of either normalises it. So all writes into a
-    stream are divided by one power of two, which is exact in binary floating point. Not exact is the epsilon that a
-    norm adds to a variance that is now smaller; the caller measures what this does. What no norm follows (the last
-    convolutions, the attention's projections) stays as it is.
+    A residual network with group norms computes the same whatever the scale of its residual stream, and whatever the
+    scale between a block's first convolution and its second norm: every reader of either normalises it. So all writes
+    into a stream are divided by one power of two, which is exact in binary floating point. Only the epsilon that a
+    norm adds to a variance, which is now smaller, makes a difference; the caller measures it. Layers that no norm
+    follows (the last convolutions, the attention's projections) stay as they are.
+
+    Args:
+        family: The autoencoder.
+        magnitudes: Largest absolute value of each layer's output, by the layer's name.
     """
     rescaled = copy.deepcopy(family)
     changed = False
@@ -71,7 +75,7 @@ def rescale_activations(family: Family, magnitudes: dict[str, float]) -> Family 
 
 
 def _divisor(magnitude: float) -> float:
-    """The smallest power of two, at least 1, that leaves `MARGIN` to float16's limit."""
+    """Return the smallest power of two, at least 1, by which a magnitude times `MARGIN` fits into float16."""
     return 2.0 ** max(0, math.ceil(math.log2(max(magnitude, 1) * MARGIN / FLOAT16_LIMIT)))
 
 

@@ -1,4 +1,4 @@
-"""An autoencoder made trainable in one forward."""
+"""An autoencoder for training: whatever the loss needs of it is computed in one forward."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from ldm_vae.models.families.family import Family
 from ldm_vae.models.interventions import Transform
 
 Draws: TypeAlias = Mapping[str, Tensor | float]
-"""What was drawn at random for a micro-batch beside its posterior noise, by name: tensors with a row an image, and
-numbers, which decide on shapes and so are known without asking the device."""
+"""What was drawn at random for a micro-batch beside its posterior noise, by name. Tensors have a row for each image.
+Numbers decide on shapes, and so are known without asking the device."""
 
 Intervention: TypeAlias = Callable[[Tensor, Tensor, Draws], tuple[Tensor, Tensor]]
-"""Changes the latents that are decoded and, alike, the images that the reconstruction is compared with: called with
-(z, images, draws) for (z', images'). It is a function of its arguments alone: whatever is random is in `draws`, which
-come with the batch, as functions of (seed, k), or of (seed, step) where they decide on a shape."""
+"""Changes the latents that are decoded and, in the same way, the images that the reconstruction is compared with. It
+is called with (z, images, draws) and returns (z', images'). It depends on its arguments alone: whatever is random is
+in `draws`, which come with the batch, as functions of (seed, k), or of (seed, step) where they decide on a shape."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,33 +40,41 @@ class Pair:
 
 @dataclass(frozen=True, kw_only=True)
 class PairRules:
-    """What of a `Pair` is computed, in updates that have a `pair_scale`."""
+    """Which parts of a `Pair` are computed, in updates that have a `pair_scale`."""
 
     decode: bool = False
+    """Whether transformed latents are decoded."""
     encode: bool = False
+    """Whether transformed images are encoded."""
 
 
 class TrainableOutput(NamedTuple):
     """What the step needs of one forward."""
 
-    reconstruction: Tensor  # [B, C, H, W], float32
-    images: Tensor  # [B, C, H, W], those that it is compared with: encoded ones, or what interventions made of them
+    reconstruction: Tensor
+    """The decoder's images, [B, C, H, W], float32."""
+    images: Tensor
+    """Images to compare the reconstruction with, [B, C, H, W]: those that were encoded, as interventions left them."""
     latent: Latent
-    likelihood_logvar: Tensor  # [], the learnt s, part of the graph
-    features: Tensor  # [B, width, H, W], input of the last convolution, detached
+    """What the bottleneck made of the encoded images."""
+    likelihood_logvar: Tensor
+    """The learnt s, a scalar that is part of the graph."""
+    features: Tensor
+    """Input of the last convolution, [B, width, H, W], detached."""
     pair: Pair | None = None
+    """Images and latents transformed alike; None in updates without them."""
 
 
 class TrainableAutoencoder(nn.Module):
-    """The one module that DDP wraps: whatever is trained by the generator's loss is a parameter of it.
+    """The one module that DDP wraps: whatever the autoencoder's loss trains is a parameter of it.
 
     Args:
         family: The autoencoder.
         decoder_only: Whether encoder and quant_conv stay as they are.
         learn_logvar: Whether the log-variance s of the likelihood is trained.
-        logvar_init: Its first value.
+        logvar_init: The first value of s.
         term_networks: Networks that terms of the objective train, by the terms' names.
-        interventions: Run one after the other in the forward of every batch that comes with draws.
+        interventions: They run one after the other in the forward of every batch that comes with draws.
         pair: What is computed of images and latents transformed alike, in the same forward.
     """
 
@@ -97,7 +105,7 @@ class TrainableAutoencoder(nn.Module):
 
     @property
     def last_layer(self) -> nn.Conv2d:
-        """The decoder's last convolution, whose weight W the adaptive weight is measured at."""
+        """The decoder's last convolution, at whose weight W the adaptive weight is measured."""
         return self.family.last_layer
 
     def forward(self, images: Tensor, noise: Tensor, draws: Draws | None = None) -> TrainableOutput:

@@ -12,10 +12,11 @@ def with_latent_channels(family: Family, latent_channels: int) -> Family:
     """Return a copy with another number of latent channels, the first min(old, new) kept as they are.
 
     The moments of the kept channels don't change. New channels enter the decoder with zero weight, so the
-    reconstruction doesn't change either until training finds a use for them; dropped ones are missing there.
+    reconstruction doesn't change either until training finds a use for them. Of dropped channels the decoder gets
+    nothing.
     """
     autoencoder, old, new = family.model, family.latent_channels, latent_channels
-    statistics = {"latents_mean": None, "latents_std": None}  # per old channel, no longer true
+    statistics = {"latents_mean": None, "latents_std": None}  # they are of the old channels
     widened = family.from_config({**autoencoder.config, "latent_channels": new, **statistics})
     state, source = widened.model.state_dict(), autoencoder.state_dict()
     kept = torch.arange(min(old, new))
@@ -37,7 +38,7 @@ def with_latent_channels(family: Family, latent_channels: int) -> Family:
 
 
 def _fold_quant_conv(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The encoder's last convolution with quant_conv in it, and an identity in quant_conv's place."""
+    """Return weights with quant_conv folded into the encoder's last convolution, and an identity in its place."""
     mixing = state["quant_conv.weight"][:, :, 0, 0]
     return {
         "encoder.conv_out.weight": torch.einsum("om,mihw->oihw", mixing, state["encoder.conv_out.weight"]),
@@ -53,7 +54,7 @@ Indices = tuple[Tensor, Tensor]
 def _graft(
     state: dict[str, Tensor], source: dict[str, Tensor], name: str, *, columns: Indices, rows: Indices | None = None
 ) -> None:
-    """Copy a convolution's kept rows and columns; what the kept rows would take from new columns is zero."""
+    """Copy a convolution's kept rows and columns, and set to zero what kept rows would take from new columns."""
     weight, old_weight = state[f"{name}.weight"], source[f"{name}.weight"]
     every = torch.arange(len(old_weight))
     new_rows, old_rows = rows or (every, every)

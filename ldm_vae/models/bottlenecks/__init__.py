@@ -1,1 +1,1 @@
-"""What stands between encoder and decoder: from the encoder's output to the latent, and from what is stored back."""
+"""Bottlenecks: how the encoder's output becomes a latent, and how a stored latent becomes the decoder's input."""

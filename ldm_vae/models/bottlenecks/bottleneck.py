@@ -14,23 +14,23 @@ class Latent:
     """What a bottleneck makes of the encoder's output."""
 
     z: Tensor
-    """[B, c, h, w], float32: what the decoder takes."""
+    """The decoder's input, [B, c, h, w], float32."""
     mean: Tensor
-    """[B, c, h, w], float32: the posterior's mean, or `z` itself where nothing is random."""
+    """The posterior's mean, or `z` itself where nothing is random, [B, c, h, w], float32."""
     posterior_logvar: Tensor | None = None
-    """[B, c, h, w], float32: the posterior's log-variance; None where nothing is random."""
+    """The posterior's log-variance, [B, c, h, w], float32; None where nothing is random."""
     losses: dict[str, Tensor] = field(default_factory=dict)
-    """Scalars that the bottleneck itself asks to be trained on, by name, free of batch size and resolution."""
+    """Losses that the bottleneck itself adds, by name: scalars that depend neither on batch size nor on resolution."""
     stored: dict[str, Tensor] = field(default_factory=dict)
     """What `encode` writes of the latent, by name; `from_stored` takes it back."""
 
 
 class Bottleneck(ABC):
-    """From the encoder's output to the latent. It holds no weights of its own but those of the autoencoder."""
+    """Makes a latent of the encoder's output. It has no weights beside the autoencoder's own."""
 
     @abstractmethod
     def hidden_channels(self, latent_channels: int) -> int:
-        """Channels of the encoder's output, for so many of the latent."""
+        """Return the channels of the encoder's output, from the channels of the latent."""
 
     @abstractmethod
     def __call__(self, hidden: Tensor, noise: Tensor | None = None) -> Latent:
@@ -38,9 +38,9 @@ class Bottleneck(ABC):
 
         Args:
             hidden: [B, hidden_channels, h, w], the encoder's output, in any floating-point type.
-            noise: [B, c, h, w], standard normal, where the posterior is sampled; None: its mean is taken.
+            noise: [B, c, h, w], standard normal. With None the posterior's mean is taken instead of a sample.
         """
 
     @abstractmethod
     def from_stored(self, stored: Mapping[str, Tensor]) -> Tensor:
-        """Return z, [B, c, h, w], as it is without noise, of what `Latent.stored` held."""
+        """Return z without noise, [B, c, h, w], from the tensors of `Latent.stored`."""

@@ -13,7 +13,7 @@ class Deterministic(Bottleneck):
     """Nothing is random, and nothing is lost."""
 
     def hidden_channels(self, latent_channels: int) -> int:
-        """The latent's."""
+        """Return the channels of the latent."""
         return latent_channels
 
     def __call__(self, hidden: Tensor, noise: Tensor | None = None) -> Latent:
@@ -22,5 +22,5 @@ class Deterministic(Bottleneck):
         return Latent(z=z, mean=z, stored={"latents": z})
 
     def from_stored(self, stored: Mapping[str, Tensor]) -> Tensor:
-        """The stored latents."""
+        """Return the stored latents."""
         return stored["latents"]

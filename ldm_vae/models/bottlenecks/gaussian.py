@@ -16,11 +16,11 @@ class Gaussian(Bottleneck):
     """The encoder gives mean and log-variance; a sample is mean + std · noise."""
 
     def hidden_channels(self, latent_channels: int) -> int:
-        """Mean and log-variance."""
+        """Return twice the channels of the latent, for mean and log-variance."""
         return 2 * latent_channels
 
     def __call__(self, hidden: Tensor, noise: Tensor | None = None) -> Latent:
-        """Sample the posterior. Arguments as in `Bottleneck`; moments are float32 whatever `hidden` is."""
+        """Sample the posterior, as `Bottleneck` says; moments are float32, whatever type `hidden` has."""
         mean, logvar = hidden.float().chunk(2, dim=1)
         logvar = logvar.clamp(LOGVAR_MIN, LOGVAR_MAX)
         std = torch.exp(0.5 * logvar)
@@ -28,5 +28,5 @@ class Gaussian(Bottleneck):
         return Latent(z=z, mean=mean, posterior_logvar=logvar, stored={"mean": mean, "std": std})
 
     def from_stored(self, stored: Mapping[str, Tensor]) -> Tensor:
-        """The stored mean."""
+        """Return the stored mean."""
         return stored["mean"]

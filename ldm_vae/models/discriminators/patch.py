@@ -13,10 +13,17 @@ GROUPS = 32
 
 
 class PatchDiscriminator(nn.Module):
-    """Judges overlapping patches: strided 4x4 convolutions, one logit a patch.
+    """Judges overlapping patches by strided 4x4 convolutions, with one logit for each patch.
 
-    The published norm is BatchNorm, which mixes the images of a call; the default here is group norm, which doesn't,
-    so that how the batch is cut leaves no trace. Neither keeps running statistics: nothing ever reads them.
+    The published norm is BatchNorm, which mixes the images of a call. The default here is group norm, which doesn't,
+    so that the result doesn't depend on how the batch is cut. Neither keeps running statistics, which nothing would
+    read.
+
+    Args:
+        in_channels: Channels of the images.
+        channels: Width of the first layer.
+        num_layers: Strided layers.
+        norm: Which norm.
     """
 
     def __init__(
@@ -46,14 +53,21 @@ class PatchDiscriminator(nn.Module):
         return nn.GroupNorm(min(GROUPS, width), width)
 
     def forward(self, images: Tensor, reconstruction: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits of real and of reconstructed images, each [B, 1, h, w], float32; one call where the norm allows."""
+        """Return the logits of real and of reconstructed images, each [B, 1, h, w], float32.
+
+        Both go through the network in one call, unless the norm would mix them.
+
+        Args:
+            images: [B, C, H, W] in [-1, 1].
+            reconstruction: [B, C, H, W].
+        """
         if self.norm == "batch":
             return self.logits(images), self.logits(reconstruction)
         real, fake = self.logits(torch.cat([images, reconstruction])).chunk(2)
         return real, fake
 
     def logits(self, images: Tensor) -> Tensor:
-        """[B, C, H, W] in [-1, 1] to [B, 1, h, w], float32."""
+        """Return the logits, [B, 1, h, w], float32, of images [B, C, H, W] in [-1, 1]."""
         return self.layers(images).float()
 
 

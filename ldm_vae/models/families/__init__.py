@@ -16,7 +16,7 @@ def family_class(class_name: object) -> type[Family]:
     """Return the family of a diffusers class.
 
     Raises:
-        ValueError: There is none of that class.
+        ValueError: No family is of that class.
     """
     if class_name not in FAMILIES:
         raise ValueError(f"a {class_name}, not {_one_of(list(FAMILIES))}")
@@ -27,7 +27,7 @@ def family_of(model: DiffusersModel) -> Family:
     """Put a diffusers model behind the interface of its family.
 
     Raises:
-        ValueError: There is none for its class.
+        ValueError: No family is of the model's class.
     """
     return family_class(type(model).__name__).of(model)
 
@@ -36,7 +36,7 @@ def family_from_config(fields: Mapping[str, Any], *, device: str = "cpu") -> Fam
     """Build the model of a config.json that names its class.
 
     Raises:
-        ValueError: There is no family of that class.
+        ValueError: No family is of the class that the config names.
     """
     return family_class(fields.get("_class_name")).from_config(fields, device=device)
 

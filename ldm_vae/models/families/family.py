@@ -1,4 +1,4 @@
-"""What the package knows of a class of autoencoders: the one place where a diffusers model's insides are named."""
+"""The interface to a class of autoencoders. A diffusers model's insides are named by its subclasses alone."""
 
 from __future__ import annotations
 
@@ -23,9 +23,12 @@ DiffusersModel: TypeAlias = ModelMixin
 class Reconstruction(NamedTuple):
     """Images encoded and decoded without noise, float32."""
 
-    mean: Tensor  # [B, c, h, w]
-    std: Tensor  # [B, c, h, w], zero where nothing is random
-    images: Tensor  # [B, C, H, W], about in [-1, 1]
+    mean: Tensor
+    """The posterior's mean, [B, c, h, w]."""
+    std: Tensor
+    """The posterior's standard deviation, [B, c, h, w]; zero where nothing is random."""
+    images: Tensor
+    """The decoded mean, [B, C, H, W], about in [-1, 1]."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,11 +51,11 @@ class Family(ABC):
     architecture: ClassVar[Sequence[str]]
     """Fields of config.json that tell two architectures apart; the fingerprint digests them."""
     decoder_names: ClassVar[tuple[str, ...]]
-    """How names of weights begin that a latent doesn't depend on."""
+    """Beginnings of the names of weights that a latent doesn't depend on."""
     blocks: ClassVar[tuple[type[nn.Module], ...]]
     """Blocks that activation checkpointing recomputes one by one."""
     levels: ClassVar[tuple[type[nn.Module], ...]]
-    """Levels of blocks of one resolution, which it recomputes whole."""
+    """Levels, of blocks of one resolution, that activation checkpointing recomputes whole."""
 
     def __init__(self, model: DiffusersModel, bottleneck: Bottleneck) -> None:
         self.model = model
@@ -68,7 +71,7 @@ class Family(ABC):
     @classmethod
     @abstractmethod
     def arguments(cls, config: ModelConfig) -> dict[str, Any]:
-        """The class's arguments for a model from scratch."""
+        """Return the arguments of the diffusers class for a model from scratch."""
 
     @classmethod
     def build(cls, config: ModelConfig) -> Self:
@@ -103,7 +106,7 @@ class Family(ABC):
     @property
     @abstractmethod
     def spatial_factor(self) -> int:
-        """Image pixels a latent pixel, along one side."""
+        """Side of the square of image pixels that one latent pixel stands for."""
 
     @property
     def in_channels(self) -> int:
@@ -127,26 +130,26 @@ class Family(ABC):
 
     @property
     def normalisation(self) -> Normalisation:
-        """Between the model's own latents and those that a diffusion model sees, on the CPU."""
+        """The map from the model's own latents to those that a diffusion model sees, on the CPU."""
         return Normalisation.from_config(self.scaling)
 
     # In pieces, with gradients: what the training step runs
 
     @abstractmethod
     def encode(self, images: Tensor) -> Tensor:
-        """The encoder's output, which the bottleneck takes, of images [B, C, H, W] in [-1, 1]."""
+        """Return the encoder's output, which the bottleneck takes, of images [B, C, H, W] in [-1, 1]."""
 
     @abstractmethod
     def decode_features(self, z: Tensor) -> Tensor:
-        """The decoder up to the input of its last layer: [B, c, h, w] to [B, width, H, W]."""
+        """Run the decoder up to the input of its last layer: [B, c, h, w] to [B, width, H, W]."""
 
     @property
     @abstractmethod
     def last_layer(self) -> nn.Conv2d:
-        """The decoder's last convolution, whose weight W the adaptive weight is measured at."""
+        """The decoder's last convolution, at whose weight W the adaptive weight is measured."""
 
     def head(self, features: Tensor) -> Tensor:
-        """Images, float32 [B, C, H, W], of the last layer's input."""
+        """Return images, float32 [B, C, H, W], of the last layer's input."""
         return self.last_layer(features).float()
 
     def compile_encoder(self) -> None:
@@ -174,7 +177,7 @@ class Family(ABC):
 
     @torch.no_grad()
     def encode_latent(self, images: Tensor, noise: Tensor | None = None) -> Latent:
-        """The latent of images [B, C, H, W] in [-1, 1]."""
+        """Return the latent of images [B, C, H, W] in [-1, 1]."""
         return self.bottleneck(self.encode(images), noise)
 
     def encode_moments(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -191,7 +194,7 @@ class Family(ABC):
 
     @torch.no_grad()
     def decode(self, z: Tensor) -> Tensor:
-        """Images, float32 [B, C, H, W], about in [-1, 1], of the model's own latents [B, c, h, w]."""
+        """Return images, float32 [B, C, H, W], about in [-1, 1], of the model's own latents [B, c, h, w]."""
         return self.model.decode(z).sample.float()
 
     @torch.no_grad()

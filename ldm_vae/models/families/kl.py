@@ -45,7 +45,7 @@ class KL(Family):
 
     @classmethod
     def arguments(cls, config: ModelConfig) -> dict[str, Any]:
-        """The class's arguments for a model from scratch."""
+        """Return the arguments of the diffusers class for a model from scratch."""
         levels = range(len(config.block_out_channels))
         with_attention = [level in config.attention_levels for level in levels]
         down = ["AttnDownEncoderBlock2D" if attention else "DownEncoderBlock2D" for attention in with_attention]
@@ -66,16 +66,16 @@ class KL(Family):
 
     @property
     def spatial_factor(self) -> int:
-        """Every level but the last halves the side."""
+        """Side of the square of image pixels that one latent pixel stands for; every level but the last halves it."""
         return 2 ** (len(self.model.config.block_out_channels) - 1)
 
     def encode(self, images: Tensor) -> Tensor:
-        """Mean and log-variance, [B, 2c, h, w], of images [B, C, H, W] in [-1, 1]."""
+        """Return mean and log-variance, [B, 2c, h, w], of images [B, C, H, W] in [-1, 1]."""
         hidden = self.model.encoder(images)
         return hidden if self.model.quant_conv is None else self.model.quant_conv(hidden)
 
     def decode_features(self, z: Tensor) -> Tensor:
-        """The decoder up to the input of its last layer: [B, c, h, w] to [B, width, H, W]."""
+        """Run the decoder up to the input of its last layer: [B, c, h, w] to [B, width, H, W]."""
         decoder = self.model.decoder
         if self.model.post_quant_conv is not None:
             z = self.model.post_quant_conv(z)
@@ -96,7 +96,7 @@ class KL(Family):
 
     @property
     def hidden_layer(self) -> nn.Conv2d:
-        """quant_conv, or the encoder's last convolution where there is none."""
+        """The layer quant_conv, or the encoder's last convolution where there is none."""
         return self.model.encoder.conv_out if self.model.quant_conv is None else self.model.quant_conv
 
     @property

@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0 (Tan & Le 2019, the variant for small devices), whose ImageNet weights travel in a package."""
+"""EfficientNet-Lite0 (Tan & Le 2019, the variant for small devices), whose ImageNet weights come in a package."""
 
 from __future__ import annotations
 

@@ -44,9 +44,9 @@ def load_lpips(name: str, *, weights: str | None, field: str) -> lpips.LPIPS:
 
     Args:
         name: Which of them.
-        weights: A file with the trunk's ImageNet weights, or a folder that holds it; None: torch's cache, then a
-            download.
-        field: The option that gives `weights`, for the error.
+        weights: A file with the trunk's ImageNet weights, or a folder that holds it. Without it they are taken from
+            torch's cache, or downloaded.
+        field: The field that gives `weights`, for the error.
 
     Raises:
         ValueError: The weights are missing (the message says which file to put where) or aren't this network's.
@@ -67,7 +67,7 @@ def load_lpips(name: str, *, weights: str | None, field: str) -> lpips.LPIPS:
 
 
 def _empty_lpips(net: str) -> lpips.LPIPS:
-    """Return lpips's network with its heads and no trunk weights yet, since drawing random ones takes seconds."""
+    """Return lpips's network with its heads, and without weights in the trunk: drawing random ones takes seconds."""
     with torch.device("meta"), warnings.catch_warnings(action="ignore"):  # lpips calls torchvision the old way
         network = lpips.LPIPS(net=net, pretrained=False, pnet_rand=True, verbose=False)
     network.scaling_layer = lpips.ScalingLayer()  # its constants are lost on the meta device

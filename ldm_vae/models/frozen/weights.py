@@ -20,17 +20,17 @@ def cached_file(name: str) -> Path:
 
 
 def find_weights(name: str, *, source: str | None, url: str | None, field: str, purpose: str) -> Path:
-    """Return the path of a weight file, downloading it into torch's cache where it is nowhere.
+    """Return the path of a weight file, which is downloaded into torch's cache if it isn't here.
 
     Args:
         name: The file's name as it is published.
-        source: A file, or a folder that holds one of that name; None: torch's cache, then `url`.
-        url: Where the file is published; None: nothing is downloaded.
-        field: The option that gives `source`, for the error.
+        source: A file, or a folder that holds one of that name. Without it torch's cache is searched, then `url`.
+        url: Where the file is published. Without it nothing is downloaded.
+        field: The field that gives `source`, for the error.
         purpose: What needs the file, as in "loss.perceptual lpips_vgg", for the error.
 
     Raises:
-        ValueError: The file is nowhere; the message says which file to put where.
+        FieldError: The file isn't here and can't be downloaded. The message says which file to put where.
     """
     if source is not None:
         path = Path(source).expanduser()
@@ -61,7 +61,7 @@ def read_weights(path: Path, *, field: str) -> dict[str, Tensor]:
     """Return all tensors of a safetensors file or a torch pickle, by name, on the CPU.
 
     Raises:
-        ValueError: The file is damaged, of another kind, or would run code; the message names `field`.
+        FieldError: The file is damaged, of another kind, or would run code. The message names `field`.
     """
     try:
         file = open_weights(path)
