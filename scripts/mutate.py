@@ -257,6 +257,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 print(f"{mutation.name}  ({mutation.file})\n  - {mutation.old.strip()}\n  + {mutation.new.strip()}")
             return 0
         os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+        os.environ["PYTHONWARNINGS"] = "ignore:resource_tracker"  # killed processes leave semaphores, which it removes
         multiprocessing.set_forkserver_preload(LIBRARIES)
         if not options.skip_unchanged:
             check_unchanged(chosen, timeout=options.timeout * max(1, len(chosen) // 4))

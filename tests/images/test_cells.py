@@ -65,7 +65,7 @@ def server(tmp_path: Path) -> Iterator[tuple[str, list[str]]]:
 
 def test_nothing_is_fetched_or_read_outside_unless_asked(tmp_path: Path, server: tuple[str, list[str]]) -> None:
     address, asked = server
-    for name in ("far.png", "data/near.png", "data/sub/deep.png"):
+    for name in ("far.png", "data/near.png", "data/sub/deep.png", "data of others/x.png"):
         write_grey(tmp_path / name, 5)
     (tmp_path / "data" / "link.png").symlink_to(tmp_path / "far.png")
     (tmp_path / "data" / "folder").symlink_to(tmp_path)
@@ -74,6 +74,8 @@ def test_nothing_is_fetched_or_read_outside_unless_asked(tmp_path: Path, server:
     outside = [
         far,
         "../far.png",
+        "../data of others/x.png",
+        str(tmp_path / "data of others" / "x.png"),
         "link.png",
         "folder/far.png",
         f"file://{far}",

@@ -106,6 +106,8 @@ def test_draws_are_as_frequent_as_they_are_to_be() -> None:
     scales = Counter(step.get("eq_scale") for step in steps)
     assert abs(scales[None] / 3000 - 0.5) < 0.04
     assert all(abs(scales[scale] / 3000 - 0.5 / 3) < 0.04 for scale in (0.25, 0.5, 0.75))
+    seldom = DrawRules(seed=0, batch_size=4, eq_probability=0.1, scales=(0.5,))
+    assert abs(sum("eq_scale" in seldom.of_step(step) for step in range(3000)) / 3000 - 0.1) < 0.03
 
 
 def test_nothing_is_drawn_where_nothing_asks_for_it() -> None:

@@ -72,6 +72,15 @@ def test_noise_on_latents_has_each_images_strength(kind: str) -> None:
         torch.testing.assert_close(noisy[i], expected)
 
 
+def test_relative_noise_has_no_gradient_of_its_own() -> None:
+    """Else the latents' spread would shrink, to have less noise."""
+    z, noise, part = pictures(side=4).requires_grad_(), pictures(side=4), torch.full((5,), 0.5)
+    noisy, _ = NoisyLatents(kind="relative", strength=3.0)(z, z, {"latent_noise": noise, "noise_strength": part})
+    weights = torch.randn(noisy.shape, generator=torch.Generator().manual_seed(1))
+    (gradient,) = torch.autograd.grad((weights * noisy).sum(), z)
+    assert torch.equal(gradient, weights)
+
+
 def test_low_pass_removes_the_high_frequencies_of_each_block() -> None:
     images, numbers = pictures(side=16), torch.tensor([0, 8, 10, 12, 14])
     low, _ = LowPass()(images, images, {"low_pass": numbers})
