@@ -29,11 +29,13 @@ def main(argv: list[str] | None = None) -> None:
 def _run(command: Command, arguments: list[str], *, prog: str) -> None:
     from ldm_vae.config.parsing import parse_command
     from ldm_vae.config.rules import NamesFields
+    from ldm_vae.system.telling import show_notes_as_lines
 
     try:
         parsed = parse_command(_resolve(command.options), arguments, prog=prog, positional=command.positional)
     except ValueError as error:
         _fail(str(error), status=2)
+    show_notes_as_lines()
     try:
         summary = _resolve(command.function)(parsed.options)
     except (ValueError, OSError, RuntimeError) as error:

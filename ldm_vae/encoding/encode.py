@@ -33,6 +33,7 @@ from ldm_vae.models.precision import use_bf16
 from ldm_vae.system.files import Leases, remove_temporaries
 from ldm_vae.system.outputs import LATENTS, OutputFolder
 from ldm_vae.system.progress import progress
+from ldm_vae.system.telling import counted
 
 _POLL_SECONDS = 0.5
 
@@ -59,9 +60,10 @@ class EncodeSummary:
 
     def __str__(self) -> str:
         size = f"{self.num_bytes / 1e6:,.1f} MB"
-        done = f"{self.num_rows:,} latents of {self.num_images:,} images in {self.num_shards:,} shards, {size}"
+        of = f"{self.num_rows:,} latents of {counted(self.num_images, 'image')}"
+        done = f"{of} in {counted(self.num_shards, 'shard')}, {size}"
         skipped = f"; {self.num_skipped:,} skipped, listed in skipped.jsonl" if self.num_skipped else ""
-        skipped += f"; {self.damaged_shards:,} damaged shards encoded again" if self.damaged_shards else ""
+        skipped += f"; {counted(self.damaged_shards, 'damaged shard')} encoded again" if self.damaged_shards else ""
         rate = self.encoded_images / self.seconds if self.seconds > 0 else 0.0
         return (
             f"{self.output}: {done}{skipped}\n"

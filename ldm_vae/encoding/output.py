@@ -15,6 +15,7 @@ from ldm_vae.latents.sealed import read_sealed, seal
 from ldm_vae.latents.shards import INDEX, PLAN, SAMPLES, SKIPPED, Plan, differences, read_record
 from ldm_vae.system.files import Leases, sha256_file, write_whole
 from ldm_vae.system.outputs import LATENTS, OutputFolder
+from ldm_vae.system.telling import Note
 
 _OVERWRITE = "overwrite"
 _POLL_SECONDS = 0.2
@@ -82,7 +83,7 @@ def _mend_plan(folder: Path, plan: Plan) -> None:
         f"{folder / PLAN} is damaged, and none of the shards there is of this encode; start the encode that wrote "
         f"them again, or give <overwrite> to replace them",
     )
-    warnings.warn(f"{folder / PLAN} was damaged; it is written anew", stacklevel=2)
+    warnings.warn(f"{folder / PLAN} was damaged; it is written anew", Note, stacklevel=2)
     write_whole(folder / PLAN, seal(plan.to_json()))
 
 

@@ -22,6 +22,7 @@ from ldm_vae.models.fingerprint import fingerprint
 from ldm_vae.models.inference import InferenceAutoencoder
 from ldm_vae.models.load import load_vae
 from ldm_vae.system.progress import progress
+from ldm_vae.system.telling import counted
 from ldm_vae.system.text import printable
 
 DEEP_IMAGES = 16
@@ -49,7 +50,7 @@ class VerifyReport:
     """Largest error of these images: the root of the summed squared differences, relative to that of the latents."""
 
     def __str__(self) -> str:
-        text = f"{self.folder}: {self.num_rows:,} latents in {self.num_shards:,} shards, all whole"
+        text = f"{self.folder}: {self.num_rows:,} latents in {counted(self.num_shards, 'shard')}, all whole"
         if self.deep_images:
             text += f"; {self.deep_images} images encoded again agree to {self.largest_error:.1e}"
         return text

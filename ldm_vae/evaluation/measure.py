@@ -15,7 +15,6 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from PIL import Image
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from ldm_vae.config.names import PerceptualChoice
 from ldm_vae.evaluation.features import SetFeatures
@@ -29,6 +28,7 @@ from ldm_vae.models.families.family import Family, Reconstruction
 from ldm_vae.models.frozen.lpips import lpips_trunk_file
 from ldm_vae.models.precision import autocast
 from ldm_vae.system.pixels import to_pixels
+from ldm_vae.system.progress import progress
 from ldm_vae.training.terms import load_perceptual
 
 
@@ -261,7 +261,7 @@ def _batches(
     batches = evaluation_batches(
         dataset, indices=share, batch_size=batch_size, num_workers=num_workers, pin_memory=state.device.type == "cuda"
     )
-    with tqdm(total=len(share), desc=title, unit="image", disable=not state.is_main_process, leave=False) as bar:
+    with progress(len(share), what=title, unit="image", show=state.is_main_process, leave=False) as bar:
         for batch in batches:
             yield batch
             bar.update(len(batch.indices) + len(batch.skipped))

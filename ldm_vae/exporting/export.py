@@ -34,6 +34,7 @@ from ldm_vae.images.training import SkippedImage
 from ldm_vae.metrics.latents import LatentSummary
 from ldm_vae.models.families.family import Family
 from ldm_vae.models.precision import exact_float32
+from ldm_vae.system.telling import counted
 from ldm_vae.system.text import printable
 from ldm_vae.training.run_autoencoder import RunAutoencoder, load_run_autoencoder
 
@@ -78,7 +79,7 @@ class ExportSummary:
         if self.skipped:
             first = self.skipped[0]
             which = f"{printable(first.name)} ({printable(first.reason)})"
-            lines.append(f"{len(self.skipped)} images skipped; the first: {which}")
+            lines.append(f"{counted(len(self.skipped), 'image')} skipped; the first: {which}")
         return "\n".join([*lines, *self.notes, *([f"uploaded to {self.url}"] if self.url else [])])
 
 

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ldm_vae.system.float64 import in_float64
+
 BINS = 16
 EPSILON = 1e-8
 
@@ -48,7 +50,7 @@ def _spectrum(pictures: Tensor, *, flattening: float) -> Tensor:
 @functools.lru_cache(maxsize=64)
 def cosines(size: int, device: torch.device) -> Tensor:
     """Return the orthonormal DCT-II, [size, size], a row a frequency."""
-    position = torch.arange(size, dtype=torch.float64)
+    position = in_float64(torch.arange(size))
     matrix = torch.cos(math.pi / size * position[:, None] * (position + 0.5)) * math.sqrt(2 / size)
     matrix[0] *= math.sqrt(0.5)
     return matrix.float().to(device)

@@ -59,7 +59,7 @@ def neighbour_accuracy(points: Tensor, labels: Tensor, *, neighbours: int = NEIG
     votes = float64_zeros(len(points), int(classes.max()) + 1, device=points.device)
     rank_weight = 1 + torch.arange(near.shape[1], 0, -1, dtype=votes.dtype, device=votes.device) * 1e-6
     votes.scatter_add_(1, classes[near], rank_weight.expand(near.shape))
-    return (votes.argmax(1) == classes).double().mean().item()
+    return in_float64(votes.argmax(1) == classes).mean().item()
 
 
 def linear_accuracy(points: Tensor, labels: Tensor, *, folds: int = FOLDS) -> float:

@@ -46,7 +46,7 @@ def radial_power(power: Tensor, *, num_bins: int = NUM_BINS) -> Tensor:
 
 def radius(h: int, w: int) -> Tensor:
     """Return r of every coefficient of a map, [h, w] float64 on the CPU."""
-    u, v = (torch.arange(side, dtype=torch.float64) / side for side in (h, w))
+    u, v = (in_float64(torch.arange(side)) / side for side in (h, w))
     return (u[:, None].square() + v[None].square()).sqrt()
 
 
@@ -68,7 +68,7 @@ def spectral_slope(binned: Tensor) -> float:
     there = binned.isfinite() & (binned > 0)
     if there.sum() < 2:
         return math.nan
-    middle = (torch.arange(len(binned), dtype=torch.float64) + 0.5).log()[there]
+    middle = (in_float64(torch.arange(len(binned))) + 0.5).log()[there]
     values = binned.cpu()[there].log()
     middle = middle - middle.mean()
     return ((middle * (values - values.mean())).sum() / middle.square().sum()).item()
@@ -92,7 +92,7 @@ def spectrum_distance(latents: Tensor, images: Tensor, *, flatten: float = 1.0, 
         images.float(), latents.shape[-2:], mode="bicubic", align_corners=False, antialias=True
     )
     source, target = (radial_power(cosine_power(maps).mean(dim=1), num_bins=num_bins) for maps in (latents, reduced))
-    frequency = (torch.arange(num_bins, dtype=torch.float64, device=target.device) + 0.5) / num_bins
+    frequency = (in_float64(torch.arange(num_bins, device=target.device)) + 0.5) / num_bins
     source, target = (_distribution(power) for power in (source, target * frequency**flatten))
     terms = target * (target.clamp(min=1e-12).log() - source.clamp(min=1e-12).log())
     return terms.nansum(dim=1)
@@ -105,7 +105,7 @@ def _distribution(power: Tensor) -> Tensor:
 
 def _cosine_matrix(side: int) -> Tensor:
     """The orthonormal DCT-II, [side, side]: row u is the wave of frequency u."""
-    positions = torch.arange(side, dtype=torch.float64)
+    positions = in_float64(torch.arange(side))
     matrix = torch.cos(math.pi / side * (positions[None] + 0.5) * positions[:, None]) * math.sqrt(2 / side)
     matrix[0] /= math.sqrt(2)
     return matrix

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ldm_vae.config.names import LatentNoise
+from ldm_vae.system.float64 import in_float64
 
 BLOCK = 8  # side of the blocks of `LowPass`
 
@@ -167,7 +168,7 @@ def _low_pass(pictures: Tensor, numbers: Tensor) -> Tensor:
 @functools.cache
 def _cosines(device: torch.device) -> Tensor:
     """Return the orthonormal DCT-II as a matrix [8, 8] with a row for each frequency."""
-    position = torch.arange(BLOCK, dtype=torch.float64)
+    position = in_float64(torch.arange(BLOCK))
     matrix = torch.cos(math.pi / BLOCK * position[:, None] * (position + 0.5)) * math.sqrt(2 / BLOCK)
     matrix[0] *= math.sqrt(0.5)
     return matrix.float().to(device)

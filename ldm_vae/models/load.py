@@ -25,6 +25,7 @@ from ldm_vae.models.layouts.folder import (
     shard_names,
 )
 from ldm_vae.models.layouts.ldm import family_of_weights, read_ldm_weights
+from ldm_vae.system.telling import Note
 from ldm_vae.system.text import first_line
 
 HUB_TIMEOUT_SECONDS = 10
@@ -120,10 +121,15 @@ def load_vae(
             if not path.is_dir():
                 path = _download(str(source))
             loaded = _from_folder(read_folder(path), source=str(source), fields=fields)
+            unscaled = {"scaling_factor": None, "latents_mean": None}.items() <= loaded.model.config.items()
+            require(
+                not (needs_scaling and unscaled),
+                f"{source}: its {CONFIG_NAME} has no scaling_factor (null); give scaling_factor",
+            )
     except ValueError as error:
         raise within(mark(field), error) from None
     for note in loaded.notes:
-        warnings.warn(note, stacklevel=2)
+        warnings.warn(note, Note, stacklevel=2)
     return loaded
 
 

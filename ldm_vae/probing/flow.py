@@ -13,6 +13,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ldm_vae.system.float64 import float64_tensor
+
 BASE_DIMENSION = 4096
 """Elements of a latent whose times aren't shifted, as of 4 x 32 x 32 (RAE, arXiv 2510.11690, section 4.3)."""
 
@@ -57,7 +59,7 @@ def flow_loss(velocity: Velocity, latents: Tensor, noise: Tensor, times: Tensor)
 @torch.no_grad()
 def draw_latents(velocity: Velocity, noise: Tensor, *, steps: int, shift: float) -> Tensor:
     """Return normalised latents [B, c, h, w] that noise flows back to, by Euler steps of shifted times."""
-    times = shift_times(torch.linspace(1, 0, steps + 1, dtype=torch.float64), shift=shift).tolist()
+    times = shift_times(float64_tensor([1 - i / steps for i in range(steps + 1)]), shift=shift).tolist()
     latents = noise
     for now, after in itertools.pairwise(times):
         at = torch.full((len(latents),), now, dtype=torch.float32, device=latents.device)

@@ -141,6 +141,9 @@ def load_checkpoint(state: TrainingState, checkpoint: Path) -> list[str]:
     """
     record = read_record(checkpoint)
     scalars = read_tensors(checkpoint, files.SCALARS)
+    for name in ("lam", "likelihood_logvar"):
+        if name not in scalars or scalars[name].numel() != 1:
+            raise CheckpointError(f"{checkpoint} is damaged: {files.SCALARS} holds no number {name}")
     try:
         state.autoencoder.load_state_dict(read_tensors(checkpoint, files.AUTOENCODER))
         if (checkpoint / files.TERMS).is_file():
@@ -192,6 +195,8 @@ def _load_optimizer(network: TrainedNetwork[Any], tensors: dict[str, Tensor]) ->
         name, _, kind = key.rpartition(":")
         parameter = parameters[name]
         like_weight = value.shape == parameter.shape
+        if not like_weight and value.numel() != 1:
+            raise RuntimeError(f"{key} has the shape {list(value.shape)}, its weight {list(parameter.shape)}")
         moment = torch.empty_like(parameter) if like_weight else value.to(parameter.device)
         network.optimizer.state[parameter][kind] = moment.copy_(value)
 

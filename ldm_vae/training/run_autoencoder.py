@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -10,8 +9,9 @@ from typing import Literal
 from ldm_vae.config.parsing import load_config
 from ldm_vae.config.rules import require
 from ldm_vae.config.run import Config
-from ldm_vae.models.families import family_from_config
+from ldm_vae.models.families import family_class
 from ldm_vae.models.families.family import Family
+from ldm_vae.models.layouts.folder import checked_state_dict, read_config
 from ldm_vae.training import checkpoint_files as files
 from ldm_vae.training.checkpoint_files import CheckpointError, find_checkpoint, read_record, read_tensors
 from ldm_vae.training.run_folder import RunFolder
@@ -45,15 +45,20 @@ def load_run_autoencoder(run: Path, *, checkpoint: str, weights: Literal["ema", 
     require(RunFolder(run).config.is_file(), f"<run>: {run} is no run: it has no config.yaml")
     folder = find_checkpoint(RunFolder(run), checkpoint)
     record = read_record(folder)
-    family = family_from_config(json.loads((folder / files.ARCHITECTURE).read_text()))
     tensors = read_tensors(folder, files.AUTOENCODER if weights == "raw" or record.ema_step is None else files.EMA)
     try:
-        family.model.load_state_dict(tensors)
-    except RuntimeError as error:
-        reason = str(error).splitlines()[-1].strip()
-        raise CheckpointError(f"{folder} is damaged: weights and architecture don't fit: {reason}") from None
+        fields = read_config(folder / files.ARCHITECTURE)
+        family = family_class(fields.get("_class_name"))
+    except ValueError as error:
+        raise CheckpointError(f"{folder} is damaged: {error}") from None
+    try:
+        tensors = checked_state_dict(tensors, family=family, config=fields)
+    except ValueError as error:
+        raise CheckpointError(f"{folder} is damaged: weights and architecture don't fit: {error}") from None
+    built = family.from_config(fields)
+    built.model.load_state_dict(tensors)
     return RunAutoencoder(
-        family=family.eval(),
+        family=built.eval(),
         config=load_config(folder / files.CONFIG),
         step=record.step,
         checkpoint=folder,

@@ -138,6 +138,12 @@ def test_weights_that_do_not_belong_to_the_config_are_named(vae: Path) -> None:
         ('"block_out_channels": "wide"', "makes no AutoencoderKL"),
         ('"down_block_types": ["NoBlock", "NoBlock"]', "makes no AutoencoderKL: .*NoBlock"),
         ('"norm_num_groups": 5', "makes no AutoencoderKL"),
+        ('"scaling_factor": "0.18"', "scaling_factor is 0.18; it must be a positive number"),
+        ('"scaling_factor": 0', "scaling_factor is 0; it must be a positive number"),
+        ('"scaling_factor": NaN', "scaling_factor is nan; it must be a positive number"),
+        ('"scaling_factor": null', "has no scaling_factor"),
+        ('"shift_factor": Infinity', "shift_factor is inf; it must be a finite number"),
+        ('"latents_std": [1, 0, 1, 1]', "latents_std is .*; it must be a positive number"),
     ],
 )
 def test_broken_and_absurd_configs_are_one_line(vae: Path, text: str, match: str) -> None:

@@ -2,9 +2,11 @@
 
 import io
 import sys
+from pathlib import Path
 
 import pytest
 
+import ldm_vae
 from ldm_vae.system.progress import progress
 
 
@@ -47,3 +49,10 @@ def test_silence_and_unknown_totals(monkeypatch: pytest.MonkeyPatch) -> None:
     with progress(None, what="verify", unit="shard") as bar:
         bar.update(3)
     assert stream.getvalue().startswith("verify: 3 shard, ")
+
+
+def test_all_progress_is_shown_this_way() -> None:
+    """A bar of tqdm's own writes its control characters into log files."""
+    package = Path(ldm_vae.__file__).parent
+    users = [path.name for path in package.rglob("*.py") if "from tqdm" in path.read_text(encoding="utf-8")]
+    assert users == ["progress.py"]

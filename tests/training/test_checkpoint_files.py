@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from ldm_vae.config.parsing import dump_config
+from ldm_vae.training.checkpoint import load_checkpoint
 from ldm_vae.training.checkpoint_files import (
     CheckpointError,
     check_whole,
@@ -208,3 +209,40 @@ def test_record_is_read_as_it_was_written(run: Path) -> None:
     record = read_record(run / "checkpoint-000002")
     assert (record.step, record.best, record.data.number) == (2, None, 2)
     assert record.early_stages == CONFIG.early_stages
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "told"),
+    [
+        ("state.safetensors", {"lam": None}, "state.safetensors holds no number lam"),
+        ("state.safetensors", {"likelihood_logvar": torch.zeros(2)}, "holds no number likelihood_logvar"),
+        ("autoencoder.safetensors", {"decoder.conv_out.bias": None}, r"Missing key\(s\).*decoder\.conv_out\.bias"),
+        ("optimizer.safetensors", {"autoencoder.decoder.conv_out.bias:exp_avg": torch.zeros(7)}, r"the shape \[7\]"),
+    ],
+)
+def test_a_whole_file_of_something_else_is_one_line(
+    run: Path, file: str, change: dict[str, torch.Tensor | None], told: str
+) -> None:
+    """Digests say that a file is as it was written, not that it is this model's."""
+    checkpoint = run / "checkpoint-000003"
+    tensors = {name: tensor for name, tensor in (load_file(checkpoint / file) | change).items() if tensor is not None}
+    save_file(tensors, checkpoint / file)
+    seal_again(checkpoint)
+    with pytest.raises(CheckpointError, match=told) as raised:
+        load_checkpoint(trained()[0], checkpoint)
+    assert "\n" not in str(raised.value)
+
+
+def test_an_architecture_of_absurd_size_is_never_built(run: Path) -> None:
+    checkpoint = run / "checkpoint-000003"
+    fields = json.loads((checkpoint / "autoencoder_config.json").read_text())
+    (checkpoint / "autoencoder_config.json").write_text(json.dumps({**fields, "block_out_channels": [10**9, 10**9]}))
+    seal_again(checkpoint)
+    with pytest.raises(CheckpointError, match=r"is damaged: .*block_out_channels is \[1000000000"):
+        load_run_autoencoder(run, checkpoint="checkpoint-000003", weights="ema")
+
+
+def seal_again(checkpoint: Path) -> None:
+    """Write the manifest anew, as if what is there had been saved."""
+    (checkpoint / "manifest.json").unlink()
+    write_manifest(checkpoint)

@@ -15,6 +15,7 @@ from ldm_vae.latents.layouts.arrays import has_one_shape
 from ldm_vae.latents.sealed import dump_json
 from ldm_vae.system.outputs import LATENTS_EXPORT, OutputFolder, is_marked
 from ldm_vae.system.progress import progress
+from ldm_vae.system.telling import counted
 from ldm_vae.system.text import printable
 
 _FILES = {
@@ -36,7 +37,7 @@ class LatentsExportSummary:
     """What a user should know, a line each."""
 
     def __str__(self) -> str:
-        line = f"{self.output}: {self.num_rows:,} latents in {self.num_files:,} files, layout {self.layout}"
+        line = f"{self.output}: {self.num_rows:,} latents in {counted(self.num_files, 'file')}, layout {self.layout}"
         return "\n".join([line, *self.notes])
 
 

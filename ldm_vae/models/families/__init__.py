@@ -19,7 +19,7 @@ def family_class(class_name: object) -> type[Family]:
         ValueError: No family is of that class.
     """
     if class_name not in FAMILIES:
-        raise ValueError(f"a {class_name}, not {_one_of(list(FAMILIES))}")
+        raise ValueError(f"{_one_of([str(class_name)])}, not {_one_of(list(FAMILIES))}")
     return FAMILIES[str(class_name)]
 
 
@@ -42,5 +42,5 @@ def family_from_config(fields: Mapping[str, Any], *, device: str = "cpu") -> Fam
 
 
 def _one_of(names: list[str]) -> str:
-    article = "an" if names[0][0] in "AEIOU" else "a"
+    article = "an" if names[0][0] in "AEIO" else "a"
     return f"{article} {names[0]}" if len(names) == 1 else f"one of {', '.join(names)}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from torch import Tensor
 from ldm_vae.models.families import family_class
 from ldm_vae.models.families.family import Family
 from ldm_vae.models.layouts.ldm_names import fit_shapes, listed, modern_name
+from ldm_vae.models.normalisation import SCALING_FIELDS
 from ldm_vae.models.weight_files import open_weights
 
 CONFIG_NAME = "config.json"
@@ -112,7 +114,12 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def check_numbers(config: Mapping[str, Any]) -> None:
-    """Raise `ValueError` for widths, channels and counts that no model has, before anything is built of them."""
+    """Raise `ValueError` for widths, channels and counts that no model has, before anything is built of them.
+
+    The same for what latents can't be scaled by.
+    """
+    for name in SCALING_FIELDS:
+        _check_scaling(name, config.get(name))
     for name, value in config.items():
         limit = MAX_LAYERS if "layers" in name else MAX_NUMBER
         values = value if isinstance(value, list) else [value]
@@ -120,6 +127,15 @@ def check_numbers(config: Mapping[str, Any]) -> None:
             raise ValueError(f"{name} is {str(value)[:60]}; it can't be below 0 or above {limit}")
         if len(values) > MAX_NUMBER:
             raise ValueError(f"{name} has {len(values)} values")
+
+
+def _check_scaling(name: str, value: Any) -> None:
+    divides = name in ("scaling_factor", "latents_std")
+    for number in value if isinstance(value, list) else [value] if value is not None else []:
+        is_number = isinstance(number, (int, float)) and not isinstance(number, bool) and math.isfinite(number)
+        if not is_number or (divides and number <= 0):
+            kind = "positive number" if divides else "finite number"
+            raise ValueError(f"{name} is {str(value)[:60]}; it must be a {kind}")
 
 
 def checked_state_dict(
