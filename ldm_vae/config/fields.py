@@ -90,7 +90,7 @@ def _ordered(options: type) -> list[Field[Any]]:
 def _field_info(options: type, declared: Field[Any], hint: Any) -> FieldInfo:
     optional = get_origin(hint) in (Union, UnionType) and type(None) in get_args(hint)
     if optional:
-        (hint,) = (part for part in get_args(hint) if part is not type(None))
+        hint = Union[tuple(part for part in get_args(hint) if part is not type(None))]
     record = next((part for part in get_args(hint) if is_dataclass(part)), None)
     if record is not None:
         (hint,) = (part for part in get_args(hint) if part is not record)

@@ -32,6 +32,9 @@ class Ramp(Options):
     """Part of train.max_train_steps before the line begins. Without it the line begins with the run."""
     to_fraction: Optional[float] = None
     """Part of train.max_train_steps after which the line has ended."""
+    cycles: int = positive(1)
+    """Parts into which the line's updates are divided. With more than one, each part goes from `start` to `end` in its
+    first half and stays there for its second (cyclical annealing)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -106,6 +109,30 @@ class KlFields(TermFields):
     kl_weight: Weight = at_least(0, 1e-6)
     """Weight of the KL divergence, which is divided by the number of elements of an image: a number, or a ramp such as
     {start: 0, end: 1e-6, to_step: 10000} or {start: 1e-8, end: 1e-6, from_fraction: 0.1, to_fraction: 0.5}."""
+    beta: Optional[Weight] = at_least(0, None)
+    """Weight of the KL divergence under beta-VAE's name, in place of kl_weight. With learn_logvar, and without a
+    perceptual distance and a discriminator, beta 1 is the evidence lower bound."""
+    free_bits: float = at_least(0, 0.0)
+    """Nats an element that the KL divergence of each latent channel has for free, on the mean of the global batch."""
+    capacity: Optional[Weight] = at_least(0, None)
+    """Nats an element of the latent that the KL divergence is drawn to, from below and from above: a number, or a
+    ramp. Without it the divergence is to be small."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            self.free_bits == 0 or self.capacity is None,
+            "<loss.free_bits> and <loss.capacity> both bound the rate; take one of them",
+        )
+        require(
+            self.beta is None or self.kl_weight == 1e-6,
+            "<loss.beta> is <loss.kl_weight> by another name; give one of them",
+        )
+
+    @property
+    def rate_weight(self) -> Weight:
+        """Weight of the KL divergence, by whichever name it was given."""
+        return self.kl_weight if self.beta is None else self.beta
 
 
 @dataclass(kw_only=True)

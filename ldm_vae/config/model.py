@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, Optional
 
-from ldm_vae.config.names import Init
+from ldm_vae.config.names import Init, Posterior
 from ldm_vae.config.rules import Options, positive, require, source
 
 
@@ -43,6 +43,12 @@ class ModelConfig(Options):
     init: Init = "torch"
     """First weights of a model from scratch: those of torch, or `quiet` ones, which are scaled by fan-in, make every
     residual block the identity, and the posterior sharp."""
+    posterior: Posterior = "learnt"
+    """Standard deviation of the posterior in training: `learnt`; `fixed` at posterior_std for all images, which the
+    exported model then gives too; `floor`, learnt but never below posterior_std, which the exported model doesn't
+    keep to, with the same means."""
+    posterior_std: float = positive(0.1)
+    """Standard deviation of a `fixed` posterior, and the least one of a `floor`."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -38,6 +38,10 @@ class Config(Options):
         if self.model.pretrained is None:
             check_resolution(self.data, spatial_factor=self.model.spatial_factor)
 
+        require(
+            self.model.posterior != "fixed" or self.train.weight_decay == 0,
+            "<train.weight_decay> would move the deviation of a fixed <model.posterior>; set it to 0",
+        )
         for name in ("consistency_weight", "spectrum_weight"):
             require(
                 getattr(self.loss, name) == 0 or not self.model.decoder_only,

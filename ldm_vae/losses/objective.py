@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm_vae.losses.adversarial import adaptive_weight
+from ldm_vae.losses.rate import RateControl
 from ldm_vae.losses.term import Term
 
 
@@ -50,6 +51,8 @@ class Objective:
     disc_weight: float = 0.5
     disc_loss: Literal["hinge", "vanilla"] = "hinge"
     learn_logvar: bool = False
+    rate: RateControl | None = None
+    """What the KL divergence's gradient goes by, where it goes by the update before."""
 
     def __post_init__(self) -> None:
         assert len(set(self.names)) == len(self.terms), f"two terms have one name: {self.names}"

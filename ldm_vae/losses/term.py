@@ -22,12 +22,17 @@ class Schedule:
     end: float
     from_step: int
     to_step: int
+    cycles: int = 1
+    """Parts of the line, each of which goes from `start` to `end` in its first half (Fu et al. 2019, "Cyclical
+    Annealing Schedule")."""
 
     def at(self, step: int) -> float:
         """Return the weight in the update after `step` updates."""
         if step >= self.to_step:
             return self.end
         progress = max(0.0, (step - self.from_step) / (self.to_step - self.from_step))
+        if self.cycles > 1:
+            progress = min(1.0, 2 * (progress * self.cycles % 1))
         return self.start + progress * (self.end - self.start)
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 from ldm_vae.config.model import ModelConfig
 from ldm_vae.config.rules import require
+from ldm_vae.models.bottlenecks.gaussian import Gaussian
 from ldm_vae.models.families.family import Family
 from ldm_vae.models.families.kl import KL
-from ldm_vae.models.initialisation import quiet_
+from ldm_vae.models.initialisation import give_log_variance_, quiet_
 from ldm_vae.models.load import load_vae
 from ldm_vae.models.widen import with_latent_channels
 
@@ -20,6 +23,15 @@ def build_autoencoder(config: ModelConfig) -> Family:
     Raises:
         ValueError: The pretrained model can't be read or doesn't fit the config. The message names the field.
     """
+    family = _built_or_loaded(config)
+    if config.posterior != "learnt":
+        family.bottleneck = Gaussian(posterior=config.posterior, std=config.posterior_std)
+    if config.posterior == "fixed" and not config.decoder_only:
+        give_log_variance_(family, 2 * math.log(config.posterior_std))
+    return family
+
+
+def _built_or_loaded(config: ModelConfig) -> Family:
     if config.pretrained is None:
         family: Family = KL.build(config)
         return quiet_(family) if config.init == "quiet" else family

@@ -39,8 +39,14 @@ def quiet_(family: Family) -> Family:
             nn.init.zeros_(module.conv2.weight)
         elif isinstance(module, Attention):
             nn.init.zeros_(module.to_out[0].weight)
+    give_log_variance_(family, QUIET_LOGVAR)
+    return family
+
+
+@torch.no_grad()
+def give_log_variance_(family: Family, logvar: float) -> None:
+    """Make the encoder give this log-variance for every image, in place."""
     moments, latent_channels = family.hidden_layer, family.latent_channels
     assert moments.bias is not None
     nn.init.zeros_(moments.weight[latent_channels:])
-    nn.init.constant_(moments.bias[latent_channels:], QUIET_LOGVAR)
-    return family
+    nn.init.constant_(moments.bias[latent_channels:], logvar)

@@ -87,6 +87,7 @@ def checkpoint_tensors(state: TrainingState) -> dict[str, dict[str, Tensor]]:
             "lam": state.lam,
             "likelihood_logvar": state.trainable.likelihood_logvar.detach(),
             **state.meter.state(),
+            **({} if state.objective.rate is None else {"rate_gates": state.objective.rate.gates}),
         },
     }
     if state.trainable.term_networks:
@@ -159,6 +160,8 @@ def load_checkpoint(state: TrainingState, checkpoint: Path) -> list[str]:
     if state.ema is not None:
         _load_ema(state, checkpoint, ema_step=record.ema_step)
     state.lam.copy_(scalars["lam"])
+    if state.objective.rate is not None and "rate_gates" in scalars:
+        state.objective.rate.gates.copy_(scalars["rate_gates"])
     notes = [note for note in [state.meter.load(scalars)] if note]
     for name, steps in record.lr_scheduler_steps.items():
         network = getattr(state, name)

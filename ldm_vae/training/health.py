@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ldm_vae.config.rules import RunError
+from ldm_vae.losses.rate import PosteriorSummary
 from ldm_vae.training.meter import MeterReading
 
 # The discriminator's loss where it can't tell the images apart at all; it is 0 where it tells all of them apart.
@@ -22,8 +23,9 @@ class Health:
         self.adaptive = adaptive  # lam is measured, not constant
         self.max_nonfinite_steps = max_nonfinite_steps
         self._last_verdict = ""
+        self._last_inactive = 0
 
-    def lines(self, reading: MeterReading, *, step: int) -> list[str]:
+    def lines(self, reading: MeterReading, *, posterior: PosteriorSummary | None = None, step: int) -> list[str]:
         """Return the lines to print after a report.
 
         Raises:
@@ -48,7 +50,23 @@ class Health:
                     f"lam {means['lam']:.3g})"
                 )
             self._last_verdict = verdict
+        if posterior is not None:
+            lines += self._collapse(posterior, step=step)
         return lines
+
+    def _collapse(self, posterior: PosteriorSummary, *, step: int) -> list[str]:
+        """Tell of latent channels that carry nothing, where their number changes."""
+        channels = len(posterior.kl_per_channel)
+        inactive = channels - posterior.active_channels
+        before, self._last_inactive = self._last_inactive, inactive
+        if inactive == before:
+            return []
+        if inactive == 0:
+            return [f"step {step}: posterior: all {channels} latent channels are active"]
+        return [
+            f"step {step}: posterior: {inactive} of {channels} latent channels carry nothing of the images; a lower "
+            f"loss.kl_weight, one that rises from 0, or loss.free_bits keeps them"
+        ]
 
     def judge(self, means: dict[str, float]) -> str:
         """Return in words how the discriminator D and the generator stand."""

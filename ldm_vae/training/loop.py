@@ -7,9 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from accelerate import Accelerator
+from torch import Tensor
 
 from ldm_vae.config.paths import resolve_paths
 from ldm_vae.config.run import Config
+from ldm_vae.losses.rate import PosteriorSummary, summarise_posterior
+from ldm_vae.metrics.latents import ACTIVE_VARIANCE
 from ldm_vae.training.capacity import explained_memory, fit_to_memory
 from ldm_vae.training.checkpoint import RunPlan, load_checkpoint, save_checkpoint
 from ldm_vae.training.checkpoint_files import remove_old_checkpoints
@@ -118,9 +121,10 @@ def train(config: Config) -> TrainSummary:
             # Report.
             if due(state, config, config.train.log_steps):
                 reading = state.meter.read()
-                tracking.log(reading, learning_rates=state.learning_rates, step=state.step)
+                posterior = summary_of(state.posterior)
+                tracking.log(reading, learning_rates=state.learning_rates, posterior=posterior, step=state.step)
                 with told_once():
-                    for line in health.lines(reading, step=state.step):
+                    for line in health.lines(reading, posterior=posterior, step=state.step):
                         tracking.say(line)
 
             # Validate.
@@ -171,6 +175,11 @@ def compile_and_rehearse(step: TrainingStep, config: Config, *, accelerator: Acc
             step.state.compile_networks()
         for resolution in (*config.data.early_resolutions, config.data.resolution):
             step.rehearse(resolution=resolution)
+
+
+def summary_of(posterior: Tensor | None) -> PosteriorSummary | None:
+    """Return what an update's latents carry, where it was measured and is finite."""
+    return None if posterior is None else summarise_posterior(posterior, least_variance=ACTIVE_VARIANCE)
 
 
 def due(state: TrainingState, config: Config, every: int) -> bool:

@@ -82,6 +82,7 @@ class TrainingState:
     meter: Meter
     step: int = 0
     best: BestValidation | None = None
+    posterior: Tensor | None = None  # [4, c], moments of the update's global batch, where it measured them
 
     @property
     def networks(self) -> list[TrainedNetwork[Any]]:
@@ -130,7 +131,7 @@ def build_state(config: Config, *, accelerator: Accelerator) -> TrainingState:
     """Build networks, optimizers and schedules, on the accelerator's device, wrapped for its processes."""
     family = build_autoencoder(config.model)
     check_resolution(config.data, spatial_factor=family.spatial_factor)
-    objective = build_objective(config, device=accelerator.device)
+    objective = build_objective(config, device=accelerator.device, latent_channels=family.latent_channels)
     trainable = TrainableAutoencoder(
         family,
         decoder_only=config.model.decoder_only,

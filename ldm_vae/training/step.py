@@ -20,6 +20,8 @@ from ldm_vae.config.train import TrainConfig
 from ldm_vae.images.draws import DrawRules
 from ldm_vae.images.training import TrainingBatch
 from ldm_vae.losses.adversarial import ADAPTIVE_WEIGHT_MAX, discriminator_loss, generator_loss
+from ldm_vae.losses.rate import channel_kl, posterior_moments
+from ldm_vae.models.bottlenecks.bottleneck import Latent
 from ldm_vae.models.precision import autocast, use_bf16
 from ldm_vae.training.meter import ADVERSARIAL_FIGURES
 from ldm_vae.training.state import TrainedNetwork, TrainingState
@@ -34,6 +36,7 @@ class MicroBatchResult:
     grad_reconstruction: Tensor  # gradients at the last layer's weight W: of the terms on images,
     grad_generator: Tensor  # and of g
     num_elements: int  # N
+    posterior: Tensor | None  # [4, c], the posterior's moments, in updates that measure them
 
 
 class TrainingStep:
@@ -172,7 +175,16 @@ class TrainingStep:
             grad_reconstruction=grad_w_reconstruction,
             grad_generator=grad_w_generator,
             num_elements=num_elements,
+            posterior=self._posterior_moments(output.latent),
         )
+
+    def _posterior_moments(self, latent: Latent) -> Tensor | None:
+        """Return the micro-batch's moments, in updates that are reported or that the rate goes by."""
+        step, train, rate = self.state.step + 1, self.train_config, self.state.objective.rate
+        reported = step % train.log_steps == 0 or step == train.max_train_steps
+        if latent.posterior_logvar is None or not (reported or rate is not None):
+            return None
+        return posterior_moments(latent.mean.detach(), latent.posterior_logvar.detach())
 
     def _lam(self, grad_reconstruction: Tensor, grad_generator: Tensor, *, num_elements: int) -> Tensor:
         """Return the weight of this step's g, the same on every process."""
@@ -230,6 +242,17 @@ class TrainingStep:
             self._optimize(network, norm, finite=finite)
         if state.ema is not None:
             state.ema.step(state.ema_parameters)
+        self._take_up_posterior(results, finite=finite)
+
+    def _take_up_posterior(self, results: list[MicroBatchResult], *, finite: Tensor) -> None:
+        """Average the posterior's moments over micro-batches and processes, for the report and the next update."""
+        state = self.state
+        moments = [result.posterior for result in results if result.posterior is not None]
+        state.posterior = None
+        if moments:
+            state.posterior = self.accelerator.reduce(torch.stack(moments).mean(0), reduction="mean")
+            if state.objective.rate is not None:
+                state.objective.rate.update(channel_kl(state.posterior), step=state.step + 1, finite=finite)
 
     def _optimize(self, network: TrainedNetwork[Any], norm: Tensor, *, finite: Tensor) -> None:
         """Clip the gradient and make the optimizer's step if the training step is finite; otherwise change nothing.

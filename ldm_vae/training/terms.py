@@ -7,6 +7,7 @@ Its column in metrics.jsonl, its finite check and its place in the checkpoint fo
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -20,6 +21,7 @@ from ldm_vae.losses.kl import kl_divergence
 from ldm_vae.losses.objective import Objective
 from ldm_vae.losses.perceptual import PerceptualDistance
 from ldm_vae.losses.pixel import pixel_distance
+from ldm_vae.losses.rate import RateControl, channel_kl, posterior_moments
 from ldm_vae.losses.spectrum import spectrum_divergence
 from ldm_vae.losses.term import Schedule, Term
 from ldm_vae.models.frozen.efficientnet import EfficientNetFeatures, load_efficientnet
@@ -27,8 +29,13 @@ from ldm_vae.models.frozen.lpips import LpipsFeatures, load_lpips
 from ldm_vae.models.trainable import TrainableOutput
 
 
-def build_objective(config: Config, *, device: torch.device) -> Objective:
+def build_objective(config: Config, *, device: torch.device, latent_channels: int = 4) -> Objective:
     """Build the objective, with its frozen networks on the device.
+
+    Args:
+        config: The run's settings.
+        device: Where the run computes.
+        latent_channels: Of the model.
 
     Raises:
         ValueError: A network's weights are missing. The message names the field.
@@ -36,11 +43,18 @@ def build_objective(config: Config, *, device: torch.device) -> Objective:
     loss = config.loss
     with torch.random.fork_rng(devices=[]):  # so that one more term doesn't change the other networks' first weights
         terms = list(_terms(loss, max_train_steps=config.train.max_train_steps))
+    rate = _rate_control(config, latent_channels=latent_channels, device=device)
+    if rate is not None:
+        terms = [replace(term, of=partial(_kl, rate=rate)) if term.name == "kl" else term for term in terms]
     for term in terms:
         if term.frozen is not None:
             term.frozen.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return Objective(
-        terms=terms, disc_weight=loss.disc_weight, disc_loss=loss.disc_loss, learn_logvar=loss.learn_logvar
+        terms=terms,
+        disc_weight=loss.disc_weight,
+        disc_loss=loss.disc_loss,
+        learn_logvar=loss.learn_logvar,
+        rate=rate,
     )
 
 
@@ -51,7 +65,7 @@ def _terms(loss: LossConfig, *, max_train_steps: int) -> Iterator[Term]:
     if loss.perceptual != "none" and loss.perceptual_weight != 0:
         distance = load_perceptual(loss.perceptual, weights=loss.perceptual_weights)
         yield perceptual_term(distance, weight=weight(loss.perceptual_weight))
-    yield Term(name="kl", on="latents", weight=weight(loss.kl_weight), of=_kl)
+    yield Term(name="kl", on="latents", weight=weight(loss.rate_weight), of=_kl)
     if loss.spectrum_weight != 0:
         of_latents = partial(_spectrum, flattening=loss.spectrum_flattening)
         yield Term(name="spectrum", on="latents", weight=weight(loss.spectrum_weight), of=of_latents)
@@ -89,11 +103,31 @@ def perceptual_term(distance: nn.Module, *, weight: float | Schedule) -> Term:
     )
 
 
-def _kl(output: TrainableOutput, images: Tensor) -> Tensor:
+def _rate_control(config: Config, *, latent_channels: int, device: torch.device) -> RateControl | None:
+    """Return what bounds the rate from below, where something does."""
+    loss = config.loss
+    if loss.free_bits == 0 and loss.capacity is None:
+        return None
+    capacity = loss.capacity
+    return RateControl(
+        free_bits=loss.free_bits,
+        capacity=None if capacity is None else _weight(capacity, max_train_steps=config.train.max_train_steps),
+        channels=latent_channels,
+        device=device,
+    )
+
+
+def _kl(output: TrainableOutput, images: Tensor, *, rate: RateControl | None = None) -> Tensor:
     """Mean KL divergence of an image, divided by its number of elements."""
     latent = output.latent
     assert latent.posterior_logvar is not None, "a Gaussian bottleneck has a log-variance"
-    return kl_divergence(latent.mean, latent.posterior_logvar).mean() / images[0].numel()
+    kl = kl_divergence(latent.mean, latent.posterior_logvar).mean() / images[0].numel()
+    if rate is None:
+        return kl
+    positions = latent.mean[0, 0].numel()
+    return rate.gated(
+        kl, channel_kl(posterior_moments(latent.mean, latent.posterior_logvar)) * positions / images[0].numel()
+    )
 
 
 def _spectrum(output: TrainableOutput, images: Tensor, *, flattening: float) -> Tensor:
@@ -121,4 +155,4 @@ def _weight(weight: Weight, *, max_train_steps: int) -> float | Schedule:
     if not isinstance(weight, Ramp):
         return weight
     from_step, to_step = weight.steps(max_train_steps)
-    return Schedule(start=weight.start, end=weight.end, from_step=from_step, to_step=to_step)
+    return Schedule(start=weight.start, end=weight.end, from_step=from_step, to_step=to_step, cycles=weight.cycles)

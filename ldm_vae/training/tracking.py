@@ -16,6 +16,7 @@ from accelerate import Accelerator
 from ldm_vae.config.rules import require
 from ldm_vae.config.run import Config
 from ldm_vae.images.training import SkippedImage
+from ldm_vae.losses.rate import PosteriorSummary
 from ldm_vae.system.files import naming, write_whole
 from ldm_vae.system.progress import progress
 from ldm_vae.training.meter import MeterReading
@@ -68,13 +69,21 @@ class Tracking:
             f"(micro-batches) x {size}"
         )
 
-    def log(self, reading: MeterReading, *, learning_rates: dict[str, float], step: int) -> None:
+    def log(
+        self,
+        reading: MeterReading,
+        *,
+        learning_rates: dict[str, float],
+        posterior: PosteriorSummary | None = None,
+        step: int,
+    ) -> None:
         """Write one line of training figures, and show the main ones."""
         now = time.perf_counter()
         seconds, steps = now - self._since[0], step - self._since[1]
         self._since = (now, step)
-        figures = {
+        figures: dict[str, Any] = {
             **reading.means,
+            **({} if posterior is None else vars(posterior)),
             **learning_rates,
             **{f"nonfinite/{name}": float(times) for name, times in reading.nonfinite.items()},
             "skipped_steps": float(reading.num_skipped),

@@ -34,6 +34,7 @@ EVERYTHING = {
     "latent_noise_strength": 0.3,
     "low_pass": [0, 8],
     "spectrum_weight": 0.01,
+    "free_bits": 0.3,
 }
 TRAIN = {"batch_size": 8, "max_train_steps": STEPS, "adam_epsilon": 1e-4, "checkpointing_steps": 2, "log_steps": 2}
 CUTS = [(1, 8), (1, 2), (2, 4), (2, 1)]

@@ -16,7 +16,13 @@ def test_every_column_is_named(pictures: Path, tmp_path: Path) -> None:
     config = tiny_config(
         output_dir=tmp_path / "run",
         data={"train": str(pictures), "validation": str(pictures)},
-        loss={"perceptual": "efficientnet_lite0", "learn_logvar": True},
+        loss={
+            "perceptual": "efficientnet_lite0",
+            "learn_logvar": True,
+            "equivariance_weight": 0.5,
+            "consistency_weight": 0.1,
+            "spectrum_weight": 0.01,
+        },
         train={"max_train_steps": 4},
     )
     train(config)
