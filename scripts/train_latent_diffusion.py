@@ -3,67 +3,59 @@
     ldm-vae encode --vae VAE --data PHOTOS --output LATENTS --resolution 128
     accelerate launch scripts/train_latent_diffusion.py --latents LATENTS --vae VAE --output runs/diffusion
 
-An example to start from, not a recipe: diffusers' UNet2DModel, unconditional (or by class, where the latents have
-labels), predicting noise (Ho et al., "Denoising diffusion probabilistic models", 2020).
+An example to start from, not a recipe. Transformer, objective and sampler are those of `ldm-vae probe`
+(docs/probe.md): flow matching, unconditional, or by class where the latents have labels.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+from functools import partial
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, UNet2DModel
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torchvision.utils import save_image
 from tqdm import tqdm
 
 from ldm_vae.latents.dataset import LatentDataset
+from ldm_vae.models.load import load_vae
+from ldm_vae.probing.flow import draw_latents, draw_times, flow_loss, time_shift
+from ldm_vae.probing.network import LatentTransformer
+
+SAMPLER_STEPS = 50
 
 
-def build_unet(dataset: LatentDataset, *, width: int) -> UNet2DModel:
-    channels, height, _ = dataset.shape(0)
-    levels = 3 if height % 4 == 0 else 1
+def network_arguments(dataset: LatentDataset, *, width: int, depth: int, patch: int) -> dict[str, int | None]:
+    channels, side, _ = dataset.shape(0)
     label_names = dataset.index["data"].get("label_names")
-    return UNet2DModel(
-        sample_size=height,
-        in_channels=channels,
-        out_channels=channels,
-        block_out_channels=tuple(width * factor for factor in (1, 2, 2)[:levels]),
-        down_block_types=("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D")[:levels],
-        up_block_types=("AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D")[-levels:],
-        norm_num_groups=8,
-        attention_head_dim=16,
-        num_class_embeds=len(label_names) if label_names else None,
-    )
-
-
-@torch.no_grad()
-def draw(unet: UNet2DModel, dataset: LatentDataset, *, count: int, device: torch.device) -> Tensor:
-    """Return `count` latents, normalised, by 50 steps of DDIM."""
-    scheduler = DDIMScheduler(clip_sample=False)
-    scheduler.set_timesteps(50)
-    latents = torch.randn(count, *dataset.shape(0), device=device)
-    classes = unet.config.num_class_embeds
-    labels = None if classes is None else torch.arange(count, device=device) % classes
-    for t in scheduler.timesteps:
-        latents = scheduler.step(unet(latents, t, class_labels=labels).sample, t, latents).prev_sample
-    return latents
+    return {
+        "channels": channels,
+        "side": side,
+        "patch": patch,
+        "width": width,
+        "depth": depth,
+        "heads": max(1, width // 64),
+        "num_classes": len(label_names) if label_names else None,
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--latents", required=True, help="folder that `ldm-vae encode` wrote")
+    parser.add_argument("--latents", required=True, help="folder that `ldm-vae encode` wrote, of square pictures")
     parser.add_argument("--vae", required=True, help="the autoencoder, to decode the samples")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--batch_size", type=int, default=16, help="of each process")
-    parser.add_argument("--learning_rate", type=float, default=3e-4)
-    parser.add_argument("--width", type=int, default=64)
+    parser.add_argument("--learning_rate", type=float, default=1e-3)
+    parser.add_argument("--width", type=int, default=256)
+    parser.add_argument("--depth", type=int, default=6)
+    parser.add_argument("--patch", type=int, default=2, help="latent pixels along a side of a token")
     parser.add_argument("--num_samples", type=int, default=16)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
@@ -72,11 +64,12 @@ def main() -> None:
     set_seed(args.seed)  # the same first weights everywhere
     dataset = LatentDataset(args.latents, sample=True, normalize="channel", seed=args.seed)
     loader = DataLoader(dataset, batch_size=args.batch_size, shuffle=True, num_workers=2)
-    unet = build_unet(dataset, width=args.width)
-    optimizer = torch.optim.AdamW(unet.parameters(), lr=args.learning_rate)
-    unet, optimizer, loader = accelerator.prepare(unet, optimizer, loader)
+    arguments = network_arguments(dataset, width=args.width, depth=args.depth, patch=args.patch)
+    network = LatentTransformer(**arguments)
+    shift = time_shift(dataset[0].latents.numel())
+    optimizer = torch.optim.AdamW(network.parameters(), lr=args.learning_rate, weight_decay=0.0)
+    network, optimizer, loader = accelerator.prepare(network, optimizer, loader)
     set_seed(args.seed, device_specific=True)  # other noise in each process
-    scheduler = DDPMScheduler()
 
     losses: list[Tensor] = []
     progress = tqdm(total=args.steps, desc="train", disable=not accelerator.is_main_process)
@@ -85,13 +78,11 @@ def main() -> None:
         dataset.set_epoch(epoch)  # draw other posterior samples
         for batch in loader:
             latents = batch.latents  # [B, c, h, w], mean 0 and standard deviation 1 a channel
-            noise = torch.randn_like(latents)
-            t = torch.randint(0, scheduler.config.num_train_timesteps, (len(latents),), device=latents.device)
-            labels = batch.label if dataset.index["data"].get("label_names") else None
-            predicted = unet(scheduler.add_noise(latents, noise, t), t, class_labels=labels).sample
-            loss = F.mse_loss(predicted, noise)
+            times = draw_times(torch.randn(len(latents), device=latents.device), shift=shift)
+            velocity = partial(network, labels=batch.label if arguments["num_classes"] else None)
+            loss = flow_loss(velocity, latents, torch.randn_like(latents), times)
             accelerator.backward(loss)
-            accelerator.clip_grad_norm_(unet.parameters(), 1.0)
+            accelerator.clip_grad_norm_(network.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad()
             losses.append(loss.detach())
@@ -107,15 +98,18 @@ def main() -> None:
         few = max(1, min(50, args.steps // 4))
         first, last = (torch.stack(part).mean().item() for part in (losses[:few], losses[-few:]))
         print(f"loss over the first {few} steps {first:.3f}, over the last {few} {last:.3f}")
-        model = accelerator.unwrap_model(unet).eval()
-        latents = draw(model, dataset, count=args.num_samples, device=accelerator.device)
-        vae = AutoencoderKL.from_pretrained(args.vae).to(accelerator.device).eval()
-        with torch.no_grad():
-            images = vae.decode(dataset.denormalize(latents)).sample  # [N, C, H, W], about in [-1, 1]
+        model = accelerator.unwrap_model(network).eval()
+        noise = torch.randn(args.num_samples, *dataset.shape(0), device=accelerator.device)
+        classes = arguments["num_classes"]
+        labels = torch.arange(args.num_samples, device=accelerator.device) % classes if classes else None
+        latents = draw_latents(partial(model, labels=labels), noise, steps=SAMPLER_STEPS, shift=shift)
+        family = load_vae(args.vae, needs_scaling=False).family.to(accelerator.device)
+        images = family.decode(dataset.denormalize(latents))  # [N, C, H, W], about in [-1, 1]
         args.output.mkdir(parents=True, exist_ok=True)
         save_image(images.clamp(-1, 1) / 2 + 0.5, args.output / "samples.png", nrow=4)
-        model.save_pretrained(args.output / "unet")
-        print(f"samples: {args.output / 'samples.png'}; model: {args.output / 'unet'}")
+        save_file(model.state_dict(), args.output / "transformer.safetensors")
+        (args.output / "transformer.json").write_text(json.dumps(arguments, indent=1) + "\n")
+        print(f"samples: {args.output / 'samples.png'}; model: {args.output / 'transformer.safetensors'}")
 
 
 if __name__ == "__main__":

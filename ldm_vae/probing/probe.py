@@ -148,7 +148,7 @@ class _Probe:
         require_divides(factor, side, name="resolution", whose=f"{name}'s factor")
         digests = fingerprint(family)
         autoencoder = (
-            ScrambledAutoencoder(family, side=side // factor, bf16=self.bf16, device=self.device)
+            ScrambledAutoencoder(family, bf16=self.bf16, device=self.device)
             if control
             else InferenceAutoencoder(family, bf16=self.bf16, device=self.device)
         )

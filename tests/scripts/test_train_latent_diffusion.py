@@ -1,19 +1,22 @@
 """The example script, by accelerate: its loss falls, and it draws a picture."""
 
+import json
 import re
 from pathlib import Path
 
 import pytest
 from PIL import Image
+from safetensors.torch import load_file
 
 from ldm_vae.encoding.encode import encode
+from ldm_vae.probing.network import LatentTransformer
 from tests.encodings import options, save_vae
 from tests.launching import SCRIPTS, start
 from tests.pictures import picture
 
 
 @pytest.mark.processes
-def test_a_small_unet_learns_the_latents(tmp_path: Path) -> None:
+def test_a_small_transformer_learns_the_latents(tmp_path: Path) -> None:
     vae = save_vae(tmp_path / "vae")
     for i in range(40):
         folder = tmp_path / "data" / ("a" if i % 2 else "b")
@@ -22,7 +25,18 @@ def test_a_small_unet_learns_the_latents(tmp_path: Path) -> None:
     encode(options(vae, str(tmp_path / "data"), tmp_path / "latents"))
     command = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1"]
     command += [str(SCRIPTS / "train_latent_diffusion.py"), "--latents", str(tmp_path / "latents"), "--vae", vae]
-    command += ["--output", str(tmp_path / "out"), "--steps", "120", "--width", "16", "--num_samples", "4"]
+    command += [
+        "--output",
+        str(tmp_path / "out"),
+        "--steps",
+        "120",
+        "--width",
+        "32",
+        "--depth",
+        "2",
+        "--num_samples",
+        "4",
+    ]
     printed = tmp_path / "printed.txt"
     status = start(command, output=printed).wait(timeout=300)
     assert status == 0, printed.read_text()[-2000:]
@@ -30,4 +44,6 @@ def test_a_small_unet_learns_the_latents(tmp_path: Path) -> None:
     assert found is not None
     assert float(found[2]) < 0.8 * float(found[1])
     assert Image.open(tmp_path / "out" / "samples.png").size > (4 * 16, 16)
-    assert (tmp_path / "out" / "unet" / "config.json").exists()
+    arguments = json.loads((tmp_path / "out" / "transformer.json").read_text())
+    assert arguments["num_classes"] == 2  # the folders
+    LatentTransformer(**arguments).load_state_dict(load_file(tmp_path / "out" / "transformer.safetensors"))
