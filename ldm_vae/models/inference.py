@@ -57,7 +57,7 @@ class InferenceAutoencoder:
         self.device = device or local_device()
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
-        elif self.device.type == "cpu":
+        elif self.device.type == "cpu" and memory_gib is None:
             keep_freed_memory()
         if not bf16:
             exact_float32()

@@ -13,6 +13,7 @@ from ldm_vae.models.exact.maps import RowMap, Tier, rows_of, strip_of
 from ldm_vae.models.exact.program import AttentionPass, ConvPass, Program
 from ldm_vae.models.exact.sharing import Sharing
 from ldm_vae.models.exact.statistics import ChannelStatistics
+from ldm_vae.system.memory import release_freed_memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +70,8 @@ class Execution:
             for finished in (step.source, step.residual):
                 if finished is not None and self.last_uses[finished] == number:
                     self.maps.pop(finished, None)
+            if self.device.type == "cpu":
+                release_freed_memory()  # strips of the next pass are of another size, and would lie beside the holes
         result = self.maps[self.program.passes[-1].target]
         own = rows_of(result.read(*self.sharing.rows(result.height)))
         return strip_of(self.sharing.gather(own, self._counts(result.height)))

@@ -250,3 +250,34 @@ def test_processes_share_an_image(tmp_path: Path, num_processes: int) -> None:
     root = Path(__file__).parents[3]
     result = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=root)
     assert result.returncode == 0, result.stderr
+
+
+MEASURED = """
+import sys
+import torch
+from ldm_vae.models.families import family_of
+from ldm_vae.models.inference import InferenceAutoencoder
+from ldm_vae.training.capacity import PeakMemory
+from tests.tiny import tiny_autoencoder
+
+memory_gib = float(sys.argv[1]) or None
+encoder = InferenceAutoencoder(family_of(tiny_autoencoder(widths=[16, 16])), bf16=False, memory_gib=memory_gib)
+image = torch.rand(1, 3, 768, 768)
+encoder.encode(image[:, :, :16, :16])
+memory = PeakMemory(torch.device("cpu"))
+held = memory.held
+encoder.encode(image)
+print((memory.peak - held) / 2**30)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a process's peak memory is read from /proc")
+def test_memory_stays_within_the_budget() -> None:
+    def peak(memory_gib: float) -> float:
+        command = [sys.executable, "-c", MEASURED, str(memory_gib)]
+        root = Path(__file__).parents[3]
+        return float(subprocess.run(command, capture_output=True, text=True, check=True, cwd=root).stdout)
+
+    budget = 0.04
+    assert peak(0) > 2.5 * budget
+    assert peak(budget) < 1.1 * budget
