@@ -53,20 +53,21 @@ def encode_images(
         resolution: Resize the short side to so many pixels and crop the middle to a square (8-bit pictures only);
             None: cut around the middle to a multiple of the model's factor.
         normalize: `scaling`: (z - shift) * scale by the model's config; `none`: the model's own latents z.
-        sample: Draw from the posterior instead of taking its mean.
+        sample: Draw from the posterior, where the model has one, instead of taking its mean.
         generator: Of the draws, on the CPU.
         batch_size: Pictures encoded at once.
         memory_gib: The most memory of the device, in GiB beside the weights, that encoding may take; larger pictures
             go through the network strip by strip, with the same result (`enable_exact_tiling`). None: no bound.
 
     Returns:
-        Latents [B, c, h, w], float32, on the autoencoder's device.
+        Latents [B, c, h, w], float32, on the autoencoder's device; FLUX.2's are normalised as patches, [B, 4c, h/2,
+        w/2].
 
     Raises:
         ValueError: In one line, for pictures of another range, number of channels or, among themselves, size.
     """
     family = family_of(autoencoder)
-    channels, factor = family.in_channels, family.spatial_factor
+    channels, factor = family.in_channels, family.image_multiple
     pictures = [_to_image_tensor(picture, channels=channels, resolution=resolution) for picture in _unbatched(images)]
     pictures = [_cut(picture, factor=factor) for picture in pictures]
     sizes = {tuple(picture.shape[1:]) for picture in pictures}
@@ -78,7 +79,7 @@ def encode_images(
     for batch in torch.stack(pictures).split(batch_size):
         with within_memory(autoencoder, memory_gib):
             mean, std = family.encode_moments(batch.to(family.device, family.dtype))
-        if sample:
+        if sample and std is not None:
             mean = mean + std * torch.randn(mean.shape, generator=generator).to(mean.device)
         batches.append(mean)
     latents = torch.cat(batches)
@@ -120,7 +121,7 @@ def decode_latents(
     """
     batch = latents[None] if latents.ndim == 3 else latents
     family = family_of(autoencoder)
-    channels = family.latent_channels
+    channels = family.latent_channels * (family.patch_size**2 if normalize == "scaling" else 1)
     if batch.ndim != 4 or batch.shape[1] != channels:
         raise ValueError(
             f"latents have the shape {list(latents.shape)}; [B, {channels}, h, w] is what this model takes"

@@ -205,6 +205,24 @@ class SpectrumFields(TermFields):
 
 
 @dataclass(kw_only=True)
+class CommitmentFields(TermFields):
+    """How near the encoder's output stays to its codes."""
+
+    commitment_weight: Weight = at_least(0, 0.25)
+    """Weight of the commitment of a quantised bottleneck, the mean squared distance of the encoder's output from the
+    codes (vq) or from their range (fsq): a number or a ramp."""
+
+
+@dataclass(kw_only=True)
+class ImitationFields(TermFields):
+    """How near latents come to a teacher's."""
+
+    imitation_weight: Weight = at_least(0, 1.0)
+    """Weight of the mean squared distance of the encoder's latents from those of `model.teacher`: a number or a
+    ramp."""
+
+
+@dataclass(kw_only=True)
 class LikelihoodFields(TermFields):
     """The variance that the terms on images are taken to have."""
 
@@ -243,6 +261,8 @@ class LossConfig(
     SpectrumFields,
     SampleFields,
     EquivarianceFields,
+    ImitationFields,
+    CommitmentFields,
     AdversarialFields,
     LikelihoodFields,
     KlFields,

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, Optional
 
-from ldm_vae.config.names import Init, Posterior
-from ldm_vae.config.rules import Options, positive, require, source
+from ldm_vae.config.names import BottleneckKind, Init, ModelFamily, Posterior
+from ldm_vae.config.rules import Options, at_least, between, local_path, positive, require, source
+
+MAX_CODES = 1 << 20
 
 
 @dataclass(kw_only=True)
@@ -14,18 +17,34 @@ class ModelConfig(Options):
     """The autoencoder.
 
     With `pretrained` the architecture is the pretrained model's; of the other fields only `in_channels`,
-    `latent_channels` and `decoder_only` count.
+    `latent_channels`, `decoder_only` and `codebook_decay` count.
     """
 
     section: ClassVar[str] = "model"
 
     pretrained: Optional[str] = source(None)
     """Folder, hub id or single LDM file of the autoencoder to start from. Without it training starts from scratch."""
+    family: Optional[ModelFamily] = None
+    """Class of diffusers: `kl` is AutoencoderKL, `flux2` AutoencoderKLFlux2 (FLUX.2's, with 32 channels whose 2x2
+    patches are normalised by statistics measured at the export), `vq` VQModel (a codebook), `tiny` AutoencoderTiny
+    (TAESD's architecture) and `dc` AutoencoderDC (SANA's). Without it a model from scratch is kl, and a pretrained one
+    is of its own class."""
+    bottleneck: Optional[BottleneckKind] = None
+    """What makes the latent of the encoder's output: a normal posterior (`gaussian`, for kl and flux2), nothing
+    (`deterministic`, for tiny and dc), the nearest of a codebook's learnt codes (`vq`) or a level for each channel
+    (`fsq`, both for the family vq). Without it the family's first one is taken."""
+    teacher: Optional[str] = source(None)
+    """Folder, hub id or single file of a frozen autoencoder whose normalised latents the model learns to make and to
+    decode. It is for the families tiny and dc, with the teacher's latent channels and factor. Without it the model has
+    latents of its own."""
     latent_channels: Optional[int] = positive(None)
-    """Channels of the latent. Without it they are 4 from scratch, or those of the pretrained model. Another number
-    keeps the pretrained model's channels and adds new ones, or drops the last ones."""
+    """Channels of the latent. Without it they are 4 from scratch (32 for flux2 and dc), or those of the pretrained
+    model. Another number keeps the channels of a pretrained kl or flux2 and adds new ones, or drops the last ones."""
     block_out_channels: list[int] = positive(factory=lambda: [128, 256, 512, 512])
     """Width of each resolution level; n levels give a spatial factor of 2^(n-1)."""
+    decoder_block_out_channels: Optional[list[int]] = positive(None)
+    """Width of each of the decoder's levels, full resolution first, for flux2, tiny and dc. Without it they are the
+    encoder's. With a pretrained model of the family flux2 it gets a new decoder of these widths."""
     decoder_only: bool = False
     """Train the decoder and post_quant_conv alone. Encoder and quant_conv, and so all latents, keep every bit."""
     in_channels: Literal[1, 3, 4] = 3
@@ -33,13 +52,23 @@ class ModelConfig(Options):
     layers_per_block: int = positive(2)
     """Residual blocks of each level of the encoder; the decoder has one more."""
     norm_num_groups: int = positive(32)
-    """Groups of every group norm; the number must divide every width."""
+    """Groups of every group norm; the number must divide every width. The families tiny and dc have no group norms."""
     attention_levels: list[int] = field(default_factory=list)
     """Levels with self-attention after each residual block, as in the published f16 and f32; 0 is full resolution."""
     mid_block_add_attention: bool = True
     """Have self-attention in the middle block, as published."""
     use_quant_conv: bool = True
     """Have convolutions of 1x1 on both sides of the latent, as published. SD3 and FLUX have none."""
+    codebook_size: int = positive(16384)
+    """Number of codes of the bottleneck vq."""
+    codebook_dim: Optional[int] = positive(None)
+    """Channels of a code of the bottleneck vq. Without it they are latent_channels."""
+    codebook_decay: float = between(0, 1, 0.99, ends="[)")
+    """Part of a code, and of the figures of the codes' usage, that an update keeps."""
+    fsq_levels: list[int] = at_least(2, factory=lambda: [8, 5, 5, 5])
+    """Levels of each channel of the bottleneck fsq; their product is the number of codes."""
+    pretrained_config: Optional[str] = local_path(None)
+    """A config.json with what a single file in `pretrained` doesn't say. Folders have their own."""
     init: Init = "torch"
     """First weights of a model from scratch: those of torch, or `quiet` ones, which are scaled by fan-in, make every
     residual block the identity, and the posterior sharp."""
@@ -53,17 +82,54 @@ class ModelConfig(Options):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(len(self.block_out_channels) > 0, "<model.block_out_channels> is empty; it needs at least one width")
-        for width in self.block_out_channels:
-            require(
-                width % self.norm_num_groups == 0,
-                f"<model.norm_num_groups> is {self.norm_num_groups}, which does not divide the width {width} in "
-                f"<model.block_out_channels>",
-            )
+        for name in ("block_out_channels", "decoder_block_out_channels"):
+            for width in getattr(self, name) or []:
+                require(
+                    width % self.norm_num_groups == 0 or self.family in ("tiny", "dc"),
+                    f"<model.norm_num_groups> is {self.norm_num_groups}, which does not divide the width {width} in "
+                    f"<model.{name}>",
+                )
+        require(
+            self.decoder_block_out_channels is None
+            or self.pretrained is not None
+            or len(self.decoder_block_out_channels) == len(self.block_out_channels),
+            f"<model.decoder_block_out_channels> has {len(self.decoder_block_out_channels or [])} levels and "
+            f"<model.block_out_channels> {len(self.block_out_channels)}; they need the same number",
+        )
+        require(
+            self.decoder_block_out_channels is None
+            or self.pretrained is not None
+            or self.family in ("flux2", "tiny", "dc"),
+            f"<model.decoder_block_out_channels> is for the families flux2, tiny and dc; <model.family> is "
+            f"{self.family or 'kl'}",
+        )
+        require(
+            not self.attention_levels or self.family != "tiny",
+            f"<model.attention_levels> is {self.attention_levels}; the family tiny has no attention",
+        )
+        require(
+            self.teacher is None or (self.pretrained is not None or self.family in ("tiny", "dc")),
+            f"<model.teacher> is for the families tiny and dc; <model.family> is {self.family or 'kl'}",
+        )
+        require(
+            self.teacher is None or not self.decoder_only,
+            "<model.decoder_only> keeps the encoder as it is, but <model.teacher> teaches it; leave one out",
+        )
+        require(
+            math.prod(self.fsq_levels) <= MAX_CODES and len(self.fsq_levels) > 0,
+            f"<model.fsq_levels> {self.fsq_levels} make {math.prod(self.fsq_levels):,} codes; it can't be more than "
+            f"{MAX_CODES:,}",
+        )
         for level in self.attention_levels:
             require(
                 0 <= level < len(self.block_out_channels),
                 f"<model.attention_levels> names {level}; there are levels 0 to {len(self.block_out_channels) - 1}",
             )
+
+    @property
+    def image_multiple(self) -> int:
+        """Sides of images are multiples of this (for a model from scratch)."""
+        return self.spatial_factor * (2 if self.family == "flux2" else 1)
 
     @property
     def spatial_factor(self) -> int:

@@ -36,7 +36,7 @@ class Config(Options):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.model.pretrained is None:
-            check_resolution(self.data, spatial_factor=self.model.spatial_factor)
+            check_resolution(self.data, spatial_factor=self.model.image_multiple)
 
         require(
             self.model.posterior != "fixed" or self.train.weight_decay == 0,

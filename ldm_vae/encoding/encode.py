@@ -16,7 +16,7 @@ from ldm_vae.config.commands.encode import EncodeOptions
 from ldm_vae.config.rules import FieldError
 from ldm_vae.encoding.buckets import Numbering, Size, bucket_groups, bucket_sizes, nearest_bucket, read_headers
 from ldm_vae.encoding.output import open_output, take_back_damaged
-from ldm_vae.encoding.plan import check_sizes, latent_shape, make_plan, make_preprocessing
+from ldm_vae.encoding.plan import check_sizes, make_plan, make_preprocessing, stored_shape
 from ldm_vae.encoding.preprocessing import WORKER_TIMEOUT_SECONDS, EncodingImages, ImageBatch
 from ldm_vae.encoding.stream_work import StreamShardWork
 from ldm_vae.encoding.work import PendingShards, ShardWork
@@ -24,6 +24,7 @@ from ldm_vae.encoding.writer import EncodedBatch, ShardWriter
 from ldm_vae.images.collection import ImageCollection, open_collection
 from ldm_vae.images.decoding import UnreadableImage
 from ldm_vae.images.streaming import ImageStream, open_stream
+from ldm_vae.latents.codebook import write_codebook
 from ldm_vae.latents.index import IndexTotals, read_index_totals, write_index
 from ldm_vae.latents.layouts.kohya_buckets import kohya_bucket, kohya_bucket_sizes
 from ldm_vae.latents.shards import Plan, ShardRecord
@@ -105,6 +106,8 @@ class _Encode:
         assert options.output is not None
         self.options, self.plan, self.images, self.encoder = options, plan, images, encoder
         self.folder = Path(options.output).expanduser()
+        codes = encoder.family.bottleneck.codes if plan.mode == "indices" else None
+        self.codes = None if codes is None else codes.cpu()
         total = len(images) if isinstance(images, ImageCollection) else None
         self.bar = progress(total, what="encode", unit="img")
         self.encoded_images = self.encoded_shards = self.written_bytes = self.skipped = 0
@@ -117,9 +120,13 @@ class _Encode:
             stack.enter_context(self.bar)
             leases = stack.enter_context(Leases(self.folder, seconds=self.options.lease_seconds))
             open_output(self.folder, plan=self.plan, overwrite=self.options.overwrite, leases=leases)
+            if self.codes is not None:
+                write_codebook(self.folder, self.codes)
             take_back_damaged(self.folder, plan=self.plan, leases=leases, on_shard=self._checked)
             self.work = self._work(leases)
-            self.writer = stack.enter_context(ShardWriter(self.folder, plan=self.plan, on_written=self._written))
+            self.writer = stack.enter_context(
+                ShardWriter(self.folder, plan=self.plan, codes=self.codes, on_written=self._written)
+            )
             totals = None if self.work.num_left else read_index_totals(self.folder, plan=self.plan)
             while totals is None:
                 self._finish_shards()
@@ -142,7 +149,7 @@ class _Encode:
     def _work(self, leases: Leases) -> PendingShards:
         """Find what is left to do."""
         options = self.options
-        preprocessing = make_preprocessing(self.encoder.family, mode=options.mode, seed=options.seed)
+        preprocessing = make_preprocessing(self.encoder.family, mode=self.plan.mode, seed=options.seed)
         square = (options.resolution, options.resolution)
         if isinstance(self.images, ImageStream):
             return StreamShardWork(
@@ -210,7 +217,7 @@ class _Encode:
             tensors = {name: values.contiguous().to("cpu", non_blocking=True) for name, values in tensors.items()}
             ready = torch.cuda.Event()
             ready.record()
-        shape = latent_shape(batch.size, family=self.encoder.family)
+        shape = stored_shape(batch.size, family=self.encoder.family, mode=self.plan.mode)
         self.writer.add(
             EncodedBatch(stem=batch.stem, rows=batch.rows, tensors=tensors, shape=shape, last=batch.last, ready=ready)
         )
@@ -233,12 +240,12 @@ class _Encode:
         return tensors
 
     def _stored(self, images: Tensor, noise: Tensor | None) -> dict[str, Tensor]:
-        mean, std = self.encoder.encode(images)
-        if self.options.mode == "moments":
-            return {"mean": mean, "std": std}
-        if noise is not None:
-            mean = mean + std * noise.to(mean.device, non_blocking=True)
-        return {"latents": mean}
+        latent = self.encoder.encode_latent(images)
+        if self.plan.mode in ("moments", "indices"):
+            return latent.stored
+        if noise is None:
+            return {"latents": latent.mean}
+        return {"latents": latent.mean + latent.stored["std"] * noise.to(latent.mean.device, non_blocking=True)}
 
     def _checked(self, damaged: bool) -> None:
         """Count a shard that was there already and was compared with its digest."""

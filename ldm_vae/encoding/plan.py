@@ -6,7 +6,7 @@ import hashlib
 from typing import Any
 
 from ldm_vae.config.commands.encode import EncodeOptions
-from ldm_vae.config.rules import require_divides
+from ldm_vae.config.rules import require, require_divides
 from ldm_vae.encoding.buckets import Size
 from ldm_vae.encoding.preprocessing import Preprocessing
 from ldm_vae.images.collection import ImageCollection
@@ -19,9 +19,25 @@ from ldm_vae.models.load import LoadedVae
 _NAMES_AT_ONCE = 10_000
 
 
+def latents_mode(options: EncodeOptions, *, family: Family) -> str:
+    """Return what is stored: what was asked for, or what the bottleneck gives.
+
+    Raises:
+        ValueError: The bottleneck doesn't give what was asked for.
+    """
+    bottleneck = family.bottleneck
+    require(
+        options.mode is None or options.mode in bottleneck.modes,
+        f"<mode> is {options.mode}, but the latents of <vae> {options.vae} are {bottleneck.name}; take "
+        f"{' or '.join(bottleneck.modes)}, or leave it out",
+    )
+    return options.mode or bottleneck.modes[0]
+
+
 def make_plan(options: EncodeOptions, *, images: ImageCollection | ImageStream, vae: LoadedVae, bf16: bool) -> Plan:
     """State what an output with these options is."""
     family = vae.family
+    mode = latents_mode(options, family=family)
     digests = fingerprint(family)
     preprocessing: dict[str, Any] = {
         "channels": family.in_channels,
@@ -52,13 +68,18 @@ def make_plan(options: EncodeOptions, *, images: ImageCollection | ImageStream, 
             **({"assumed": vae.assumed} if vae.assumed else {}),
         },
         preprocessing=preprocessing,
-        mode=options.mode,
-        dtype=options.dtype,
+        mode=mode,
+        dtype=options.dtype if mode != "indices" else index_dtype(family.codebook_size or 0),
         flip=options.flip,
-        seed=options.seed if options.mode == "sample" else None,
+        seed=options.seed if mode == "sample" else None,
         shard_size=options.shard_size,
         data=data,
     )
+
+
+def index_dtype(num_codes: int) -> str:
+    """Return the smallest type of integers that numbers of codes fit in."""
+    return "uint8" if num_codes <= 1 << 8 else "uint16" if num_codes <= 1 << 16 else "int32"
 
 
 def make_preprocessing(family: Family, *, mode: str, seed: int) -> Preprocessing:
@@ -71,15 +92,15 @@ def make_preprocessing(family: Family, *, mode: str, seed: int) -> Preprocessing
     )
 
 
-def latent_shape(size: Size, *, family: Family) -> tuple[int, int, int]:
-    """Shape [c, h, w] of the latents of images of (width, height) pixels."""
+def stored_shape(size: Size, *, family: Family, mode: str) -> tuple[int, int, int]:
+    """Shape of what is stored of images of (width, height) pixels: [c, h, w], or [1, h, w] for numbers of codes."""
     factor = family.spatial_factor
-    return family.latent_channels, size[1] // factor, size[0] // factor
+    return 1 if mode == "indices" else family.latent_channels, size[1] // factor, size[0] // factor
 
 
 def check_sizes(options: EncodeOptions, *, family: Family) -> None:
-    """Raise `FieldError` unless the VAE's factor divides what images are resized to."""
-    factor = family.spatial_factor
+    """Raise `FieldError` unless the VAE's factor, times its patches, divides what images are resized to."""
+    factor = family.image_multiple
     require_divides(factor, options.resolution, name="resolution", whose="the VAE's factor")
     if options.buckets:
         require_divides(factor, options.bucket_step, name="bucket_step", whose="the VAE's factor")

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ldm_vae.config.rules import FieldError, mark
+from ldm_vae.latents.codebook import look_up
 from ldm_vae.latents.shards import (
     CHECKSUMS,
     FORMAT,
@@ -32,6 +33,7 @@ from ldm_vae.system.tensors import write_tensors
 from ldm_vae.system.text import printable
 
 QUEUED_BATCHES = 16
+STORED_DTYPES = DTYPES | {"uint8": torch.uint8, "uint16": torch.uint16, "int32": torch.int32}
 
 
 @dataclass(kw_only=True)
@@ -42,9 +44,9 @@ class EncodedBatch:
     rows: list[Row]
     """One row per image of the batch, skipped ones included. Those whose `reason` is None are in `tensors`."""
     tensors: dict[str, Tensor]
-    """float32 [n, c, h, w]; on the CPU, or still on their way there until `ready`."""
+    """float32 [n, c, h, w], or numbers of codes [n, 1, h, w]; on the CPU, or on their way there until `ready`."""
     shape: tuple[int, int, int]
-    """[c, h, w] of a latent."""
+    """[c, h, w] of a row's tensors."""
     last: bool
     """Whether the shard is complete with it."""
     ready: torch.cuda.Event | None = None
@@ -69,11 +71,14 @@ class ShardWriter:
     Args:
         folder: The output.
         plan: What the output is.
+        codes: The codes [n, d] that are meant where numbers of codes are stored.
         on_written: Called in the writer's thread with the record of each shard that is whole.
     """
 
-    def __init__(self, folder: Path, *, plan: Plan, on_written: Callable[[ShardRecord], None]) -> None:
-        self._folder, self._plan, self._on_written = folder, plan, on_written
+    def __init__(
+        self, folder: Path, *, plan: Plan, codes: Tensor | None = None, on_written: Callable[[ShardRecord], None]
+    ) -> None:
+        self._folder, self._plan, self._codes, self._on_written = folder, plan, codes, on_written
         self._open: dict[str, _OpenShard] = {}
         self._queue: queue.Queue[EncodedBatch | None] = queue.Queue(maxsize=QUEUED_BATCHES)
         self._error: BaseException | None = None
@@ -120,13 +125,16 @@ class ShardWriter:
             batch.ready.synchronize()
         shard = self._open.setdefault(batch.stem, _OpenShard())
         shard.rows += batch.rows
-        dtype = DTYPES[self._plan.dtype]
+        dtype = STORED_DTYPES[self._plan.dtype]
         stored = {name: values.to(dtype).contiguous() for name, values in batch.tensors.items()}
         for name, values in stored.items():
-            _check_finite(values, batch=batch, dtype=self._plan.dtype)
-            shard.rounding.setdefault(name, []).append(RowRounding.of(batch.tensors[name], stored=values))
             shard.tensors.setdefault(name, []).append(values)
-        if stored:
+            if self._codes is None:
+                _check_finite(values, batch=batch, dtype=self._plan.dtype)
+                shard.rounding.setdefault(name, []).append(RowRounding.of(batch.tensors[name], stored=values))
+        if self._codes is not None and stored:
+            shard.moments.append(RowMoments.of(look_up(stored["indices"], self._codes)))
+        elif stored:
             main = stored["mean"] if "mean" in stored else stored["latents"]
             shard.moments.append(RowMoments.of(main, std=stored.get("std")))
         if batch.last:
@@ -144,7 +152,7 @@ class ShardWriter:
             tensors["labels"] = torch.tensor(labels, dtype=torch.int64)
         for name in tensor_names(mode=self._plan.mode, flip=self._plan.flip):
             parts = shard.tensors.pop(name, [])
-            empty = torch.zeros(0, *batch.shape, dtype=DTYPES[self._plan.dtype])
+            empty = torch.zeros(0, *batch.shape, dtype=STORED_DTYPES[self._plan.dtype])
             tensors[name] = torch.cat(parts) if parts else empty
         record = write_shard(
             self._folder, stem=batch.stem, plan=self._plan, tensors=tensors, rows=shard.rows,

@@ -89,7 +89,9 @@ def evaluate(options: EvaluateOptions) -> EvaluateSummary:
     device = processes.device
     exact_float32()
     families = [
-        load_vae(source, needs_scaling=False).family.to(device, memory_format=torch.channels_last)
+        load_vae(source, needs_scaling=False, **options.vae_arguments).family.to(
+            device, memory_format=torch.channels_last
+        )
         for source in options.vae
     ]
     if options.memory_gib is not None:
@@ -192,10 +194,11 @@ def _evaluations(
     for source, name, family, measurement in zip(sources, names, families, comparison.measurements, strict=True):
         summary = measurement.summary
         channels = {
-            "kl": summary.latents.channel_kl,
             "std": summary.latents.channel_std,
             "mean_variance": summary.latents.channel_mean_variance,
         }
+        if summary.latents.channel_kl is not None:
+            channels["kl"] = summary.latents.channel_kl
         evaluations.append(
             Evaluation(
                 vae=source,

@@ -15,12 +15,14 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from PIL import Image
 from torch import Tensor, nn
+from torch.nn.functional import pixel_unshuffle
 
 from ldm_vae.config.names import PerceptualChoice
 from ldm_vae.evaluation.features import SetFeatures
 from ldm_vae.images.evaluation import EvaluationBatch, EvaluationImages, evaluation_batches
 from ldm_vae.images.training import SkippedImage
 from ldm_vae.images.transforms import to_image
+from ldm_vae.latents.statistics import ChannelMoments, RowMoments
 from ldm_vae.metrics.latents import LatentMetrics, LatentSummary
 from ldm_vae.metrics.reconstruction import ReconstructionMetrics, ReconstructionSummary
 from ldm_vae.metrics.sets import SetDistances, set_distances
@@ -62,6 +64,16 @@ class Comparison:
     """Rows of an original and its reconstructions; on the main process alone."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class MeasuredLatents:
+    """An autoencoder's latents, measured on a set of images."""
+
+    summary: LatentSummary
+    images: MeasuredImages
+    patches: ChannelMoments | None
+    """Moments a channel and place in a patch, where pipelines normalise patches."""
+
+
 def join_processes() -> PartialState:
     """Return the processes of this launch, joined on the first call; a single one without a launcher."""
     # on machines without an accelerator accelerate has to be told
@@ -82,21 +94,39 @@ def measure_latents(
     batch_size: int,
     num_workers: int,
     strict: bool,
-) -> tuple[LatentSummary, MeasuredImages]:
+) -> MeasuredLatents:
     """Return the statistics of the latents of the images `indices`, in float32 on the model's device.
+
+    Where pipelines normalise patches (FLUX.2), `patches` holds the moments of the patches' channels, over the
+    posteriors' means, which such pipelines encode. They are put together in float64 from each image's moments, in the
+    order of the images, so they depend neither on batches nor on processes.
 
     Raises:
         ValueError: None of the images can be read, or, where `strict`, one of them can't.
     """
     metrics = LatentMetrics(latent_channels=family.latent_channels)
+    rows: dict[int, RowMoments] = {}
     reader = _Reader(strict=strict)
     for batch in _batches(dataset, indices, batch_size, num_workers, title="latent statistics"):
         images = reader.read(batch)
         if images is not None:
-            metrics.update(*family.encode_moments(images.to(family.device)))
+            mean, std = family.encode_moments(images.to(family.device))
+            metrics.update(mean, std)
+            if family.patch_size > 1:
+                patches = pixel_unshuffle(mean, family.patch_size)
+                rows |= {
+                    index: RowMoments.of(patch[None]) for index, patch in zip(batch.indices, patches, strict=True)
+                }
     reader, states = _merge(reader, [metrics.state()])
     metrics.load_state(states[0])
-    return metrics.compute(), reader.summary()
+    everyones: dict[int, RowMoments] = {}
+    for part in gather_object([rows]):
+        everyones |= part
+    return MeasuredLatents(
+        summary=metrics.compute(),
+        images=reader.summary(),
+        patches=ChannelMoments.of_rows(everyones[index] for index in sorted(everyones)) if everyones else None,
+    )
 
 
 def measure_reconstructions(
@@ -131,7 +161,10 @@ def measure_reconstructions(
     """
     device = families[0].device
     metrics = [
-        ReconstructionMetrics(perceptual=perceptual, latent_channels=family.latent_channels) for family in families
+        ReconstructionMetrics(
+            perceptual=perceptual, latent_channels=family.latent_channels, codebook_size=family.codebook_size
+        )
+        for family in families
     ]
     reader = _Reader(strict=strict)
     pictures: list[list[Image.Image]] = []
@@ -143,9 +176,9 @@ def measure_reconstructions(
         images = images.to(device)
         columns = [images]
         for family, metric in zip(families, metrics, strict=True):
-            mean, std, reconstruction = reconstruct(family, images, bf16=bf16)
-            metric.update(images, reconstruction, mean, std)
-            columns.append(reconstruction)
+            made = reconstruct(family, images, bf16=bf16)
+            metric.update(images, made.images, made.mean, made.std, made.indices)
+            columns.append(made.images)
         if set_features is not None:
             reader.add_features(batch.indices, [set_features(column).cpu() for column in columns])
         for row in range(len(images)):

@@ -38,7 +38,7 @@ class Panel:
     figures: dict[str, float]
     """By the names in `MEASURES`; what can't be measured is left out."""
     channels: dict[str, list[float]]
-    """A number a latent channel: `kl` (nats an element), `std`, `mean_variance`, `slope`."""
+    """A number a latent channel: `kl` (nats, where there is a posterior), `std`, `mean_variance`, `slope`."""
     spectrum: list[float]
     """Mean power of normalised latents in rings of rising frequency; NaN for a ring without frequencies."""
 
@@ -131,7 +131,7 @@ def _summarise(
         num_images=int(count),
         figures={name: value for name, value in figures.items() if not math.isinf(value)},
         channels={
-            "kl": summary.channel_kl,
+            **({} if summary.channel_kl is None else {"kl": summary.channel_kl}),
             "std": summary.channel_std,
             "mean_variance": summary.channel_mean_variance,
             "slope": [spectral_slope(channel) for channel in binned],
@@ -142,12 +142,13 @@ def _summarise(
 
 def _channel_figures(totals: dict[str, Tensor], summary: LatentSummary, *, factor: int) -> dict[str, float]:
     covariance = totals["outer"] / totals["positions"]
-    of_samples = covariance.clone().fill_diagonal_(1)  # sampling adds the posterior's variance, which makes it 1
-    nats = information_bound(of_samples, mean_log_std=totals["log_std"] / totals["positions"])
-    bits = math.log(2) * factor**2
-    return {
-        "bits_per_pixel": sum(summary.channel_kl) / bits,
-        "information_bits_per_pixel": nats / bits,
+    figures: dict[str, float] = {}
+    if summary.channel_kl is not None:
+        of_samples = covariance.clone().fill_diagonal_(1)  # sampling adds the posterior's variance, which makes it 1
+        nats = information_bound(of_samples, mean_log_std=totals["log_std"] / totals["positions"])
+        bits = math.log(2) * factor**2
+        figures = {"bits_per_pixel": sum(summary.channel_kl) / bits, "information_bits_per_pixel": nats / bits}
+    return figures | {
         "active_channels": summary.active_channels,
         "effective_channels": effective_channels(covariance),
         "channel_correlation": mean_correlation(covariance),

@@ -45,7 +45,8 @@ class PanelPass:
         self._add_equivariance(batch, images, mean)
         self._add_spectrum(batch, images / image_std, latents)
         self.tally.add(batch, "outer", outer_products(latents))
-        self.tally.add(batch, "log_std", in_float64(std / self.std).log().sum(dim=(0, 2, 3)))
+        if std is not None:
+            self.tally.add(batch, "log_std", in_float64(std / self.std).log().sum(dim=(0, 2, 3)))
         self.tally.add(batch, "positions", torch.tensor(latents[:, 0].numel()))
         pooled = nn.functional.adaptive_avg_pool2d(latents, min(POOLED, *latents.shape[-2:]))
         for row, index in enumerate(batch.indices):

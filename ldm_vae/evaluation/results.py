@@ -15,6 +15,7 @@ from ldm_vae.evaluation.features import SetFeatures
 from ldm_vae.evaluation.measure import Measurement
 from ldm_vae.evaluation.panel import Panel
 from ldm_vae.metrics.latents import ACTIVE_VARIANCE
+from ldm_vae.metrics.reconstruction import ReconstructionSummary
 from ldm_vae.metrics.sets import SUBSET_SIZE, KernelDistance
 from ldm_vae.system.markdown import markdown_table
 
@@ -110,7 +111,8 @@ class Evaluation:
     """What all figures share, with a hash of it (`Protocol.record`)."""
     metrics: dict[str, Score]
     channels: dict[str, list[float]]
-    """A number a latent channel: `kl` (nats an element), `std`, and `mean_variance`, the posterior mean's variance."""
+    """A number a latent channel: `kl` (nats an element, where there is a posterior), `std`, and `mean_variance`, the
+    posterior mean's variance."""
     panel: Panel | None = None
     """How well a diffusion model could learn on the latents; None where that wasn't asked for."""
 
@@ -138,16 +140,19 @@ def describe_scores(measurement: Measurement, *, protocol: Protocol) -> dict[str
         scores[protocol.perceptual] = Score(value=summary.perceptual, unit="", protocol=how)
     if measurement.distances is not None:
         scores |= _set_scores(measurement, protocol=protocol)
-    return scores | {
-        "kl": Score(
+    if summary.codebook_size is not None:
+        scores |= _code_scores(summary)
+    elif summary.kl is not None and summary.bits_per_dim is not None:
+        scores["kl"] = Score(
             value=summary.kl,
             unit="nats/element",
             protocol="KL divergence of an image's posterior from N(0, 1) over the image's C·H·W, mean over images",
-        ),
-        "bits_per_dim": Score(value=summary.bits_per_dim, unit="bits/element", protocol="kl / ln 2"),
+        )
+        scores["bits_per_dim"] = Score(value=summary.bits_per_dim, unit="bits/element", protocol="kl / ln 2")
+    return scores | {
         "active_channels": Score(
             value=latents.active_channels,
-            unit=f"of {len(latents.channel_kl)}",
+            unit=f"of {len(latents.channel_mean)}",
             protocol=f"channels whose posterior mean's variance over images and positions exceeds {ACTIVE_VARIANCE}",
         ),
         "latent_mean": Score(value=latents.mean, unit="", protocol="over all elements of the latents"),
@@ -156,6 +161,21 @@ def describe_scores(measurement: Measurement, *, protocol: Protocol) -> dict[str
             unit="",
             protocol="of posterior samples about their mean over all elements, sqrt(E[mean^2 + std^2] - E[mean]^2)",
         ),
+    }
+
+
+def _code_scores(summary: ReconstructionSummary) -> dict[str, Score]:
+    usage, perplexity, bits = summary.codebook_usage, summary.codebook_perplexity, summary.bits_per_dim
+    assert usage is not None
+    assert perplexity is not None
+    assert bits is not None
+    how = "entropy of the codes over all places of all images"
+    return {
+        "bits_per_dim": Score(value=bits, unit="bits/element", protocol=f"{how}, over the image's C·H·W"),
+        "codebook_usage": Score(
+            value=usage, unit=f"of {summary.codebook_size}", protocol="part of the codes that occur in any image"
+        ),
+        "codebook_perplexity": Score(value=perplexity, unit="codes", protocol=f"exp({how})"),
     }
 
 

@@ -22,6 +22,7 @@ from ldm_vae.system.markdown import markdown_block, markdown_code, markdown_tabl
 PICTURE = "reconstruction.png"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _LARGEST_LAYERS = 3
+_TAGS = {"AutoencoderKL": "autoencoder-kl"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +33,13 @@ class CardContent:
     """What the snippet loads: the hub id, or the folder's name."""
     config: Mapping[str, Any]
     """Of the exported model."""
+    scaling: Mapping[str, Any]
+    """How its latents are normalised (`Family.scaling`)."""
+    spatial_factor: int
+    summary: str
+    """What its class is."""
+    encode_call: str
+    """How `images` become `z`."""
     variant: str | None
     recipe: Config
     step: int
@@ -59,7 +67,11 @@ def model_card(content: CardContent) -> ModelCard:
         license=content.license,
         library_name="diffusers",
         base_model=pretrained if pretrained is not None and _is_hub_id(pretrained) else None,
-        tags=["autoencoder-kl", "vae", "latent-diffusion"],
+        tags=[
+            _TAGS.get(content.config["_class_name"], content.config["_class_name"].lower()),
+            "vae",
+            "latent-diffusion",
+        ],
     )
     sections = [
         f"# {markdown_text(content.name.rsplit('/', 1)[-1])}",
@@ -76,13 +88,13 @@ def model_card(content: CardContent) -> ModelCard:
 
 def usage_snippet(content: CardContent) -> str:
     """Python that encodes and decodes a picture with the export; a test runs it."""
-    factor = 2 ** (len(content.config["block_out_channels"]) - 1)
+    factor = content.spatial_factor * content.scaling.get("patch_size", 1)
     mode = {1: "L", 3: "RGB", 4: "RGBA"}[content.config["in_channels"]]
     load, dtype = json.dumps(content.name, ensure_ascii=not content.name.isprintable()), ""
     if content.variant is not None:
         load += f', variant="{content.variant}", torch_dtype=torch.float16'
         dtype = ".to(vae.dtype)"
-    normalise, denormalise = scaling_formula(content.config)
+    normalise, denormalise = scaling_formula(content.scaling)
     kind = content.config["_class_name"]
     return f"""import torch
 from diffusers import {kind}
@@ -94,7 +106,7 @@ processor = VaeImageProcessor(vae_scale_factor={factor})
 images = processor.preprocess(Image.open("photo.png").convert("{mode}")){dtype}
 
 with torch.no_grad():
-    z = vae.encode(images).latent_dist.sample()
+    z = vae.{content.encode_call}
     latents = {normalise}  # what a diffusion model trains on
     z = {denormalise}
     reconstruction = vae.decode(z.to(vae.dtype)).sample
@@ -103,10 +115,15 @@ processor.postprocess(reconstruction)[0].save("reconstruction.png")
 """
 
 
-def scaling_formula(config: Mapping[str, Any]) -> tuple[str, str]:
+def scaling_formula(scaling: Mapping[str, Any]) -> tuple[str, str]:
     """Python from `z` to `latents` and back, with the numbers of its config.json."""
-    factor, shift = config["scaling_factor"], config["shift_factor"]
-    if config["latents_mean"] is not None:
+    factor, shift = scaling["scaling_factor"], scaling["shift_factor"]
+    if side := scaling.get("patch_size"):
+        mean, variance = (f"vae.bn.running_{name}.view(1, -1, 1, 1)" for name in ("mean", "var"))
+        std = f"({variance} + vae.config.batch_norm_eps).sqrt()"
+        patches = f"torch.nn.functional.pixel_unshuffle(z, {side})"
+        return f"({patches} - {mean}) / {std}", f"torch.nn.functional.pixel_shuffle(latents * {std} + {mean}, {side})"
+    if scaling["latents_mean"] is not None:
         mean, std = (f"torch.tensor(vae.config.{name}).view(1, -1, 1, 1)" for name in ("latents_mean", "latents_std"))
         return f"(z - {mean}) * {factor} / {std}", f"latents / {factor} * {std} + {mean}"
     if shift is not None:
@@ -116,27 +133,22 @@ def scaling_formula(config: Mapping[str, Any]) -> tuple[str, str]:
 
 def _introduction(content: CardContent) -> str:
     config = content.config
-    factor = 2 ** (len(config["block_out_channels"]) - 1)
     return (
-        f"A KL-regularised image autoencoder for latent diffusion: {config['in_channels']}-channel images, a spatial "
-        f"factor of {factor}, {config['latent_channels']} latent channels. Trained and exported with ldm-vae; "
-        f"`diffusers.{config['_class_name']}` loads it."
+        f"{content.summary} for latent diffusion: {config['in_channels']}-channel images, a spatial "
+        f"factor of {content.spatial_factor}, {config['latent_channels']} latent channels. Trained and exported with "
+        f"ldm-vae; `diffusers.{config['_class_name']}` loads it."
     )
 
 
 def _scaling(content: CardContent) -> str:
-    normalise, denormalise = scaling_formula(content.config)
+    normalise, denormalise = scaling_formula(content.scaling)
     latents, read = content.latents, content.latents_read
+    columns = {"mean": latents.channel_mean, "std": latents.channel_std}
+    if latents.channel_kl is not None:
+        columns["KL (nats/element)"] = latents.channel_kl
+    rows = zip(*columns.values(), strict=True)
     channels = markdown_table(
-        [
-            ["channel", "mean", "std", "KL (nats/element)"],
-            *(
-                [str(i), f"{mean:.4f}", f"{std:.4f}", f"{kl:.4f}"]
-                for i, (mean, std, kl) in enumerate(
-                    zip(latents.channel_mean, latents.channel_std, latents.channel_kl, strict=True)
-                )
-            ),
-        ]
+        [["channel", *columns], *([str(i), *(f"{value:.4f}" for value in row)] for i, row in enumerate(rows))]
     )
     data = _data(content.latents_data, content.latents_kind)
     formula = markdown_block(f"latents = {normalise}\nz = {denormalise}", language="python")
@@ -145,7 +157,7 @@ def _scaling(content: CardContent) -> str:
         f"Measured on {read.num_images} images of {data} ({_skipped(read)}), cropped to "
         f"{content.recipe.data.resolution}x{content.recipe.data.resolution}, in float64 over all elements of the "
         f"posterior: mean {latents.mean:.6g}, standard deviation {latents.std:.6g}, 1/std "
-        f"{latents.scaling_factor:.6g}. {latents.active_channels} of {len(latents.channel_kl)} channels are "
+        f"{latents.scaling_factor:.6g}. {latents.active_channels} of {len(latents.channel_mean)} channels are "
         f"active.\n\n{channels}"
     )
 
@@ -173,11 +185,13 @@ def _precision(content: CardContent) -> str:
     for name, error in report.errors.items():
         numbers = [f"{error.psnr:.2f}", f"{error.max_error:.3g}", f"{error.latent_error:.2e}"]
         errors.append([name, "yes" if error.finite else "no", *numbers])
+    upcast = content.config.get("force_upcast")
+    upcast = "" if upcast is None else f"`force_upcast` is {str(upcast).lower()}: "
     return (
         f"Measured on {report.num_images} images on {report.device}: the activations of float32 (float16 ends at "
         f"{FLOAT16_LIMIT:.0f}, bfloat16 at 3.4e38), and encoder and decoder computed in each type against float32.\n\n"
         f"{markdown_table(rows)}\n\n{markdown_table(errors)}\n\n"
-        f"`force_upcast` is {str(content.config['force_upcast']).lower()}: {content.precision_statement} (Safe means "
+        f"{upcast}{content.precision_statement} (Safe means "
         f"finite, {MARGIN:g} times the largest magnitude within the limit, and an error below one 8-bit level.)"
     )
 
@@ -186,6 +200,7 @@ def _training(content: CardContent) -> str:
     recipe = asdict(content.recipe)
     kept = {name: recipe[name] for name in ("seed", "model", "data", "loss", "train")}
     for section, name in (("data", "train"), ("data", "validation"), ("model", "pretrained"),
+                          ("model", "pretrained_config"), ("model", "teacher"),
                           ("loss", "perceptual_weights")):  # fmt: skip
         if kept[section][name] is not None:
             kept[section][name] = short_name(kept[section][name])

@@ -56,7 +56,7 @@ class ConvertSummary:
         size = f"{self.num_tensors} tensors, {self.num_bytes / 1e6:.1f} MB, {'/'.join(self.dtypes)}"
         lines = [f"{printable(str(self.output))}: {kind}, {size}", *self.notes]
         if self.assumed:
-            lines.append("Where its model has others, give its config.json with --config.")
+            lines.append("Where its model has others, give its config.json with --vae_config.")
         return "\n".join(lines)
 
 
@@ -64,18 +64,18 @@ def convert(options: ConvertOptions) -> ConvertSummary:
     """Convert a diffusers folder (or the `vae` of a pipeline folder) into a single LDM file, or the other way round.
 
     Tensors keep their type and bits, and config.json travels in the LDM file's metadata, so both round trips give back
-    what there was. An LDM file of others says less: `options.config` names a config.json that adds to it.
+    what there was. An LDM file of others says less: `options.vae_config` names a config.json that adds to it.
 
     Raises:
         ValueError: The input is no whole KL autoencoder, or the output is there already or is of the other kind.
     """
     source, output = Path(options.input).expanduser(), Path(options.output).expanduser()
     if source.is_dir():
-        if options.config is not None:
-            raise FieldError(f"<config> is for single LDM files; {source} has its own {CONFIG_NAME}")
+        if options.vae_config is not None:
+            raise FieldError(f"<vae_config> is for single LDM files; {source} has its own {CONFIG_NAME}")
         check_ldm_output(output, overwrite=options.overwrite)
         weights = _read_kl_folder(source)
-        state, config = weights.state, weights.config
+        state, config = weights.state, weights.config | _said_of_scaling(options)
         written = write_ldm_file(output, state, config=config, overwrite=options.overwrite)
         return ConvertSummary(
             output=output,
@@ -91,7 +91,8 @@ def convert(options: ConvertOptions) -> ConvertSummary:
             f"<output> {output} is named like a file, but {source} is a single file, so a folder is written"
         )
     OutputFolder(output, kind=EXPORT).check(overwrite=options.overwrite)
-    override = read_config(Path(options.config).expanduser()) if options.config is not None else {}
+    override = read_config(Path(options.vae_config)) if options.vae_config is not None else {}
+    override |= _said_of_scaling(options)
     try:
         file = read_ldm_weights(source, config=override)
     except ValueError as error:
@@ -106,6 +107,11 @@ def convert(options: ConvertOptions) -> ConvertSummary:
         left_out=file.left_out,
         notes=file.notes,
     )
+
+
+def _said_of_scaling(options: ConvertOptions) -> dict[str, float]:
+    given = {"scaling_factor": options.scaling_factor, "shift_factor": options.shift_factor}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _read_kl_folder(source: Path) -> FolderWeights:

@@ -15,6 +15,7 @@ from ldm_vae.config.commands.export import ExportOptions
 from ldm_vae.config.rules import require
 from ldm_vae.evaluation.measure import (
     Comparison,
+    MeasuredLatents,
     choose_perceptual,
     join_processes,
     measure_latents,
@@ -31,6 +32,7 @@ from ldm_vae.exporting.readers import reader_notes
 from ldm_vae.images.collection import ImageCollection, open_collection
 from ldm_vae.images.evaluation import EvaluationImages, evaluation_batches
 from ldm_vae.images.training import SkippedImage
+from ldm_vae.latents.statistics import ChannelMoments
 from ldm_vae.metrics.latents import LatentSummary
 from ldm_vae.models.families.family import Family
 from ldm_vae.models.precision import exact_float32
@@ -55,6 +57,8 @@ class ExportSummary:
     step: int
     config: dict[str, Any]
     """Of the exported model, as in its config.json."""
+    scaling: dict[str, Any]
+    """How its latents are normalised (`Family.scaling`)."""
     latents: LatentSummary
     metrics: dict[str, Score]
     precision: PrecisionReport
@@ -67,10 +71,12 @@ class ExportSummary:
 
     def __str__(self) -> str:
         """Return what was written and measured, in lines."""
-        scaling = f"scaling_factor {self.config['scaling_factor']:.6g}"
-        if self.config["shift_factor"] is not None:
-            scaling += f", shift_factor {self.config['shift_factor']:.6g}"
-        if self.config["latents_mean"] is not None:
+        scaling = f"scaling_factor {self.scaling['scaling_factor']:.6g}"
+        if self.scaling["shift_factor"] is not None:
+            scaling += f", shift_factor {self.scaling['shift_factor']:.6g}"
+        if self.scaling.get("patch_size") is not None:
+            scaling = "mean and variance of the latents' patches a channel"
+        elif self.scaling["latents_mean"] is not None:
             scaling += ", latents_mean and latents_std a channel"
         lines = [
             f"{printable(str(self.output))}: {self.checkpoint.name}, {scaling} over {self.latents.num_images} images",
@@ -104,14 +110,14 @@ def export(options: ExportOptions) -> ExportSummary:
     processes = join_processes()
     exact_float32()
     run = load_run_autoencoder(Path(options.run).expanduser(), checkpoint=options.checkpoint, weights=options.weights)
-    _check_target(options, latent_channels=run.family.latent_channels)
+    _check_target(options, family=run.family)
     with export_place(options, is_main=processes.is_main_process) as place:
         family = run.family.to(processes.device, memory_format=torch.channels_last)
         scaling_data, reconstruction_data = _open_data(run, options)
         family, precision, statement = fit_float16(
             family, list(_precision_batches(reconstruction_data, options)), repair=options.repair
         )
-        latents, latents_read = measure_latents(
+        found = measure_latents(
             family,
             scaling_data.images,
             indices=scaling_data.indices,
@@ -119,16 +125,21 @@ def export(options: ExportOptions) -> ExportSummary:
             num_workers=options.num_workers,
             strict=options.strict,
         )
+        latents, latents_read = found.summary, found.images
         measured, metrics = _measure_reconstructions(family, reconstruction_data, options)
-        fields = scaling_fields(options, latents=latents)
+        fields = scaling_fields(options, latents=latents) | taught_fields(run)
         fields |= {"force_upcast": not precision.float16_is_safe, "sample_size": tile_size(run)}
-        exported = with_fields(family, fields, dtype=options.dtype)
+        exported = with_fields(family, fields, patches=_patches(run, found), dtype=options.dtype)
         config = json.loads(exported.model.to_json_string())
         if place is not None:
             write_weights(exported, place, options=options)
             card = CardContent(
                 name=options.push_to_hub or Path(options.output).resolve().name,
                 config=config,
+                scaling=exported.scaling,
+                spatial_factor=exported.spatial_factor,
+                summary=exported.summary,
+                encode_call=exported.encode_call,
                 variant=variant(options),
                 recipe=run.config,
                 step=run.step,
@@ -157,6 +168,7 @@ def export(options: ExportOptions) -> ExportSummary:
         checkpoint=run.checkpoint,
         step=run.step,
         config=config,
+        scaling=exported.scaling,
         latents=latents,
         metrics=metrics,
         precision=precision,
@@ -181,23 +193,47 @@ def scaling_fields(options: ExportOptions, *, latents: LatentSummary) -> dict[st
     return fields
 
 
+def taught_fields(run: RunAutoencoder) -> dict[str, Any]:
+    """Of a model that learnt a teacher's normalised latents: there is nothing left to normalise."""
+    return {} if run.config.model.teacher is None else {"scaling_factor": 1.0, "shift_factor": 0.0}
+
+
 def tile_size(run: RunAutoencoder) -> int:
     """Return the config's `sample_size`: the side in pixels of the tiles that diffusers' `enable_tiling` cuts.
 
     A tile has less around it than a whole picture, which shows at the seams, so tiles aren't as small as the crops of
     a training may be. A pretrained model's size stays, unless it is the class's default, which nobody chose.
     """
-    stated = run.family.model.config.sample_size
-    if run.config.model.pretrained is not None and stated != _UNSTATED_SAMPLE_SIZE:
+    stated = run.family.model.config.get("sample_size")
+    if run.config.model.pretrained is not None and stated not in (None, _UNSTATED_SAMPLE_SIZE):
         return stated
     return max(_SMALLEST_TILE, run.config.data.resolution)
 
 
-def _check_target(options: ExportOptions, *, latent_channels: int) -> None:
+def _check_target(options: ExportOptions, *, family: Family) -> None:
     require(
-        not options.per_channel or latent_channels == 4,
-        f"<per_channel>: SDXL's pipelines read statistics of 4 channels, and this model has {latent_channels}",
+        not options.per_channel or family.latent_channels == 4,
+        f"<per_channel>: SDXL's pipelines read statistics of 4 channels, and this model has {family.latent_channels}",
     )
+    require(
+        options.format == "diffusers" or family.has_single_file,
+        f"<format>: the LDM layout is for AutoencoderKL and VQModel; for an {family.class_name()} take diffusers",
+    )
+    unread = [name for name in ("shift", "per_channel") if getattr(options, name) and name not in family.scalings]
+    require(
+        not unread,
+        f"<{unread[0] if unread else ''}>: an {family.class_name()}'s latents aren't normalised so; leave it out",
+    )
+
+
+def _patches(run: RunAutoencoder, found: MeasuredLatents) -> ChannelMoments | None:
+    """The statistics that become the model's; None where it keeps its own, or has none.
+
+    A decoder trained alone leaves a pretrained encoder's latents as they are, and with them what diffusion models were
+    trained on.
+    """
+    model = run.config.model
+    return None if model.pretrained is not None and model.decoder_only else found.patches
 
 
 def _open_data(run: RunAutoencoder, options: ExportOptions) -> tuple[_Data, _Data]:

@@ -18,10 +18,12 @@ from ldm_vae.config.names import DType
 from ldm_vae.evaluation.grid import save_grid
 from ldm_vae.exporting.card import PICTURE, CardContent, model_card
 from ldm_vae.exporting.convert import check_ldm_output, write_diffusers_files, write_ldm_file
+from ldm_vae.latents.statistics import ChannelMoments
 from ldm_vae.models.families.family import Family
 from ldm_vae.models.layouts.ldm import read_ldm_file
 from ldm_vae.models.precision import DTYPES
 from ldm_vae.system.files import sync_folder
+from ldm_vae.system.float64 import float64_tensor
 from ldm_vae.system.outputs import EXPORT, OutputFolder
 from ldm_vae.system.strict_json import dump_json
 
@@ -49,9 +51,20 @@ def export_place(options: ExportOptions, *, is_main: bool) -> Iterator[Path | No
         yield output
 
 
-def with_fields(family: Family, fields: Mapping[str, Any], *, dtype: DType) -> Family:
-    """A copy on the CPU, in `dtype`, whose config has these fields."""
-    return family.with_fields(fields).to(DTYPES[dtype]).eval()
+def with_fields(family: Family, fields: Mapping[str, Any], *, patches: ChannelMoments | None, dtype: DType) -> Family:
+    """A copy on the CPU, in `dtype`, whose config has those of the fields that it knows.
+
+    Args:
+        family: The autoencoder.
+        fields: Fields of config.json.
+        patches: Moments of its latents' patches, where these become its statistics.
+        dtype: Type of the weights.
+    """
+    copy = family.with_fields(fields)
+    if patches is not None:
+        variance = [deviation / patches.count for deviation in patches.deviation]
+        copy.set_statistics(mean=float64_tensor(patches.mean), variance=float64_tensor(variance))
+    return copy.to(DTYPES[dtype]).eval()
 
 
 def variant(options: ExportOptions) -> str | None:
@@ -103,7 +116,8 @@ def check_equal(exported: Family, read: Family) -> None:
 def _bits_equal(expected: Tensor, found: Tensor) -> bool:
     if expected.dtype != found.dtype or expected.shape != found.shape:
         return False
-    return torch.equal(expected.contiguous().view(torch.uint8), found.contiguous().view(torch.uint8))
+    expected, found = (tensor.contiguous().reshape(-1).view(torch.uint8) for tensor in (expected, found))
+    return torch.equal(expected, found)
 
 
 def write_card(card: CardContent, folder: Path, *, pictures: Sequence[Sequence[Image.Image]]) -> None:

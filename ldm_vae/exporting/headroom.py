@@ -158,7 +158,7 @@ def fit_float16(family: Family, batches: Sequence[Tensor], *, repair: bool) -> t
     if report.float16_is_safe:
         return family, report, "float16 is safe on the measured images."
     unsafe = f"float16 is not safe: {report.why_float16_is_unsafe()}."
-    rescaled = rescale_activations(family, report.magnitudes)
+    rescaled = rescale_activations(family, report.magnitudes) if family.is_residual else None
     if rescaled is None:
         return family, report, f"{unsafe} No exact rescaling of weights helps: no norm follows what is too large."
     rescaled_report = measure_precision(rescaled, batches)

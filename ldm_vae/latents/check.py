@@ -11,9 +11,11 @@ from typing import Any, Literal
 from ldm_vae.latents.index import plan_digest, read_index
 from ldm_vae.latents.mapping import read_origin
 from ldm_vae.latents.sealed import read_sealed
-from ldm_vae.latents.shards import INDEX, PLAN, SAMPLES, SKIPPED, ShardRecord, read_record
+from ldm_vae.latents.shards import CODEBOOK, INDEX, PLAN, SAMPLES, SKIPPED, ShardRecord, read_record
 from ldm_vae.system.files import sha256_file
 from ldm_vae.system.paths import OutsideFolder, inside
+
+_LISTS = (SAMPLES, SKIPPED, CODEBOOK)
 
 Kind = Literal["unfinished", "missing", "damaged", "duplicate", "foreign"]
 
@@ -60,9 +62,9 @@ def check_folder(folder: Path, *, on_shard: Callable[[], object] = lambda: None)
             problems.append(Problem(kind="duplicate", file=INDEX, detail=f"image {sample} is there {times} times"))
     problems += _strangers(folder, known={entry["file"] for entry in shards}, digest=digest)
     for name, expected in ({} if index is None else index["files"]).items():
-        if name in (SAMPLES, SKIPPED) and not (folder / name).exists():
+        if name in _LISTS and not (folder / name).exists():
             problems.append(Problem(kind="missing", file=name, detail="named in the index"))
-        elif name in (SAMPLES, SKIPPED) and sha256_file(folder / name) != expected:
+        elif name in _LISTS and sha256_file(folder / name) != expected:
             problems.append(Problem(kind="damaged", file=name, detail="its digest isn't the one in the index"))
     return problems
 

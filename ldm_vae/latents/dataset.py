@@ -11,11 +11,13 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 from torch.utils.data import Dataset
 
+from ldm_vae.latents.codebook import look_up, read_codebook
 from ldm_vae.latents.index import plan_digest, read_index
 from ldm_vae.latents.mapping import MEND, map_shard
-from ldm_vae.latents.shards import CHECKSUMS, NO_LABEL, SAMPLES, row_checksums, tensor_names
+from ldm_vae.latents.shards import CHECKSUMS, CODEBOOK, NO_LABEL, SAMPLES, row_checksums, tensor_names
 from ldm_vae.system.float64 import float64_tensor
 from ldm_vae.system.paths import inside
 from ldm_vae.system.randomness import sample_rng
@@ -60,7 +62,8 @@ class LatentDataset(Dataset[LatentSample]):
         sample: Draw from the posterior instead of returning its mean (folders of mode `moments` only). The noise is a
             function of (seed, epoch, the image's number), so it doesn't depend on workers, processes or order.
         normalize: `scaling` gives the latents that diffusers' pipelines denoise, (z - shift)·scale with the VAE's
-            scaling factor (and latents_mean and latents_std, where it has them); `channel` gives mean 0 and standard
+            scaling factor (and latents_mean and latents_std, where it has them; FLUX.2's as patches, [4c, h/2, w/2],
+            by the statistics of its batch norm); `channel` gives mean 0 and standard
             deviation 1 a channel by `stats()`; `none` gives the VAE's own latents.
         random_flip: Take the mirrored image's latents for half of the rows, anew each epoch (folders written with
             `--flip` only).
@@ -87,6 +90,7 @@ class LatentDataset(Dataset[LatentSample]):
         self.index = read_index(self.directory)
         self.verify = verify
         self._plan = plan_digest(self.index)
+        self.codes = self._read_codes()
         self._names = tensor_names(mode=self.index["mode"], flip=self.index["flip"])
         self.sample, self.normalize, self.random_flip, self.seed = sample, normalize, random_flip, seed
         if sample and self.index["mode"] != "moments":
@@ -100,6 +104,7 @@ class LatentDataset(Dataset[LatentSample]):
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # seen by the workers that run already
         self._shards: dict[int, dict[str, Tensor]] = {}
         self._lines: np.ndarray | None = None
+        self.patch_size = 1 if normalize != "scaling" else self.index["vae"].get("patch_size", 1)
         self.shift, self.scale = self._normalization()
 
     def __len__(self) -> int:
@@ -133,7 +138,7 @@ class LatentDataset(Dataset[LatentSample]):
 
     def denormalize(self, latents: Tensor) -> Tensor:
         """Undo the normalisation: latents [..., c, h, w] become what the VAE's decoder takes."""
-        return latents / self.scale.to(latents) + self.shift.to(latents)
+        return pixel_shuffle(latents / self.scale.to(latents) + self.shift.to(latents), self.patch_size)
 
     def latents(self, row: int, *, flipped: bool = False) -> Tensor:
         """Return the VAE's own latents of a row, float32 [c, h, w].
@@ -143,6 +148,8 @@ class LatentDataset(Dataset[LatentSample]):
         """
         tensors, at = self._locate(row)
         suffix = "_flip" if flipped else ""
+        if self.codes is not None:
+            return look_up(tensors["indices" + suffix][at], self.codes)
         name = "mean" if self.index["mode"] == "moments" else "latents"
         latents = tensors[name + suffix][at].to(torch.float32, copy=True)
         if self.sample:
@@ -150,8 +157,19 @@ class LatentDataset(Dataset[LatentSample]):
             latents.addcmul_(tensors["std" + suffix][at].to(torch.float32), torch.from_numpy(noise))
         return latents
 
+    def indices(self, row: int, *, flipped: bool = False) -> Tensor:
+        """Return the numbers of a row's codes, int64 [h, w] (folders of mode `indices` only); `codes` has the codes.
+
+        Raises:
+            ValueError: The folder holds no numbers of codes.
+        """
+        if self.codes is None:
+            raise ValueError(f"{self.directory} holds mode {self.index['mode']}, not numbers of codes")
+        tensors, at = self._locate(row)
+        return tensors["indices_flip" if flipped else "indices"][at, 0].to(torch.int64)
+
     def moments(self, row: int) -> dict[str, Tensor]:
-        """Return a row's tensors as they are stored: `mean` and `std`, or `latents`, and their `_flip` twins."""
+        """Return a row's tensors as stored: `mean` and `std`, `latents` or `indices`; and their `_flip` twins."""
         tensors, at = self._locate(row)
         return {name: tensors[name][at] for name in self._names}
 
@@ -177,10 +195,15 @@ class LatentDataset(Dataset[LatentSample]):
     def shape(self, row: int) -> tuple[int, int, int]:
         """Return the shape [c, h, w] of a row's latents, which differs between rows that are of different buckets."""
         c, h, w = self.index["shards"][self._shard(self._row(row))]["shape"]
-        return c, h, w
+        return c if self.codes is None else self.codes.shape[1], h, w
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_shards": {}}
+
+    def _read_codes(self) -> Tensor | None:
+        if self.index["mode"] != "indices":
+            return None
+        return read_codebook(self.directory, sha256=self.index["files"].get(CODEBOOK, ""))
 
     def _row(self, row: int) -> int:
         if not -len(self) <= row < len(self):
@@ -209,7 +232,11 @@ class LatentDataset(Dataset[LatentSample]):
             raise ValueError(f"{self.directory / file}: row {row} is damaged, its checksum isn't right; {MEND}")
 
     def _normalized(self, latents: Tensor) -> Tensor:
-        return latents if self.normalize == "none" else latents.sub_(self.shift).mul_(self.scale)
+        if self.normalize == "none":
+            return latents
+        if self.patch_size > 1:
+            latents = pixel_unshuffle(latents, self.patch_size)
+        return latents.sub_(self.shift).mul_(self.scale)
 
     def _rng(self, number: int, stream: str) -> np.random.Generator:
         return sample_rng(number, seed=self.seed, stream=f"latents/{stream}/{int(self._epoch)}")

@@ -10,6 +10,7 @@ from typing import Any
 
 from ldm_vae.latents.sealed import digest_json, dump_json, read_sealed, seal
 from ldm_vae.latents.shards import (
+    CODEBOOK,
     FORMAT,
     INDEX,
     PLAN,
@@ -99,6 +100,8 @@ def write_index(folder: Path, *, plan: Plan, stems: Iterable[str]) -> IndexTotal
                         skipped.write(dump_json({**_where(row), "reason": row.reason}))
                 sums.add(record)
         digests = {SAMPLES: sha256_file(samples_path), SKIPPED: sha256_file(skipped_path)}
+        if plan.mode == "indices":
+            digests[CODEBOOK] = sha256_file(folder / CODEBOOK)
     write_whole(folder / INDEX, seal(sums.index(plan, digests=digests), indent=1))
     return sums.totals
 
@@ -151,7 +154,7 @@ def _where(row: Row) -> dict[str, Any]:
 
 def _check_fields(index: dict[str, Any]) -> None:
     """Look at what readers rely on, in an index whose digest is right: somebody else may have written it."""
-    assert index["mode"] in ("moments", "mean", "sample"), "mode"
+    assert index["mode"] in ("moments", "mean", "sample", "indices"), "mode"
     assert isinstance(index["flip"], bool), "flip"
     assert isinstance(index["stats"]["count"], int), "stats"
     assert {"encoder", "fingerprint", "scaling_factor", "shift_factor"} <= index["vae"].keys(), "vae"

@@ -11,6 +11,7 @@ from torch import Tensor
 
 TORCH_DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
+    "U8": torch.uint8, "U16": torch.uint16, "I32": torch.int32,
 }  # fmt: skip
 _LONGEST_HEADER = 1 << 24
 MEND = "`ldm-vae latents verify` tells what else is wrong, and starting the same encode again mends it"

@@ -3,6 +3,7 @@
     plan.json                    what the output is: the VAE, the preprocessing, the numbering; written first
     latents-00000.safetensors    the rows of one shard
     latents-00000.json           its record: size, digest, source of each row, what was skipped; makes the shard whole
+    codebook.npy                 the codes, where numbers of codes are stored
     index.json                   written when every shard is whole, with samples.jsonl and skipped.jsonl
 
 Every file is whole or absent. The JSON files hold a digest of themselves, the index those of the shards and the lists,
@@ -32,6 +33,7 @@ VERSION = 1
 NO_LABEL = -1
 PLAN, INDEX, SAMPLES, SKIPPED = "plan.json", "index.json", "samples.jsonl", "skipped.jsonl"
 HEADERS = "headers.jsonl"
+CODEBOOK = "codebook.npy"
 CHECKSUMS = "crc32"
 """Name of the tensor with the rows' checksums."""
 
@@ -45,7 +47,7 @@ class Plan:
     preprocessing: dict[str, Any]
     """How an image becomes the encoder's input, and the precision of the encoder."""
     mode: str
-    """moments, mean or sample."""
+    """moments, mean, sample or indices."""
     dtype: str
     """Type of the stored latents."""
     flip: bool
@@ -114,7 +116,7 @@ class ShardRecord:
     """Bytes of the shard's file."""
     sha256: str
     shape: list[int]
-    """[c, h, w] of a latent."""
+    """[c, h, w] of a row's tensors; [1, h, w] for numbers of codes."""
     rows: list[Row]
     """Every image of the shard in order of its number, the skipped ones too."""
     moments: ChannelMoments
@@ -151,7 +153,7 @@ def shard_stem(shard: int) -> str:
 
 def tensor_names(*, mode: str, flip: bool) -> list[str]:
     """Return the names of a shard's latents."""
-    names = ["mean", "std"] if mode == "moments" else ["latents"]
+    names = {"moments": ["mean", "std"], "indices": ["indices"]}.get(mode, ["latents"])
     return names + [f"{name}_flip" for name in names if flip]
 
 

@@ -107,5 +107,6 @@ class Objective:
         terms = self._terms_on(on)
         measured = [(term, term.of(*arguments)) for term in terms]
         figures = {term.name: figure for term, figure in measured if figure is not None}
-        total: Any = sum(term.weight_at(step) * figures[term.name] for term in terms if term.name in figures)
+        weighted = [term.weight_at(step) * figures[term.name] for term in terms if term.name in figures]
+        total: Any = sum(weighted) if weighted else torch.zeros((), device=arguments[-1].device)
         return Loss(total=total, figures=figures)

@@ -30,8 +30,8 @@ class LatentSummary:
     """Standard deviation of all elements about their common mean."""
     channel_mean: list[float]
     channel_std: list[float]
-    channel_kl: list[float]
-    """KL divergence from N(0, 1), in nats a latent element."""
+    channel_kl: list[float] | None
+    """KL divergence from N(0, 1), in nats a latent element; None where latents have no posterior."""
     channel_mean_variance: list[float]
     """Variance of the posterior's mean over images and positions."""
 
@@ -49,7 +49,7 @@ class LatentSummary:
 class LatentMetrics:
     """Sums of posterior moments, from which the statistics of samples follow without drawing any.
 
-    Var z = E[mean^2 + std^2] - (E mean)^2, the law of total variance.
+    Var z = E[mean^2 + std^2] - (E mean)^2, the law of total variance. Latents without a posterior are their own means.
 
     Args:
         latent_channels: Channels of the latents.
@@ -58,28 +58,33 @@ class LatentMetrics:
 
     def __init__(self, *, latent_channels: int, device: torch.device | str = "cpu") -> None:
         vectors = ("mean", "mean_square", "variance", "kl")
-        sizes = {"images": 1, "positions": 1, **dict.fromkeys(vectors, latent_channels)}
+        sizes = {"images": 1, "posteriors": 1, "positions": 1, **dict.fromkeys(vectors, latent_channels)}
         self._sums = Sums(sizes, device=device)
 
     @torch.no_grad()
-    def update(self, mean: Tensor, std: Tensor) -> Tensor:
-        """Add the posteriors of a batch.
+    def update(self, mean: Tensor, std: Tensor | None) -> Tensor | None:
+        """Add the posteriors of a batch, or its latents.
 
         Args:
-            mean: Posterior means [B, c, h, w].
-            std: Posterior standard deviations [B, c, h, w], positive.
+            mean: Posterior means [B, c, h, w], or the latents themselves.
+            std: Posterior standard deviations [B, c, h, w], positive; None where nothing is random.
 
         Returns:
-            Each posterior's KL divergence from N(0, 1), [B] float64, in nats.
+            Each posterior's KL divergence from N(0, 1), [B] float64, in nats; None without a posterior.
         """
-        mean, std = in_float64(mean), in_float64(std)
-        kl = (mean.square() + std.square() - 1) / 2 - std.log()
+        mean = in_float64(mean)
         batch, _, height, width = mean.shape
         self._sums.add("images", torch.tensor(batch))
         self._sums.add("positions", torch.tensor(batch * height * width))
-        for name, moment in (("mean", mean), ("mean_square", mean.square()), ("variance", std.square()), ("kl", kl)):
+        moments, kl = {"mean": mean, "mean_square": mean.square()}, None
+        if std is not None:
+            std = in_float64(std)
+            kl = (mean.square() + std.square() - 1) / 2 - std.log()
+            moments |= {"variance": std.square(), "kl": kl}
+            self._sums.add("posteriors", torch.tensor(batch))
+        for name, moment in moments.items():
             self._sums.add(name, moment.sum(dim=(0, 2, 3)))
-        return kl.sum(dim=(1, 2, 3))
+        return None if kl is None else kl.sum(dim=(1, 2, 3))
 
     def state(self) -> dict[str, Tensor]:
         """Return all sums by name: add up those of all processes and `load_state` the totals."""
@@ -110,6 +115,6 @@ class LatentMetrics:
             std=pooled_variance.sqrt().item(),
             channel_mean=mean.tolist(),
             channel_std=channel_variance.sqrt().tolist(),
-            channel_kl=kl.tolist(),
+            channel_kl=kl.tolist() if int(self._sums["posteriors"]) else None,
             channel_mean_variance=(mean_square - mean.square()).clamp(min=0).tolist(),
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,9 +36,17 @@ class ReconstructionSummary:
     """Mean over images of each one's structural similarity, at most 1."""
     perceptual: float | None
     """Mean over images of each one's perceptual distance; None without a perceptual network."""
-    kl: float
-    """Mean KL divergence in nats an image element, as in the training loss."""
+    kl: float | None
+    """Mean KL divergence in nats an image element, as in the training loss; None where latents have no posterior."""
     latents: LatentSummary
+    codebook_size: int | None = None
+    """Number of codes; None where latents aren't made of codes."""
+    codebook_usage: float | None = None
+    """Part of the codes that any image has."""
+    codebook_perplexity: float | None = None
+    """exp(entropy) of the codes over all places: so many codes, used alike, would tell as much."""
+    code_bits_per_dim: float | None = None
+    """Entropy of an image's codes, in bits an image element."""
 
     @property
     def active_channels(self) -> int:
@@ -45,9 +54,9 @@ class ReconstructionSummary:
         return self.latents.active_channels
 
     @property
-    def bits_per_dim(self) -> float:
-        """Return the bits an image element that the posterior tells over the prior."""
-        return self.kl / math.log(2)
+    def bits_per_dim(self) -> float | None:
+        """Return the bits an image element that the posterior tells over the prior, or the codes' entropy."""
+        return self.code_bits_per_dim if self.kl is None else self.kl / math.log(2)
 
 
 class ReconstructionMetrics:
@@ -57,25 +66,43 @@ class ReconstructionMetrics:
         perceptual: Network called as `perceptual(images, reconstruction)`, both [B, C, H, W] in [-1, 1], for
             distances [B]; or None.
         latent_channels: Channels of the latents.
+        codebook_size: Number of codes that latents are made of; None where they aren't.
         device: Where the sums are kept.
     """
 
     def __init__(
-        self, *, perceptual: nn.Module | None, latent_channels: int, device: torch.device | str = "cpu"
+        self,
+        *,
+        perceptual: nn.Module | None,
+        latent_channels: int,
+        codebook_size: int | None = None,
+        device: torch.device | str = "cpu",
     ) -> None:
         self.perceptual = perceptual
+        self.codebook_size = codebook_size
         self.latents = LatentMetrics(latent_channels=latent_channels, device=device)
-        self._sums = Sums(dict.fromkeys(("psnr", "ssim", "perceptual", "kl", "nonfinite"), 1), device=device)
+        sizes = dict.fromkeys(("psnr", "ssim", "perceptual", "kl", "nonfinite"), 1)
+        if codebook_size is not None:
+            sizes |= {"codes": codebook_size, "code_share": 1}
+        self._sums = Sums(sizes, device=device)
 
     @torch.no_grad()
-    def update(self, images: Tensor, reconstruction: Tensor, mean: Tensor, std: Tensor) -> None:
+    def update(
+        self,
+        images: Tensor,
+        reconstruction: Tensor,
+        mean: Tensor,
+        std: Tensor | None,
+        indices: Tensor | None = None,
+    ) -> None:
         """Add a batch, which may be empty.
 
         Args:
             images: Pictures [B, C, H, W] in [-1, 1].
             reconstruction: What the decoder made of them [B, C, H, W], about in [-1, 1].
-            mean: Posterior means [B, c, h, w].
-            std: Posterior standard deviations [B, c, h, w].
+            mean: Posterior means [B, c, h, w], or the latents themselves.
+            std: Posterior standard deviations [B, c, h, w]; None where nothing is random.
+            indices: Which codes the latents are, [B, 1, h, w]; None where they aren't made of codes.
         """
         if images.shape[0] == 0:
             return
@@ -83,9 +110,14 @@ class ReconstructionMetrics:
         scores = {
             "psnr": psnr(pixels, reconstructed),
             "ssim": ssim(pixels, reconstructed),
-            "kl": self.latents.update(mean, std) / images[0].numel(),
             "nonfinite": ~reconstruction.isfinite().flatten(1).all(dim=1),
         }
+        divergence = self.latents.update(mean, std)
+        if divergence is not None:
+            scores["kl"] = divergence / images[0].numel()
+        if indices is not None and self.codebook_size is not None:
+            self._sums.add("codes", torch.bincount(indices.flatten().long(), minlength=self.codebook_size))
+            self._sums.add("code_share", torch.tensor(indices.numel() / images[0].numel()))
         if self.perceptual is not None:
             scores["perceptual"] = self.perceptual(from_pixels(pixels), from_pixels(reconstructed))
         for name, score in scores.items():
@@ -118,9 +150,24 @@ class ReconstructionMetrics:
             psnr=mean("psnr"),
             ssim=mean("ssim"),
             perceptual=None if self.perceptual is None else mean("perceptual"),
-            kl=mean("kl"),
+            kl=None if latents.channel_kl is None else mean("kl"),
             latents=latents,
+            **self._codes(num_images=latents.num_images),
         )
+
+    def _codes(self, *, num_images: int) -> dict[str, Any]:
+        if self.codebook_size is None:
+            return {}
+        counts = self._sums["codes"]
+        share = counts / counts.sum()
+        entropy = -torch.xlogy(share, share).sum().item()
+        codes_per_element = self._sums["code_share"].item() / num_images
+        return {
+            "codebook_size": self.codebook_size,
+            "codebook_usage": (counts > 0).double().mean().item(),
+            "codebook_perplexity": math.exp(entropy),
+            "code_bits_per_dim": codes_per_element * entropy / math.log(2),
+        }
 
 
 def psnr(pixels: Tensor, reconstructed: Tensor) -> Tensor:

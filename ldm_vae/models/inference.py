@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm_vae.models.blocks import speed_up_blocks
+from ldm_vae.models.bottlenecks.bottleneck import Latent
 from ldm_vae.models.exact import enable_exact_tiling, tell_plan
 from ldm_vae.models.families.family import Family, Half
 from ldm_vae.models.precision import exact_float32
@@ -69,16 +71,21 @@ class InferenceAutoencoder:
         if memory_gib is not None:
             enable_exact_tiling(family.model, memory_gib=memory_gib, tell=tell)
 
-    def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the posterior's mean and standard deviation, both float32 [B, c, h, w].
+    def encode(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the posterior's mean and standard deviation (None where nothing is random), float32 [B, c, h, w].
 
         Args:
             images: [B, C, H, W] in [-1, 1].
         """
-        images = images.to(self.device, non_blocking=True).contiguous(memory_format=torch.channels_last)
-        return self.family.encode_moments(images)
+        latent = self.encode_latent(images)
+        return latent.mean, latent.stored.get("std")
 
-    def encode_pixels(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    def encode_latent(self, images: Tensor) -> Latent:
+        """Return the whole latent, without noise, of images [B, C, H, W] in [-1, 1]."""
+        images = images.to(self.device, non_blocking=True).contiguous(memory_format=torch.channels_last)
+        return self.family.encode_latent(images)
+
+    def encode_pixels(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
         """Encode pixels [B, H, W, C], uint8, which are a quarter of the bytes to bring to the device."""
         return self.encode(self.to_images(pixels))
 
@@ -100,11 +107,9 @@ def _round_weights(half: Half) -> None:
     """Make an encoder or decoder bf16, but for its last convolution; it still takes and gives float32."""
     half.network.to(torch.bfloat16)
     half.last.to(torch.float32)
-    for convolution in (half.first, half.last):
-        convolution.register_forward_pre_hook(_take_own_type)
+    for layer, dtype in ((half.first, torch.bfloat16), (half.last, torch.float32)):
+        layer.register_forward_pre_hook(functools.partial(_take, dtype))
 
 
-def _take_own_type(convolution: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    weight = convolution.weight
-    assert isinstance(weight, Tensor)
-    return tuple(value.to(weight.dtype) for value in inputs)
+def _take(dtype: torch.dtype, layer: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return tuple(value.to(dtype) for value in inputs)

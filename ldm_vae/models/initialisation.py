@@ -39,7 +39,8 @@ def quiet_(family: Family) -> Family:
             nn.init.zeros_(module.conv2.weight)
         elif isinstance(module, Attention):
             nn.init.zeros_(module.to_out[0].weight)
-    give_log_variance_(family, QUIET_LOGVAR)
+    if family.bottleneck.has_posterior:
+        give_log_variance_(family, QUIET_LOGVAR)
     return family
 
 

@@ -13,6 +13,7 @@ from ldm_vae.models.blocks import speed_up_blocks
 from ldm_vae.models.bottlenecks.bottleneck import Latent
 from ldm_vae.models.families.family import Family
 from ldm_vae.models.interventions import Transform
+from ldm_vae.models.teacher import Teacher
 
 Draws: TypeAlias = Mapping[str, Tensor | float]
 """What was drawn at random for a micro-batch beside its posterior noise, by name. Tensors have a row for each image.
@@ -76,6 +77,7 @@ class TrainableAutoencoder(nn.Module):
         term_networks: Networks that terms of the objective train, by the terms' names.
         interventions: They run one after the other in the forward of every batch that comes with draws.
         pair: What is computed of images and latents transformed alike, in the same forward.
+        teacher: Whose latents are decoded in place of the family's own, and imitated; None: its own are decoded.
     """
 
     def __init__(
@@ -88,6 +90,7 @@ class TrainableAutoencoder(nn.Module):
         term_networks: Mapping[str, nn.Module] | None = None,
         interventions: Sequence[Intervention] = (),
         pair: PairRules | None = None,
+        teacher: Teacher | None = None,
     ):
         super().__init__()
         self.family = family
@@ -97,6 +100,7 @@ class TrainableAutoencoder(nn.Module):
         self.term_networks = nn.ModuleDict(dict(term_networks or {}))
         self.interventions = interventions
         self.pair_rules = pair or PairRules()
+        self.teacher = teacher
         if decoder_only:
             for module in family.encoder_side:
                 module.requires_grad_(False)
@@ -118,6 +122,8 @@ class TrainableAutoencoder(nn.Module):
         """
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.decoder_only):
             latent = self.family.bottleneck(self.family.encode(images), noise)
+        if self.teacher is not None:
+            latent = self.teacher.teach(latent, images, noise)
         pair = self._pair(images, latent, draws or {})
         z = latent.z
         for intervention in self.interventions if draws else ():

@@ -31,11 +31,12 @@ class ScrambledAutoencoder(InferenceAutoencoder):
         self._seed = seed
         self._turns: dict[int, Tensor] = {}
 
-    def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def encode(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return mean and standard deviation [B, c, h, w]; the latter of the elements before, mixed likewise."""
         mean, std = super().encode(images)
         turns = self._turns_of(mean)
-        return turn_blocks(mean, turns), turn_blocks(std.square(), turns.square()).sqrt()
+        spread = None if std is None else turn_blocks(std.square(), turns.square()).sqrt()
+        return turn_blocks(mean, turns), spread
 
     def decode(self, latents: Tensor) -> Tensor:
         """Return what the autoencoder makes of the latents turned back."""

@@ -83,7 +83,7 @@ class FolderMoments:
         if "mean" in stored[0]:
             mean, std = (torch.stack([each[name] for each in stored]).float() for name in ("mean", "std"))
             return mean, std
-        latents = torch.stack([each["latents"] for each in stored]).float()
+        latents = torch.stack([self._dataset.latents(row) for row in rows])
         return latents, torch.zeros_like(latents)
 
     def check(self, *, encoder: str, shape: tuple[int, int, int], folder: str) -> None:
@@ -94,7 +94,7 @@ class FolderMoments:
         """
         found = self._dataset.index["vae"]["encoder"]
         require(found == encoder, f"<latents> {folder} was encoded by another autoencoder")
-        shapes = {tuple(shard["shape"]) for shard in self._dataset.index["shards"]}
+        shapes = {self._dataset.shape(rows.start) for rows in self._dataset.shard_rows() if len(rows)}
         require(
             shapes == {shape},
             f"<latents> {folder} holds latents of {sorted(shapes)}; {list(shape)} is what <resolution> gives",

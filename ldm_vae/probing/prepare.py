@@ -147,7 +147,8 @@ def _pass(
             mean, std = subject.autoencoder.encode(batch.images)
             if number in files:
                 at = [places[index] for index in batch.indices]
-                for file, values in zip(files[number], (mean, std), strict=True):
+                spread = torch.zeros_like(mean) if std is None else std
+                for file, values in zip(files[number], (mean, spread), strict=True):
                     file[at] = values.cpu().numpy()
             if chosen and features:
                 pictures[str(number)] = subject.autoencoder.decode(mean[chosen]).cpu()

@@ -74,7 +74,7 @@ LATENTS = OutputKind(
     mark="plan.json",
     says=b"ldm-vae latents",
     parts=(
-        "index.json", "samples.jsonl", "skipped.jsonl", "headers.jsonl",
+        "index.json", "samples.jsonl", "skipped.jsonl", "headers.jsonl", "codebook.npy",
         "latents-[0-9]*.safetensors", "latents-[0-9]*.json",
     ),
     alone=False,

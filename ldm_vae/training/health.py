@@ -9,6 +9,7 @@ from ldm_vae.training.meter import MeterReading
 # The discriminator's loss where it can't tell the images apart at all; it is 0 where it tells all of them apart.
 BLIND = {"hinge": 1.0, "vanilla": 0.6931}
 WINNING, LOSING = 0.1, 0.95  # parts of the blind loss, below and above which the balance is lost
+COLLAPSED = 0.1  # part of a codebook's codes in use, below which it is as good as a smaller one
 
 
 class NonFiniteError(RunError):
@@ -24,6 +25,7 @@ class Health:
         self.max_nonfinite_steps = max_nonfinite_steps
         self._last_verdict = ""
         self._last_inactive = 0
+        self._codebook_collapsed = False
 
     def lines(self, reading: MeterReading, *, posterior: PosteriorSummary | None = None, step: int) -> list[str]:
         """Return the lines to print after a report.
@@ -41,6 +43,7 @@ class Health:
                 f"and were skipped; the weights are those before them, and the last checkpoint is whole. A lower "
                 f"<train.learning_rate> or <train.mixed_precision> no may help"
             )
+        lines += self._codebook_lines(reading.means, step=step)
         if "d" in reading.means:
             verdict = self.judge(reading.means)
             if verdict != self._last_verdict:
@@ -66,6 +69,18 @@ class Health:
         return [
             f"step {step}: posterior: {inactive} of {channels} latent channels carry nothing of the images; a lower "
             f"loss.kl_weight, one that rises from 0, or loss.free_bits keeps them"
+        ]
+
+    def _codebook_lines(self, means: dict[str, float], *, step: int) -> list[str]:
+        """Return a line where a codebook collapses, once until it has recovered."""
+        usage = means.get("codebook_usage", 1.0)
+        begins = usage < COLLAPSED and not self._codebook_collapsed
+        self._codebook_collapsed = usage < COLLAPSED
+        if not begins:
+            return []
+        return [
+            f"step {step}: codebook: {usage:.1%} of the codes are in use (perplexity "
+            f"{means['codebook_perplexity']:.4g}); a smaller model.codebook_dim or codebook_size may help"
         ]
 
     def judge(self, means: dict[str, float]) -> str:

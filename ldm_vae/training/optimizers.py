@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -88,7 +88,15 @@ class MuonAdamW(AdamW):
             parameter.grad = None
 
 
-def build_optimizer(module: nn.Module, train: TrainConfig, *, name: str, learning_rate: float, bf16: bool) -> AdamW:
+def build_optimizer(
+    module: nn.Module,
+    train: TrainConfig,
+    *,
+    name: str,
+    learning_rate: float,
+    bf16: bool,
+    inner_weights: Sequence[nn.Parameter] = (),
+) -> AdamW:
     """Return an optimizer of a module's trained parameters.
 
     Args:
@@ -97,6 +105,8 @@ def build_optimizer(module: nn.Module, train: TrainConfig, *, name: str, learnin
         name: `adamw` or `muon`.
         learning_rate: The constant learning rate.
         bf16: Whether Muon iterates in bfloat16, which is enough for it, or in float32.
+        inner_weights: The module's weights that Muon takes: convolutions and linear layers inside blocks. Layers that
+            border on the image or the latent are none; their rows or columns have a meaning of their own.
 
     Raises:
         ValueError: Muon's package is missing.
@@ -107,23 +117,15 @@ def build_optimizer(module: nn.Module, train: TrainConfig, *, name: str, learnin
         "eps": train.adam_epsilon,
         "weight_decay": train.weight_decay,
     }
-    trained = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     if name == "adamw":
         # Only a fused AdamW takes the clipping factor and the verdict on a non-finite step from the device.
-        return AdamW([parameter for _, parameter in trained], fused=True, **arguments)
-    inner = [parameter for name, parameter in trained if takes_muon(name, parameter)]
-    rest = [parameter for name, parameter in trained if not takes_muon(name, parameter)]
+        return AdamW(trained, fused=True, **arguments)
+    chosen = {id(weight) for weight in inner_weights}
+    inner = [parameter for parameter in trained if id(parameter) in chosen]
+    rest = [parameter for parameter in trained if id(parameter) not in chosen]
     groups = [{"params": rest, "muon": False}, {"params": inner, "muon": True}]
     return MuonAdamW(groups, orthogonalise=_newton_schulz(torch.bfloat16 if bf16 else torch.float32), **arguments)
-
-
-def takes_muon(name: str, parameter: nn.Parameter) -> bool:
-    """Return whether a parameter of the autoencoder is an inner weight.
-
-    Those are the convolutions and linear layers inside a block. Layers that border on the image or the latent are
-    none: their rows or columns have a meaning of their own.
-    """
-    return parameter.ndim >= 2 and "block" in name
 
 
 def _newton_schulz(dtype: torch.dtype) -> Callable[[Tensor], Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -22,6 +22,7 @@ from ldm_vae.models.checkpointing import checkpoint_activations
 from ldm_vae.models.discriminators.patch import PatchDiscriminator
 from ldm_vae.models.families.family import DiffusersModel, Family
 from ldm_vae.models.precision import use_bf16
+from ldm_vae.models.teacher import load_teacher
 from ldm_vae.models.trainable import TrainableAutoencoder
 from ldm_vae.training.interventions import build_interventions, pair_rules
 from ldm_vae.training.meter import ADVERSARIAL_FIGURES, Meter
@@ -130,16 +131,20 @@ class TrainingState:
 def build_state(config: Config, *, accelerator: Accelerator) -> TrainingState:
     """Build networks, optimizers and schedules, on the accelerator's device, wrapped for its processes."""
     family = build_autoencoder(config.model)
-    check_resolution(config.data, spatial_factor=family.spatial_factor)
-    objective = build_objective(config, device=accelerator.device, latent_channels=family.latent_channels)
+    check_resolution(config.data, spatial_factor=family.image_multiple)
+    objective = build_objective(
+        config, bottleneck=family.bottleneck, device=accelerator.device, latent_channels=family.latent_channels
+    )
+    codebook = family.bottleneck.begin_training(from_scratch=config.model.pretrained is None)
     trainable = TrainableAutoencoder(
         family,
         decoder_only=config.model.decoder_only,
         learn_logvar=config.loss.learn_logvar,
         logvar_init=config.loss.logvar_init,
-        term_networks=objective.trained_networks,
+        term_networks=objective.trained_networks | ({} if codebook is None else {"codebook": codebook}),
         interventions=build_interventions(config, family=family),
         pair=pair_rules(config.loss),
+        teacher=load_teacher(config.model, student=family, device=accelerator.device),
     )
     checkpoint_activations(family, config.train.gradient_checkpointing)
     train = config.train
@@ -147,6 +152,7 @@ def build_state(config: Config, *, accelerator: Accelerator) -> TrainingState:
         trainable,
         train,
         optimizer_name=train.optimizer,
+        inner_weights=family.inner_weights,
         learning_rate=train.learning_rate,
         num_steps=train.max_train_steps,
         accelerator=accelerator,
@@ -172,18 +178,26 @@ def build_state(config: Config, *, accelerator: Accelerator) -> TrainingState:
         objective=objective,
         ema=None,
         lam=torch.zeros((), device=accelerator.device),
-        meter=build_meter(objective, adversarial=discriminator is not None, device=accelerator.device),
+        meter=build_meter(
+            objective,
+            of_bottleneck=family.bottleneck.figures,
+            adversarial=discriminator is not None,
+            device=accelerator.device,
+        ),
     )
     if config.train.ema_decay > 0:
         state.ema = AveragedWeights(state.ema_parameters, decay=config.train.ema_decay)
     return state
 
 
-def build_meter(objective: Objective, *, adversarial: bool, device: torch.device) -> Meter:
+def build_meter(
+    objective: Objective, *, of_bottleneck: Sequence[str] = (), adversarial: bool, device: torch.device
+) -> Meter:
     """Build the sums of the figures that a step measures, with the discriminator's where there is one."""
     names = [*objective.names, "loss", "grad_norm"]
     if objective.learn_logvar:
         names.append("likelihood_logvar")
+    names += of_bottleneck
     if adversarial:
         names += ADVERSARIAL_FIGURES
     checked = [*objective.names, *(["g", "d"] if adversarial else []), "gradient"]
@@ -195,13 +209,16 @@ def _trained(
     train: TrainConfig,
     *,
     optimizer_name: str,
+    inner_weights: Sequence[nn.Parameter] = (),
     learning_rate: float,
     num_steps: int,
     accelerator: Accelerator,
 ) -> TrainedNetwork[Network]:
     module.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     bf16 = use_bf16(train.mixed_precision, device=accelerator.device)
-    optimizer = build_optimizer(module, train, name=optimizer_name, learning_rate=learning_rate, bf16=bf16)
+    optimizer = build_optimizer(
+        module, train, name=optimizer_name, learning_rate=learning_rate, bf16=bf16, inner_weights=inner_weights
+    )
     lr_scheduler = build_schedule(optimizer, train, num_steps=num_steps)
     return TrainedNetwork(
         module=module, wrapped=accelerator.prepare_model(module), optimizer=optimizer, lr_scheduler=lr_scheduler

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from torch.nn.grad import conv2d_weight
 
 from ldm_vae.config.loss import LossConfig
 from ldm_vae.config.train import TrainConfig
@@ -22,7 +21,9 @@ from ldm_vae.images.training import TrainingBatch
 from ldm_vae.losses.adversarial import ADAPTIVE_WEIGHT_MAX, discriminator_loss, generator_loss
 from ldm_vae.losses.rate import channel_kl, posterior_moments
 from ldm_vae.models.bottlenecks.bottleneck import Latent
+from ldm_vae.models.bottlenecks.codes import CodeStatistics
 from ldm_vae.models.precision import autocast, use_bf16
+from ldm_vae.training.codes import of_global_batch
 from ldm_vae.training.meter import ADVERSARIAL_FIGURES
 from ldm_vae.training.state import TrainedNetwork, TrainingState
 
@@ -37,6 +38,7 @@ class MicroBatchResult:
     grad_generator: Tensor  # and of g
     num_elements: int  # N
     posterior: Tensor | None  # [4, c], the posterior's moments, in updates that measure them
+    codes: CodeStatistics | None  # which codes it took, where the bottleneck learns from that
 
 
 class TrainingStep:
@@ -144,8 +146,8 @@ class TrainingStep:
                 # Around DDP: this backward ends at y, and leaves nothing in D's weights to be averaged.
                 figures["g"] = generator_loss(state.discriminator.module.logits(y))
             (grad_g,) = torch.autograd.grad(figures["g"], y)
-            grad_w_reconstruction = self._weight_gradient(output.features, grad_y)
-            grad_w_generator = self._weight_gradient(output.features, grad_g)
+            grad_w_reconstruction = state.family.last_layer_gradient(output.features, grad_y)
+            grad_w_generator = state.family.last_layer_gradient(output.features, grad_g)
             figures["lam"] = self._lam(grad_w_reconstruction, grad_w_generator, num_elements=num_elements)
             grad_y = grad_y + figures["lam"] * grad_g
 
@@ -176,6 +178,7 @@ class TrainingStep:
             grad_generator=grad_w_generator,
             num_elements=num_elements,
             posterior=self._posterior_moments(output.latent),
+            codes=output.latent.statistics,
         )
 
     def _posterior_moments(self, latent: Latent) -> Tensor | None:
@@ -221,6 +224,11 @@ class TrainingStep:
         measured = state.objective.generator_weight(grad_reconstruction, grad_generator, num_elements=num_elements)
         norms = [_gradient_norm(network) for network in networks]
 
+        # Add up which codes the global batch took, where the bottleneck learns from that.
+        bottleneck = state.family.bottleneck
+        taken = [result.codes for result in results if result.codes is not None]
+        codes = of_global_batch(taken, accelerator=self.accelerator)
+
         # Decide whether the step is finite, and add its figures to the sums.
         figures = dict(zip(self.averaged, means, strict=True)) | {
             "likelihood_logvar": state.trainable.likelihood_logvar.detach(),
@@ -229,9 +237,11 @@ class TrainingStep:
             "lam_clamped": measured >= 0.999 * self.loss_config.disc_weight * ADAPTIVE_WEIGHT_MAX / num_elements,
         }
         checked = {**figures, "gradient": sum(norms)}
+        if codes is not None:
+            figures |= bottleneck.measure(codes)
         unmeasured = {*self.averaged} - results[0].measured | (set() if adversarial else {*ADVERSARIAL_FIGURES})
         finite = state.meter.update(
-            {name: figures[name] for name in state.meter.names if name not in unmeasured},
+            {name: figures[name] for name in state.meter.names if name in figures and name not in unmeasured},
             finite=torch.stack([torch.isfinite(checked[name]) for name in state.meter.checked]),
         )
 
@@ -240,6 +250,8 @@ class TrainingStep:
             state.lam = torch.where(finite, measured, state.lam)
         for network, norm in zip(networks, norms, strict=True):
             self._optimize(network, norm, finite=finite)
+        if codes is not None:
+            bottleneck.learn(codes, finite=finite)
         if state.ema is not None:
             state.ema.step(state.ema_parameters)
         self._take_up_posterior(results, finite=finite)
@@ -269,14 +281,6 @@ class TrainingStep:
         optimizer.step()
         optimizer.zero_grad()
         network.lr_scheduler.step()
-
-    def _weight_gradient(self, features: Tensor, grad_output: Tensor) -> Tensor:
-        """Return the gradient at W of a loss whose gradient at y is `grad_output`."""
-        layer = self.state.trainable.last_layer
-        gradient = conv2d_weight(
-            features, layer.weight.shape, grad_output.to(features.dtype), stride=1, padding=layer.padding
-        )
-        return gradient.float()
 
     @contextlib.contextmanager
     def _accumulating(self, *, last: bool) -> Iterator[None]:

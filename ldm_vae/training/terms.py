@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ldm_vae.config.loss import LossConfig, Ramp, Weight
 from ldm_vae.config.names import PixelDistance
+from ldm_vae.config.rules import require
 from ldm_vae.config.run import Config
 from ldm_vae.losses.equivariance import latent_consistency
 from ldm_vae.losses.kl import kl_divergence
@@ -24,16 +25,20 @@ from ldm_vae.losses.pixel import pixel_distance
 from ldm_vae.losses.rate import RateControl, channel_kl, posterior_moments
 from ldm_vae.losses.spectrum import spectrum_divergence
 from ldm_vae.losses.term import Schedule, Term
+from ldm_vae.models.bottlenecks.bottleneck import Bottleneck
 from ldm_vae.models.frozen.efficientnet import EfficientNetFeatures, load_efficientnet
 from ldm_vae.models.frozen.lpips import LpipsFeatures, load_lpips
 from ldm_vae.models.trainable import TrainableOutput
 
 
-def build_objective(config: Config, *, device: torch.device, latent_channels: int = 4) -> Objective:
+def build_objective(
+    config: Config, *, bottleneck: Bottleneck, device: torch.device, latent_channels: int = 4
+) -> Objective:
     """Build the objective, with its frozen networks on the device.
 
     Args:
         config: The run's settings.
+        bottleneck: The model's.
         device: Where the run computes.
         latent_channels: Of the model.
 
@@ -42,8 +47,15 @@ def build_objective(config: Config, *, device: torch.device, latent_channels: in
     """
     loss = config.loss
     with torch.random.fork_rng(devices=[]):  # so that one more term doesn't change the other networks' first weights
-        terms = list(_terms(loss, max_train_steps=config.train.max_train_steps))
+        terms = list(_terms(loss, bottleneck=bottleneck, max_train_steps=config.train.max_train_steps))
+        if config.model.teacher is not None:
+            weight = _weight(loss.imitation_weight, max_train_steps=config.train.max_train_steps)
+            terms.append(Term(name="imitation", on="latents", weight=weight, of=_imitation))
     rate = _rate_control(config, latent_channels=latent_channels, device=device)
+    require(
+        rate is None or bottleneck.has_posterior,
+        f"<loss> asks for a rate of the posterior, but a {bottleneck.name} bottleneck has none; leave it out",
+    )
     if rate is not None:
         terms = [replace(term, of=partial(_kl, rate=rate)) if term.name == "kl" else term for term in terms]
     for term in terms:
@@ -58,14 +70,17 @@ def build_objective(config: Config, *, device: torch.device, latent_channels: in
     )
 
 
-def _terms(loss: LossConfig, *, max_train_steps: int) -> Iterator[Term]:
-    """Yield the terms that have a weight; the KL divergence also without one, for its figure."""
+def _terms(loss: LossConfig, *, bottleneck: Bottleneck, max_train_steps: int) -> Iterator[Term]:
+    """Yield the terms that have a weight; those of the bottleneck also without one, for their figures."""
     weight = partial(_weight, max_train_steps=max_train_steps)
     yield Term(name="rec", on="images", weight=1.0, of=partial(pixel_distance, kind=loss.reconstruction))
     if loss.perceptual != "none" and loss.perceptual_weight != 0:
         distance = load_perceptual(loss.perceptual, weights=loss.perceptual_weights)
         yield perceptual_term(distance, weight=weight(loss.perceptual_weight))
-    yield Term(name="kl", on="latents", weight=weight(loss.rate_weight), of=_kl)
+    if bottleneck.has_posterior:
+        yield Term(name="kl", on="latents", weight=weight(loss.rate_weight), of=_kl)
+    if "commitment" in bottleneck.losses:
+        yield Term(name="commitment", on="latents", weight=weight(loss.commitment_weight), of=_commitment)
     if loss.spectrum_weight != 0:
         of_latents = partial(_spectrum, flattening=loss.spectrum_flattening)
         yield Term(name="spectrum", on="latents", weight=weight(loss.spectrum_weight), of=of_latents)
@@ -135,6 +150,11 @@ def _spectrum(output: TrainableOutput, images: Tensor, *, flattening: float) -> 
     return spectrum_divergence(output.latent.z, images, flattening=flattening)
 
 
+def _commitment(output: TrainableOutput, images: Tensor) -> Tensor:
+    """Mean squared distance of the encoder's output from its codes, an element of the latent."""
+    return output.latent.losses["commitment"]
+
+
 def _equivariance(output: TrainableOutput, images: Tensor, *, kind: PixelDistance) -> Tensor | None:
     """Pixel distance of a second decode, of transformed latents, to the images transformed alike."""
     pair = output.pair
@@ -149,6 +169,11 @@ def _consistency(output: TrainableOutput, images: Tensor) -> Tensor | None:
     if pair is None or pair.mean_of_images is None:
         return None
     return latent_consistency(pair.mean_of_images, pair.mean)
+
+
+def _imitation(output: TrainableOutput, images: Tensor) -> Tensor:
+    """Mean squared distance of the encoder's latents from the teacher's, an element."""
+    return output.latent.losses["imitation"]
 
 
 def _weight(weight: Weight, *, max_train_steps: int) -> float | Schedule:

@@ -61,6 +61,7 @@ def validate(
     metrics = ReconstructionMetrics(
         perceptual=state.objective.frozen_networks.get("perceptual"),
         latent_channels=state.family.latent_channels,
+        codebook_size=state.family.codebook_size,
         device=device,
     )
     num_images = min(len(dataset), config.data.validation_images)
@@ -78,10 +79,10 @@ def validate(
             if batch.images is None:
                 continue
             images = batch.images.to(device, memory_format=torch.channels_last, non_blocking=True)
-            mean, std, reconstruction = reconstruct(state, images, train=train)
-            metrics.update(images, reconstruction, mean, std)
+            made = reconstruct(state, images, train=train)
+            metrics.update(images, made.images, made.mean, made.std, made.indices)
             if samples is not None and accelerator.is_main_process and len(pictures) < 2 * NUM_SAMPLES:
-                for pair in zip(images, reconstruction, strict=True):
+                for pair in zip(images, made.images, strict=True):
                     pictures += [to_image(image) for image in pair]
     sums = {name: total.cpu() for name, total in metrics.state().items()}
     processes.add_up(sums.values(), purpose="to add up a validation")
@@ -114,8 +115,8 @@ def draw_samples(
         return
     images = torch.stack([dataset[dataset.first_of_full_size + i].image for i in range(NUM_SAMPLES)])
     with averaged_weights(state):
-        _, _, reconstruction = reconstruct(state, images.to(accelerator.device), train=config.train)
-    pairs = zip(images, reconstruction, strict=True)
+        made = reconstruct(state, images.to(accelerator.device), train=config.train)
+    pairs = zip(images, made.images, strict=True)
     save_samples([to_image(image) for pair in pairs for image in pair], path)
 
 
@@ -192,7 +193,7 @@ def best_validation(
 
 def validation_figures(summary: ReconstructionSummary) -> dict[str, float | list[float] | None]:
     """Return a validation's figures by their names in metrics.jsonl."""
-    return {
+    figures: dict[str, float | list[float] | None] = {
         "validation/psnr": summary.psnr,
         "validation/ssim": summary.ssim,
         "validation/perceptual": summary.perceptual,
@@ -202,3 +203,9 @@ def validation_figures(summary: ReconstructionSummary) -> dict[str, float | list
         "validation/latent_std": summary.latents.std,
         "validation/num_images": summary.num_images,
     }
+    if summary.codebook_size is not None:
+        figures |= {
+            "validation/codebook_usage": summary.codebook_usage,
+            "validation/codebook_perplexity": summary.codebook_perplexity,
+        }
+    return figures

@@ -31,6 +31,11 @@ PUBLISHED = {
     "kl_f8": (4, 8, []),
     "kl_f16": (16, 16, [4]),
     "kl_f32": (64, 32, [4, 5]),
+    "flux2_f8c32": (32, 8, []),
+    "vq_f8": (4, 8, []),
+    "tiny_f8": (4, 8, []),
+    "distil_tiny": (4, 8, []),
+    "dc_f32": (32, 32, [3, 4, 5]),
     "sdxl": (4, 8, []),
 }
 
@@ -67,7 +72,8 @@ def test_recipe_builds_its_model_and_objective(name: str, tmp_path: Path, monkey
     assert (state.discriminator is None) == (loss.disc_weight == 0)
     assert (state.ema is None) == (config.train.ema_decay == 0)
     frozen = {n.split(".")[0] for n, p in state.autoencoder.named_parameters() if not p.requires_grad}
-    assert frozen == ({"encoder", "quant_conv"} if config.model.decoder_only else set())
+    expected = {"encoder", "quant_conv"} if config.model.decoder_only else set()
+    assert frozen == expected | ({"quantize"} if config.model.family == "vq" else set())
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

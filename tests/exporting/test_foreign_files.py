@@ -139,7 +139,7 @@ def test_a_config_says_what_a_foreign_file_cannot(tmp_path: Path) -> None:
 
     def converted(fields: dict[str, Any]) -> dict[str, Any]:
         config.write_text(json.dumps(fields))
-        run(tmp_path / "foreign.safetensors", tmp_path / "vae", config=str(config), overwrite=True)
+        run(tmp_path / "foreign.safetensors", tmp_path / "vae", vae_config=str(config), overwrite=True)
         return json.loads((tmp_path / "vae/config.json").read_text())
 
     fields = {"norm_num_groups": 4, "scaling_factor": 0.7, "shift_factor": 0.1, "latents_mean": [1.0, 2.0, 3.0, 4.0]}
@@ -157,5 +157,10 @@ def test_a_config_says_what_a_foreign_file_cannot(tmp_path: Path) -> None:
     ):
         with pytest.raises(ValueError, match=message):
             converted(wrong)
-    with pytest.raises(ValueError, match="config is for single LDM files"):
-        run(tmp_path / "vae", tmp_path / "out.safetensors", config=str(config))
+    with pytest.raises(ValueError, match="--vae_config is for single LDM files"):
+        run(tmp_path / "vae", tmp_path / "out.safetensors", vae_config=str(config))
+    config.write_text(json.dumps({"norm_num_groups": 4, "scaling_factor": 0.7}))
+    said = {"vae_config": str(config), "scaling_factor": 0.5, "shift_factor": -0.25, "overwrite": True}
+    assert run(tmp_path / "foreign.safetensors", tmp_path / "vae", **said).config["scaling_factor"] == 0.5
+    back = run(tmp_path / "vae", tmp_path / "out.safetensors", scaling_factor=0.6)
+    assert (back.config["scaling_factor"], back.config["shift_factor"]) == (0.6, -0.25)

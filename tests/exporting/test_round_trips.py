@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ldm_vae.models.layouts.ldm import diffusers_state_dict, infer_config, read_ldm_file
+from ldm_vae.models.layouts.ldm import diffusers_state_dict, read_ldm_file
+from ldm_vae.models.layouts.ldm_config import infer_config
 from tests.exporting.ldm_files import UP, assert_same, build, config_of, folder_bytes, ldm_of, metadata_of, run
 
 

@@ -29,3 +29,12 @@ def test_only_channels_whose_mean_varies_are_active() -> None:
     statistics = LatentMetrics(latent_channels=3)
     statistics.update(mean, torch.full_like(mean, 0.5))
     assert statistics.compute().active_channels == 2
+
+
+def test_latents_without_a_posterior_have_no_divergence() -> None:
+    latents = torch.randn(6, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    statistics = LatentMetrics(latent_channels=3)
+    assert statistics.update(latents, None) is None
+    summary = statistics.compute()
+    assert summary.channel_kl is None
+    assert summary.std == pytest.approx(latents.double().std(correction=0).item(), rel=1e-9)

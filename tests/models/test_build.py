@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from ldm_vae.config.model import ModelConfig
 from ldm_vae.models.build import build_autoencoder
-from tests.tiny import tiny_family
+from ldm_vae.models.layouts.ldm import ldm_state_dict
+from tests.tiny import random_images, tiny_family
 
 
 def test_attention_stands_inside_levels_and_after_each_residual_block() -> None:
@@ -30,3 +35,31 @@ def test_channels_that_do_not_fit_are_named(tmp_path: Path) -> None:
     widened = build_autoencoder(ModelConfig(pretrained=str(tmp_path), latent_channels=16))
     assert widened.latent_channels == 16
     assert widened.model.training
+
+
+def test_a_loaded_model_says_its_own_family(tmp_path: Path) -> None:
+    tiny_family(family="flux2").model.save_pretrained(tmp_path)
+    assert build_autoencoder(ModelConfig(pretrained=str(tmp_path))).name == "flux2"
+    with pytest.raises(ValueError, match=r"model\.family is kl, but .* is of the family flux2; leave it out"):
+        build_autoencoder(ModelConfig(pretrained=str(tmp_path), family="kl"))
+
+
+def test_classes_without_a_family_are_refused_with_those_that_there_are(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"_class_name": "AutoencoderKLWan"}')
+    with pytest.raises(ValueError, match=r"model\.pretrained: .* holds a AutoencoderKLWan, not one of AutoencoderKL,"):
+        build_autoencoder(ModelConfig(pretrained=str(tmp_path)))
+
+
+def test_a_single_file_to_start_from_takes_its_config(tmp_path: Path) -> None:
+    """Four groups instead of the published 32, which the file can't say."""
+    family = tiny_family()
+    config = json.loads(family.model.to_json_string())
+    foreign = ldm_state_dict(family.model.state_dict(), config=config)
+    save_file({name: tensor.contiguous() for name, tensor in foreign.items()}, tmp_path / "vae.safetensors")
+    start = ModelConfig(pretrained=str(tmp_path / "vae.safetensors"))
+    with pytest.raises(ValueError, match="norm_num_groups is 32"):
+        build_autoencoder(start)
+    (tmp_path / "config.json").write_text('{"norm_num_groups": 4}')
+    loaded = build_autoencoder(replace(start, pretrained_config=str(tmp_path / "config.json")))
+    images = random_images()
+    torch.testing.assert_close(loaded.eval().reconstruct(images).images, family.reconstruct(images).images)

@@ -45,7 +45,7 @@ def test_what_is_no_autoencoder_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="it is a run: export it first"):
         load_autoencoder(tmp_path / "empty")
     (tmp_path / "config.json").write_text(json.dumps({"_class_name": UNet2DModel.__name__}))
-    with pytest.raises(ValueError, match="holds a UNet2DModel, not an AutoencoderKL"):
+    with pytest.raises(ValueError, match="holds a UNet2DModel, not one of AutoencoderKL"):
         load_autoencoder(tmp_path)
 
 
@@ -131,7 +131,7 @@ def test_weights_that_do_not_belong_to_the_config_are_named(vae: Path) -> None:
     [
         ("{", "is no JSON"),
         ("[]", "holds no fields, but a list"),
-        ("{}", "holds a None, not an AutoencoderKL"),
+        ("{}", "holds a None, not one of AutoencoderKL"),
         ('"block_out_channels": [1000000000, 1000000000]', "block_out_channels is .*can't be"),
         ('"latent_channels": 1000000000000000000', "latent_channels is .*can't be"),
         ('"layers_per_block": 100000', "layers_per_block is .*can't be"),

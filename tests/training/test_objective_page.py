@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 from ldm_vae.training.loop import train
-from tests.tiny import tiny_config
+from tests.tiny import tiny_config, tiny_family
 
 PAGE = Path(__file__).parents[2] / "docs" / "objective.md"
 
@@ -25,8 +26,15 @@ def test_every_column_is_named(pictures: Path, tmp_path: Path) -> None:
         },
         train={"max_train_steps": 4},
     )
-    train(config)
-    written = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    columns = {name for line in written for name in line}
+    tiny_family(family="tiny", block_out_channels=[8, 8]).model.save_pretrained(tmp_path / "teacher")
+    with_codes = replace(
+        config, output_dir=str(tmp_path / "codes"), model=replace(config.model, family="vq", codebook_size=16)
+    )
+    columns = set()
+    student = replace(config.model, family="tiny", teacher=str(tmp_path / "teacher"))
+    for run in (config, with_codes, replace(config, output_dir=str(tmp_path / "taught"), model=student)):
+        train(run)
+        lines = (Path(run.output_dir) / "metrics.jsonl").read_text().splitlines()
+        columns |= {name for line in lines for name in json.loads(line)}
     named = set(re.findall(r"^\| `([\w/]+)` \|", PAGE.read_text(), re.MULTILINE)) - {"nonfinite/NAME"}
     assert columns == named

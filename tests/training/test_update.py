@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ldm_vae.config.run import Config
 from ldm_vae.losses.term import Term
+from ldm_vae.models.bottlenecks.gaussian import Gaussian
 from ldm_vae.models.trainable import TrainableAutoencoder
 from ldm_vae.training import terms as table
 from ldm_vae.training.checkpoint import load_checkpoint
@@ -165,7 +166,7 @@ def test_posterior_logvar_is_clamped_as_published() -> None:
 
 def test_weights_of_the_config_are_those_of_the_terms() -> None:
     loss = {"perceptual": "efficientnet_lite0", "perceptual_weight": 0.3, "kl_weight": 0.2, "reconstruction": "l2"}
-    objective = build_objective(tiny_config(loss=loss), device=torch.device("cpu"))
+    objective = build_objective(tiny_config(loss=loss), bottleneck=Gaussian(), device=torch.device("cpu"))
     batch = make_batch(2)
     y = batch.images.flip(0)
     on_images = objective.image_loss(batch.images, y, likelihood_logvar=torch.zeros(()), step=0)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Optional
 
-from ldm_vae.config.rules import Options, local_path
+from ldm_vae.config.commands.shared import ReadsVae
+from ldm_vae.config.rules import local_path
 
 
 @dataclass(kw_only=True)
-class ConvertOptions(Options):
+class ConvertOptions(ReadsVae):
     """Convert a diffusers folder into a single LDM file, or a single LDM file into a diffusers folder.
 
     Example: ldm-vae convert export vae.safetensors
@@ -19,7 +19,5 @@ class ConvertOptions(Options):
     """Diffusers folder or single LDM file to convert."""
     output: str = local_path()
     """File or folder to write."""
-    config: Optional[str] = local_path(None)
-    """A config.json with what a single LDM file doesn't say of the autoencoder."""
     overwrite: bool = False
     """Replace an earlier export in the output."""

@@ -31,12 +31,14 @@ class EncodeOptions(ReadsImages, ReadsVae, RunsAutoencoder):
     centre."""
     batch_size: int = positive(8)
     """Number of images that are encoded at once."""
-    mode: LatentsMode = "moments"
-    """What is stored of each posterior: mean and standard deviation (`moments`), the mean alone, or one sample."""
+    mode: Optional[LatentsMode] = None
+    """What is stored of an image: mean and standard deviation of the posterior (`moments`), the mean alone, a sample,
+    or numbers of codes (`indices`). Without it moments are stored where the autoencoder has a posterior, indices where
+    it has a codebook, and otherwise the latents, which are their own mean."""
     flip: bool = False
     """Store the latents of the mirrored images too, beside the others (`mean_flip` and so on)."""
     dtype: DType = "float16"
-    """Type of the stored latents."""
+    """Type of the stored latents. Numbers of codes take the smallest type of integers that holds them."""
     shard_size: int = positive(1024)
     """Images of each shard: image i is in shard i // shard_size."""
     split: Optional[str] = None

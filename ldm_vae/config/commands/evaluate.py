@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Optional
 
-from ldm_vae.config.commands.shared import ReadsImages
+from ldm_vae.config.commands.shared import ReadsImages, ReadsVae
 from ldm_vae.config.names import MixedPrecision, PerceptualChoice
 from ldm_vae.config.rules import at_least, local_path, positive, require, source
 
 
 @dataclass(kw_only=True)
-class EvaluateOptions(ReadsImages):
+class EvaluateOptions(ReadsImages, ReadsVae):
     """Measure the reconstruction quality of one or several autoencoders, side by side.
 
     Example: ldm-vae evaluate --vae export --vae stabilityai/sd-vae-ft-mse --data photos --output evaluation
@@ -59,5 +59,12 @@ class EvaluateOptions(ReadsImages):
         require(
             not self.panel or bool(self.resolution),
             "<panel> turns and scales square pictures; give it a <resolution>",
+        )
+        said = [name for name, value in (("vae_config", self.vae_config), ("scaling_factor", self.scaling_factor),
+                                         ("shift_factor", self.shift_factor)) if value is not None]  # fmt: skip
+        require(
+            len(self.vae) == 1 or not said,
+            f"<{said[0] if said else ''}> describes one autoencoder, but <vae> names {len(self.vae)}; turn a single "
+            f"file into a folder first, with `ldm-vae convert`",
         )
         require(self.resolution != [], "<resolution> is empty; name a size, or leave it out for whole pictures")

@@ -12,6 +12,9 @@ from ldm_vae.models.bottlenecks.bottleneck import Bottleneck, Latent
 class Deterministic(Bottleneck):
     """Nothing is random, and nothing is lost."""
 
+    name = "deterministic"
+    modes = ("mean",)
+
     def hidden_channels(self, latent_channels: int) -> int:
         """Return the channels of the latent."""
         return latent_channels

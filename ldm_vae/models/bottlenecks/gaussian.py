@@ -27,6 +27,10 @@ class Gaussian(Bottleneck):
         self._posterior = posterior
         self._logvar = 2 * math.log(std)
 
+    name = "gaussian"
+    modes = ("moments", "mean", "sample")
+    has_posterior = True
+
     def hidden_channels(self, latent_channels: int) -> int:
         """Return twice the channels of the latent, for mean and log-variance."""
         return 2 * latent_channels

@@ -5,11 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ldm_vae.models.families.dc import DC
 from ldm_vae.models.families.family import DiffusersModel, Family
+from ldm_vae.models.families.flux2 import Flux2
 from ldm_vae.models.families.kl import KL
+from ldm_vae.models.families.tiny import Tiny
+from ldm_vae.models.families.vq import VQ
 
-FAMILIES: dict[str, type[Family]] = {family.class_name(): family for family in (KL,)}
+FAMILIES: dict[str, type[Family]] = {family.class_name(): family for family in (KL, Flux2, VQ, Tiny, DC)}
 """Every family, by the name of its diffusers class."""
+
+
+def family_named(name: str) -> type[Family]:
+    """Return the family that `model.family` calls by this name."""
+    return next(family for family in FAMILIES.values() if family.name == name)
 
 
 def family_class(class_name: object) -> type[Family]:

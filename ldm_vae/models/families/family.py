@@ -11,6 +11,7 @@ from typing import Any, ClassVar, NamedTuple, Self, TypeAlias
 import torch
 from diffusers import ModelMixin
 from torch import Tensor, nn
+from torch.nn.grad import conv2d_weight
 
 from ldm_vae.config.model import ModelConfig
 from ldm_vae.models.bottlenecks.bottleneck import Bottleneck, Latent
@@ -25,15 +26,17 @@ class Reconstruction(NamedTuple):
 
     mean: Tensor
     """The posterior's mean, [B, c, h, w]."""
-    std: Tensor
-    """The posterior's standard deviation, [B, c, h, w]; zero where nothing is random."""
+    std: Tensor | None
+    """The posterior's standard deviation, [B, c, h, w]; None where nothing is random."""
     images: Tensor
     """The decoded mean, [B, C, H, W], about in [-1, 1]."""
+    indices: Tensor | None = None
+    """Which codes the latents are, [B, 1, h, w]; None where their number isn't finite."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Half:
-    """Encoder or decoder, with the layers at its borders."""
+    """Encoder or decoder, with the layers at its borders; `first` is the whole of it where its input goes further."""
 
     network: nn.Module
     first: nn.Module
@@ -47,7 +50,24 @@ class Family(ABC):
     a subclass in a file of its own and its name in `FAMILIES`.
     """
 
+    name: ClassVar[str]
+    """As `model.family` has it."""
+    summary: ClassVar[str]
+    """What a model card calls it."""
+    encode_call: ClassVar[str]
+    """How Python asks a model of the class for its latents, given `images`."""
     diffusers_class: ClassVar[type]
+    bottlenecks: ClassVar[tuple[type[Bottleneck], ...]]
+    """Kinds that the class can hold; the first is its own."""
+    has_single_file: ClassVar[bool] = False
+    """Whether the LDM layout is for this class."""
+    scalings: ClassVar[tuple[str, ...]] = ()
+    """What the class's config can say of latents beside a scaling_factor: `shift`, and `per_channel` statistics."""
+    changes_channels: ClassVar[bool] = False
+    """Whether the number of latent channels can be changed."""
+    is_residual: ClassVar[bool] = False
+    """Whether both halves are residual streams read through norms, which quiet first weights and the repair of
+    float16 need."""
     architecture: ClassVar[Sequence[str]]
     """Fields of config.json that tell two architectures apart; the fingerprint digests them."""
     decoder_names: ClassVar[tuple[str, ...]]
@@ -90,11 +110,19 @@ class Family(ABC):
         return cls.of(cls.diffusers_class.from_pretrained(source, **arguments))  # type: ignore[attr-defined]
 
     def with_fields(self, fields: Mapping[str, Any]) -> Self:
-        """Return a float32 copy on the CPU whose config has these fields, with the same weights."""
+        """Return a float32 copy on the CPU with the same weights, whose config has the fields that the class knows."""
         config = {name: value for name, value in self.model.config.items() if not name.startswith("_")}
-        copy = self.from_config({**config, **fields})
+        copy = self.from_config({**config, **{name: value for name, value in fields.items() if name in config}})
         copy.model.load_state_dict(self.model.state_dict())
         return copy
+
+    def configure(self, config: ModelConfig) -> None:
+        """Take up what settings say of how the bottleneck is trained.
+
+        Raises:
+            ValueError: The model isn't as they say.
+        """
+        return None
 
     # What it is
 
@@ -124,14 +152,37 @@ class Family(ABC):
         return int(self.model.config.latent_channels)
 
     @property
+    def codebook_size(self) -> int | None:
+        """Number of codes that latents are made of; None where it isn't finite."""
+        codes = self.bottleneck.codes
+        return None if codes is None else len(codes)
+
+    @property
+    def patch_size(self) -> int:
+        """Side of the patches of latent pixels that pipelines make channels of before they normalise; 1: none."""
+        return 1
+
+    @property
+    def image_multiple(self) -> int:
+        """Sides of images must be multiples of this, so that their latents can be normalised."""
+        return self.spatial_factor * self.patch_size
+
+    @property
     def scaling(self) -> dict[str, Any]:
-        """The fields of config.json that say how latents are normalised, None where the config has none."""
+        """What `Normalisation.from_config` takes, None where the config doesn't say it.
+
+        It is how the class's pipelines normalise latents.
+        """
         return {name: self.model.config.get(name) for name in SCALING_FIELDS}
 
     @property
     def normalisation(self) -> Normalisation:
         """The map from the model's own latents to those that a diffusion model sees, on the CPU."""
         return Normalisation.from_config(self.scaling)
+
+    def set_statistics(self, *, mean: Tensor, variance: Tensor) -> None:
+        """Replace what pipelines normalise patches by, [c·p·p] each."""
+        raise NotImplementedError(f"{self.class_name()} holds no statistics of latents")
 
     # In pieces, with gradients: what the training step runs
 
@@ -152,6 +203,19 @@ class Family(ABC):
         """Return images, float32 [B, C, H, W], of the last layer's input."""
         return self.last_layer(features).float()
 
+    def last_layer_gradient(self, features: Tensor, grad_output: Tensor) -> Tensor:
+        """The gradient at W, float32, of a loss of y, without a backward through the graph.
+
+        Args:
+            features: [B, width, H, W], the last layer's input.
+            grad_output: [B, C, H, W], the loss's gradient at y.
+        """
+        layer = self.last_layer
+        gradient = conv2d_weight(
+            features, layer.weight.shape, grad_output.to(features.dtype), stride=1, padding=layer.padding
+        )
+        return gradient.float()
+
     def compile_encoder(self) -> None:
         """Compile the encoder, in place; names and weights stay as they are."""
         self.model.encoder.compile()
@@ -169,6 +233,22 @@ class Family(ABC):
         """The layer whose output the bottleneck takes."""
 
     @property
+    def inner_weights(self) -> list[nn.Parameter]:
+        """Weights of convolutions and linear layers inside blocks.
+
+        The others border on the image or the latent, where rows or columns have a meaning of their own.
+        """
+        borders = {id(module) for half in self.halves for module in (half.first, half.last)}
+        found = {
+            id(parameter): parameter
+            for module in self.model.modules()
+            if isinstance(module, self.blocks) and id(module) not in borders
+            for parameter in module.parameters()
+            if parameter.ndim >= 2
+        }
+        return list(found.values())
+
+    @property
     @abstractmethod
     def halves(self) -> tuple[Half, Half]:
         """Encoder and decoder."""
@@ -180,17 +260,16 @@ class Family(ABC):
         """Return the latent of images [B, C, H, W] in [-1, 1]."""
         return self.bottleneck(self.encode(images), noise)
 
-    def encode_moments(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def encode_moments(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return the posterior's mean and standard deviation, both float32 [B, c, h, w].
 
-        The standard deviation is zero where nothing is random.
+        The standard deviation is None where nothing is random.
 
         Args:
             images: [B, C, H, W] in [-1, 1].
         """
         latent = self.encode_latent(images)
-        std = latent.stored["std"] if "std" in latent.stored else torch.zeros_like(latent.mean)
-        return latent.mean, std
+        return latent.mean, latent.stored.get("std")
 
     @torch.no_grad()
     def decode(self, z: Tensor) -> Tensor:
@@ -200,8 +279,10 @@ class Family(ABC):
     @torch.no_grad()
     def reconstruct(self, images: Tensor) -> Reconstruction:
         """Encode images [B, C, H, W] in [-1, 1] and decode the posterior's mean."""
-        mean, std = self.encode_moments(images)
-        return Reconstruction(mean=mean, std=std, images=self.decode(mean.to(self.dtype)))
+        latent = self.encode_latent(images)
+        decoded = self.decode(latent.mean.to(self.dtype))
+        stored = latent.stored
+        return Reconstruction(latent.mean, stored.get("std"), decoded, stored.get("indices"))
 
     # As a torch module
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
+from collections.abc import Sequence
+from typing import Any, ClassVar, Self
 
 from diffusers import AutoencoderKL
 from diffusers.models.attention_processor import Attention
@@ -19,22 +20,30 @@ from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 
 from ldm_vae.config.model import ModelConfig
+from ldm_vae.models.bottlenecks.bottleneck import Bottleneck
 from ldm_vae.models.bottlenecks.gaussian import Gaussian
 from ldm_vae.models.families.family import DiffusersModel, Family, Half
-
-DEFAULT_LATENT_CHANNELS = 4
 
 
 class KL(Family):
     """Residual blocks and attention on both sides, a Gaussian posterior between them."""
 
-    diffusers_class = AutoencoderKL
-    architecture = (
+    name = "kl"
+    summary: ClassVar[str] = "A KL-regularised image autoencoder"
+    encode_call: ClassVar[str] = "encode(images).latent_dist.sample()"
+    diffusers_class: ClassVar[type] = AutoencoderKL
+    bottlenecks: ClassVar[tuple[type[Bottleneck], ...]] = (Gaussian,)
+    has_single_file = True
+    scalings: ClassVar[tuple[str, ...]] = ("shift", "per_channel")
+    changes_channels: ClassVar[bool] = True
+    is_residual = True
+    architecture: ClassVar[Sequence[str]] = (
         "in_channels", "out_channels", "down_block_types", "up_block_types", "block_out_channels", "layers_per_block",
         "act_fn", "latent_channels", "norm_num_groups", "use_quant_conv", "use_post_quant_conv",
         "mid_block_add_attention",
     )  # fmt: skip
-    decoder_names = ("decoder.", "post_quant_conv.")
+    decoder_names: ClassVar[tuple[str, ...]] = ("decoder.", "post_quant_conv.")
+    default_latent_channels: ClassVar[int] = 4
     blocks = (ResnetBlock2D, Attention, Upsample2D, Downsample2D)
     levels = (DownEncoderBlock2D, AttnDownEncoderBlock2D, UNetMidBlock2D, UpDecoderBlock2D, AttnUpDecoderBlock2D)
 
@@ -57,7 +66,7 @@ class KL(Family):
             "up_block_types": tuple(up),
             "block_out_channels": tuple(config.block_out_channels),
             "layers_per_block": config.layers_per_block,
-            "latent_channels": config.latent_channels or DEFAULT_LATENT_CHANNELS,
+            "latent_channels": config.latent_channels or cls.default_latent_channels,
             "norm_num_groups": config.norm_num_groups,
             "mid_block_add_attention": config.mid_block_add_attention,
             "use_quant_conv": config.use_quant_conv,

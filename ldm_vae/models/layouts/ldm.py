@@ -1,4 +1,4 @@
-"""The LDM layout of a KL autoencoder, read and written as state dicts: `down.0.block.1`, `mid.attn_1`, `up.3.attn.0`.
+"""The LDM layout of a KL or VQ autoencoder, as state dicts: `down.0.block.1`, `mid.attn_1`, `up.3.attn.0`.
 
 Both layouts hold the same tensors under other names, apart from attention, whose projections are linear [c, c] in
 diffusers and 1x1 convolutions [c, c, 1, 1] in LDM. The names follow from the config alone, so one table, made from
@@ -9,25 +9,24 @@ from __future__ import annotations
 
 import inspect
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
 from torch import Tensor
 
 from ldm_vae.config.names import did_you_mean
 from ldm_vae.config.rules import FieldError, mark, within
 from ldm_vae.models.families.kl import KL
+from ldm_vae.models.families.vq import VQ
 from ldm_vae.models.layouts.folder import check_numbers, checked_state_dict
+from ldm_vae.models.layouts.ldm_config import CODEBOOK, class_of, infer_config
 from ldm_vae.models.layouts.ldm_names import (
     MID_ATTENTION,
     canonical_names,
     fit_shapes,
-    has_inert_attention,
     inert_attention,
     ldm_name,
     ldm_shape,
@@ -40,14 +39,12 @@ CONFIG_METADATA = "ldm_vae.config"
 
 _PREFIXES = ("first_stage_model.", "vae.", "")
 _TRAINING_LEFTOVERS = ("loss.", "model_ema.")
-_LEVEL = re.compile(r"(?:encoder\.down|decoder\.up)\.(\d+)\.")
-_DOWN = {False: "DownEncoderBlock2D", True: "AttnDownEncoderBlock2D"}
-_UP = {False: "UpDecoderBlock2D", True: "AttnUpDecoderBlock2D"}
 
 # What the layout can't say. A bare file gets the values published with kl-f8; a full checkpoint, its family's.
 _PUBLISHED = {"act_fn": "silu", "norm_num_groups": 32, "sample_size": 512, "scaling_factor": 0.18215,
               "shift_factor": None, "latents_mean": None, "latents_std": None, "force_upcast": True}  # fmt: skip
 _PUBLISHED_CHANNELS = 4
+_PUBLISHED_VQ = {"act_fn": "silu", "norm_num_groups": 32, "sample_size": 256, "scaling_factor": 1.0}
 _FAMILIES: tuple[tuple[str, dict[str, Any]], ...] = (
     ("model.diffusion_model.joint_blocks.", {"scaling_factor": 1.5305, "shift_factor": 0.0609, "sample_size": 1024}),
     ("model.diffusion_model.double_blocks.", {"scaling_factor": 0.3611, "shift_factor": 0.1159, "sample_size": 1024}),
@@ -97,7 +94,7 @@ def read_ldm_file(path: str | Path, *, config: dict[str, Any] | None = None) -> 
 
 def family_of_weights(weights: LdmWeights) -> KL:
     """Return the autoencoder in float32 and eval mode."""
-    family = KL.from_config(weights.config, device="meta")
+    family = class_of(weights.config).from_config(weights.config, device="meta")
     state = {name: tensor.to(torch.float32, copy=True) for name, tensor in weights.state.items()}
     family.model.load_state_dict(state, assign=True)
     return family.eval()
@@ -123,12 +120,13 @@ def read_ldm_weights(
     override = config or {}
     assumed: dict[str, Any] = {}
     try:
-        check_fields(override)
+        kind = VQ if CODEBOOK in ldm_state else KL
+        check_fields({"_class_name": kind.class_name()} | override)
         check_numbers(override)
         if CONFIG_METADATA in file.metadata:
             stated = json.loads(file.metadata[CONFIG_METADATA])
         else:
-            published, known = _published(file.names)
+            published, known = (_PUBLISHED_VQ, True) if kind is VQ else _published(file.names)
             assumed = {name: value for name, value in published.items() if name not in override}
             stated = infer_config(ldm_state) | assumed
             if needs_scaling and not known and "scaling_factor" in assumed:
@@ -152,7 +150,7 @@ def ldm_state_dict(state: Mapping[str, Tensor], *, config: Mapping[str, Any]) ->
     if full["act_fn"] != "silu":
         raise ValueError(f"act_fn is {full['act_fn']!r}; the LDM layout is for 'silu' alone")
     ldm_state = {}
-    for name, tensor in checked_state_dict(state, family=KL, config=config).items():
+    for name, tensor in checked_state_dict(state, family=class_of(config), config=config).items():
         ldm = ldm_name(name, num_levels=len(full["block_out_channels"]))
         ldm_state[ldm] = tensor.reshape(ldm_shape(ldm, tensor.shape))
     if not full["mid_block_add_attention"]:
@@ -180,7 +178,8 @@ def diffusers_state_dict(
     """
     named = canonical_names(ldm_state)
     structure = infer_config(named)
-    complete = dict(config) if config is not None else structure | _PUBLISHED
+    published = _PUBLISHED_VQ if CODEBOOK in named else _PUBLISHED
+    complete = dict(config) if config is not None else structure | published
     model = _meta_family(complete).model
     _check_structure(structure, config=model.config)
     if not model.config.mid_block_add_attention:
@@ -194,42 +193,6 @@ def diffusers_state_dict(
     return state, complete
 
 
-def infer_config(ldm_state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Read off names and shapes of an LDM state dict what they say of diffusers' config.
-
-    Raises `ValueError` where the tensors that say it are missing, or aren't those of a KL autoencoder for images.
-    """
-    ldm_state = canonical_names(ldm_state)
-    levels = 1 + max((int(found[1]) for name in ldm_state if (found := _LEVEL.match(name))), default=0)
-    widths = [f"encoder.down.{i}.block.0.conv1.weight" for i in range(levels)]
-    needed = ("encoder.conv_in.weight", "decoder.conv_in.weight", "decoder.conv_out.weight", *widths)
-    if "quantize.embedding.weight" in ldm_state:
-        raise ValueError("this is a VQ autoencoder (it has a codebook), not a KL autoencoder")
-    if missing := [name for name in needed if name not in ldm_state]:
-        raise ValueError(f"not a whole KL autoencoder; missing: {listed(missing)}")
-    if any(ldm_state[name].ndim == 5 for name in needed):
-        raise ValueError("this is a video autoencoder (its convolutions are three-dimensional)")
-
-    def has(start: str) -> bool:
-        return any(name.startswith(start) for name in ldm_state)
-
-    return {
-        "_class_name": KL.class_name(),
-        "_diffusers_version": diffusers.__version__,
-        "in_channels": ldm_state["encoder.conv_in.weight"].shape[1],
-        "out_channels": ldm_state["decoder.conv_out.weight"].shape[0],
-        "latent_channels": ldm_state["decoder.conv_in.weight"].shape[1],
-        "block_out_channels": [ldm_state[name].shape[0] for name in widths],
-        "layers_per_block": sum(has(f"encoder.down.0.block.{j}.") for j in range(len(ldm_state))),
-        "down_block_types": [_DOWN[has(f"encoder.down.{i}.attn.")] for i in range(levels)],
-        "up_block_types": [_UP[has(f"decoder.up.{i}.attn.")] for i in reversed(range(levels))],
-        "mid_block_add_attention": any(has(f"{block}.") for block in MID_ATTENTION)
-        and not has_inert_attention(ldm_state),
-        "use_quant_conv": has("quant_conv."),
-        "use_post_quant_conv": has("post_quant_conv."),
-    }
-
-
 def full_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """Add the class's defaults to a config that leaves fields out."""
     return dict(_meta_family(config).model.config)
@@ -237,9 +200,7 @@ def full_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def check_fields(config: Mapping[str, Any]) -> None:
     """Raise `ValueError` for a field that the class doesn't know, or for the config of another class."""
-    if config.get("_class_name", KL.class_name()) != KL.class_name():
-        raise ValueError(f"config is that of a {config['_class_name']}, not of an {KL.class_name()}")
-    known = list(inspect.signature(KL.diffusers_class.__init__).parameters)
+    known = list(inspect.signature(class_of(config).diffusers_class).parameters)
     for name in config:
         if not name.startswith("_") and name not in known:
             raise ValueError(f"config has no field '{name}'{did_you_mean(name, known)}")
@@ -274,12 +235,12 @@ def _ask_for_scaling(latent_channels: int) -> None:
 
 def _meta_family(config: Mapping[str, Any]) -> KL:
     """Build the model without memory for its weights, to read its names and shapes."""
-    check_fields({"_class_name": config.get("_class_name", KL.class_name())})
+    family = class_of(config)
     groups, widths = config.get("norm_num_groups", 32), config.get("block_out_channels", [64])
     if any(width % groups for width in widths):
         raise ValueError(f"norm_num_groups is {groups}, which does not divide the widths {list(widths)}; "
                          f"give the right number in a config")  # fmt: skip
-    return KL.from_config(config, device="meta")
+    return family.from_config(config, device="meta")
 
 
 def _check_structure(structure: dict[str, Any], *, config: Mapping[str, Any]) -> None:
@@ -288,5 +249,7 @@ def _check_structure(structure: dict[str, Any], *, config: Mapping[str, Any]) ->
         stated = list(stated) if isinstance(stated, tuple) else stated
         # Attention that changes nothing may be meant as such; absent attention is reported as missing.
         if name.startswith("_") or stated == said or (name == "mid_block_add_attention" and stated):
+            continue
+        if name == "vq_embed_dim" and stated is None and said == config["latent_channels"]:
             continue
         raise ValueError(f"config says {name} {stated}, the tensors say {said}")
