@@ -157,7 +157,7 @@ def test_a_config_says_what_a_foreign_file_cannot(tmp_path: Path) -> None:
     ):
         with pytest.raises(ValueError, match=message):
             converted(wrong)
-    with pytest.raises(ValueError, match="--vae_config is for single LDM files"):
+    with pytest.raises(ValueError, match="vae_config is for single LDM files"):
         run(tmp_path / "vae", tmp_path / "out.safetensors", vae_config=str(config))
     config.write_text(json.dumps({"norm_num_groups": 4, "scaling_factor": 0.7}))
     said = {"vae_config": str(config), "scaling_factor": 0.5, "shift_factor": -0.25, "overwrite": True}
