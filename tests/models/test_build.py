@@ -46,7 +46,9 @@ def test_a_loaded_model_says_its_own_family(tmp_path: Path) -> None:
 
 def test_classes_without_a_family_are_refused_with_those_that_there_are(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"_class_name": "AutoencoderKLWan"}')
-    with pytest.raises(ValueError, match=r"model\.pretrained: .* holds a AutoencoderKLWan, not one of AutoencoderKL,"):
+    with pytest.raises(
+        ValueError, match=r"model\.pretrained: .* holds an AutoencoderKLWan, not one of AutoencoderKL,"
+    ):
         build_autoencoder(ModelConfig(pretrained=str(tmp_path)))
 
 
