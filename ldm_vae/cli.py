@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 import importlib
+import io
 import os
 import sys
 from typing import NoReturn
@@ -14,6 +16,7 @@ from ldm_vae.config.commands.table import COMMANDS, Command
 def main(argv: list[str] | None = None) -> None:
     """Run a command; exit with 0 where all went well, 1 where it didn't, 2 for what was typed wrong."""
     arguments = sys.argv[1:] if argv is None else argv
+    _print_utf8()
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_usage())
         raise SystemExit(0 if arguments else 2)
@@ -47,6 +50,12 @@ def _run(command: Command, arguments: list[str], *, prog: str) -> None:
         print(summary)
     if problem := getattr(summary, "problem", None):  # what was done is on the disk, but not all went well
         _fail(problem, status=1)
+
+
+def _print_utf8() -> None:
+    """Have names of any script printed where the locale knows ASCII alone, as in bare containers."""
+    if codecs.lookup(sys.stdout.encoding or "utf-8").name == "ascii" and isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8")
 
 
 def _resolve(name: str):  # type: ignore[no-untyped-def]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -97,3 +98,16 @@ def test_the_data_is_opened_before_any_network_is_built_or_fetched(tmp_path: Pat
     assert result.returncode == 1
     assert "nope is neither a folder nor a file here" in result.stderr
     assert "a network was built" not in result.stderr
+
+
+def test_names_of_any_script_are_printed_in_a_locale_of_ascii(tmp_path: Path) -> None:
+    (tmp_path / "my.yaml").write_text("output_dir: runs/größe_猫\n", encoding="utf-8")
+    ended = subprocess.run(
+        [sys.executable, "-m", "ldm_vae", "train", "--config", "my.yaml", "--print_config"],
+        capture_output=True,
+        cwd=tmp_path,
+        env=os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": ""},
+        timeout=60,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert "runs/größe_猫" in ended.stdout.decode("utf-8")

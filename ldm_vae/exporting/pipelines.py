@@ -189,4 +189,4 @@ def _spatial_factor(config: dict[str, Any]) -> int:
 def _read(path: Path, *, field: str) -> dict[str, Any]:
     if not path.is_file():
         raise within(mark(field), f"there is no {path}")
-    return json.loads(path.read_text())
+    return json.loads(path.read_text(encoding="utf-8"))

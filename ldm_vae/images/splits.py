@@ -55,7 +55,7 @@ def split_range(split: str, lengths: Mapping[str, int]) -> range:
         lengths: Number of rows of each split.
 
     Raises:
-        ValueError: It isn't written like that.
+        ValueError: It isn't written like that, or leaves no row.
     """
     name = split_name(split)
     if split == name:
@@ -65,4 +65,6 @@ def split_range(split: str, lengths: Mapping[str, int]) -> range:
     except (AssertionError, ValueError) as error:
         raise ValueError(f"{split!r} is no slice of a split, such as {name}[:100] or {name}[10%:20%]") from error
     start, stop, _ = slice(absolute.from_, absolute.to).indices(lengths[name])
+    if start >= stop and lengths[name] > 0:
+        raise ValueError(f"the slice {split!r} holds no row; {name} has {lengths[name]:,}")
     return range(start, max(start, stop))

@@ -68,7 +68,7 @@ def _write_files(folder: Path, state: TrainingState, plan: RunPlan) -> None:
     for name, tensors in checkpoint_tensors(state).items():
         write_tensors(folder / name, {key: tensor.contiguous() for key, tensor in tensors.items()})
     (folder / files.RECORD).write_text(_record(state, plan).to_json())
-    (folder / files.CONFIG).write_text(dump_config(plan.config))
+    (folder / files.CONFIG).write_text(dump_config(plan.config), encoding="utf-8")
     (folder / files.ARCHITECTURE).write_text(state.autoencoder.to_json_string())
     write_manifest(folder)
     for path in folder.iterdir():

@@ -61,6 +61,8 @@ def test_slices_of_saved_splits_and_of_folders(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="has no split 'nope"):
         open_collection(source, split="nope[:1]")
     assert split_range("train[:9]", {"train": 4}) == range(4)
+    with pytest.raises(ValueError, match=r"the slice 'train\[9:\]' holds no row; train has 4"):
+        open_collection(source, split="train[9:]")
 
 
 def test_streams_know_the_labels_that_collections_know(tmp_path: Path) -> None:
