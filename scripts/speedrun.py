@@ -21,6 +21,7 @@ so neither validation nor what else the machine does counts for one recipe and n
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import math
 import statistics
@@ -305,7 +306,10 @@ def main() -> None:
         results["runs"].append({"run": run.label, "seed": run.seed, "stages": stages})
         print(table(results), flush=True)
         write_whole(options.output / "results.json", json.dumps(results, indent=1).encode())
-        draw(results, options.output / "curves.png")
+        if importlib.util.find_spec("matplotlib") is not None:
+            draw(results, options.output / "curves.png")
+        else:
+            print("curves.png is not drawn, since matplotlib is missing: pip install 'ldm-vae[speedrun]'", flush=True)
 
 
 if __name__ == "__main__":
