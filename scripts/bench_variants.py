@@ -7,18 +7,16 @@ import dataclasses
 import os
 import resource
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import lpips
 import torch
+from bench_gauges import FlopCount, Marks, size_of, tensors_of
 from reference_step import ReferenceStep
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
 from ldm_vae.config.parsing import parse
 from ldm_vae.config.run import Config
@@ -159,40 +157,6 @@ class Reference:
         return []
 
 
-class Marks:
-    """Moments of a step, each beginning a section: CUDA events, or the clock."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.current = ""
-        self._moments: list[tuple[str, Any]] = []
-
-    def start(self, section: str) -> None:
-        """Forget the last step."""
-        self._moments.clear()
-        self.mark(section)
-
-    def mark(self, section: str) -> None:
-        """Begin a section."""
-        self.current = section
-        if self.device.type == "cuda":
-            moment: Any = torch.cuda.Event(enable_timing=True)
-            moment.record()
-        else:
-            moment = time.perf_counter()
-        self._moments.append((section, moment))
-
-    def seconds(self) -> dict[str, float]:
-        """Seconds of each section; the last one ends now."""
-        self.mark("end")
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
-        return {
-            section: begin.elapsed_time(end) / 1000 if self.device.type == "cuda" else end - begin
-            for (section, begin), (_, end) in pairwise(self._moments)
-        }
-
-
 class Subject:
     """A variant in its process."""
 
@@ -225,7 +189,7 @@ class Subject:
 
     def memory(self) -> Memory:
         """The most that was held so far."""
-        state = sum(size_of(self.run.averages()) + size_of(held_for(*network)) for network in self.run.networks())
+        state = sum(size_of(self.run.averages()) + size_of(tensors_of(*network)) for network in self.run.networks())
         if self.run.device.type == "cuda":
             return Memory(peak=torch.cuda.max_memory_allocated(), state=state)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -250,37 +214,6 @@ class Subject:
     def _synchronise(self) -> None:
         if self.run.device.type == "cuda":
             torch.cuda.synchronize()
-
-
-class FlopCount(TorchDispatchMode):
-    """Adds up torch's own counts of the operators that run.
-
-    torch's FlopCounterMode follows modules as well, which torch.autograd.grad with leaves does not allow.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.total = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if func.overloadpacket in flop_registry:
-            self.total += flop_registry[func.overloadpacket](*args, **(kwargs or {}), out_val=result)
-        return result
-
-
-def held_for(network: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[Tensor]:
-    """A network's weights, its gradients (as large as the trained ones) and its optimizer's tensors."""
-    yield from network.parameters()
-    for group in optimizer.param_groups:
-        yield from group["params"]
-    for values in optimizer.state.values():
-        yield from (value for value in values.values() if isinstance(value, Tensor))
-
-
-def size_of(tensors: Iterable[Tensor]) -> int:
-    """Bytes."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def make_config(arguments: argparse.Namespace, **train: str) -> Config:

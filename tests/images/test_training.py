@@ -26,25 +26,13 @@ from ldm_vae.images import decoding
 from ldm_vae.images.batches import training_batches
 from ldm_vae.images.collection import ImageCollection, open_collection
 from ldm_vae.images.decoding import UnreadableImage
-from ldm_vae.images.evaluation import EvaluationBatch, EvaluationImages, evaluation_batches
 from ldm_vae.images.streaming import StreamingImages, open_stream
 from ldm_vae.images.training import TrainingBatch, TrainingImages, TrainingSample
 from ldm_vae.images.transforms import crop_box, to_image
 from ldm_vae.system.randomness import sample_index, sample_rng
-from tests.pictures import encoded, noise, smooth_picture, write_grey
+from tests.pictures import noise, write_grey
 
 SEED = 3
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Ten pictures, each different everywhere; 3 and 4 are damaged."""
-    folder = tmp_path_factory.mktemp("photos")
-    for i in range(10):
-        Image.fromarray(noise(40, 52, 3, seed=i)).save(folder / f"{i}.png")
-    (folder / "3.png").write_bytes(b"")
-    (folder / "4.png").write_bytes((folder / "5.png").read_bytes()[:1000])
-    return folder
 
 
 def training_images(folder: Path, **options: Any) -> TrainingImages:
@@ -266,37 +254,6 @@ def test_signals_to_all_processes_leave_the_workers_to_the_main_one(photos: Path
         workers[0].terminate()  # the main process's own
         workers[0].join(5)
         assert not workers[0].is_alive()
-
-
-@pytest.mark.parametrize("num_workers", [0, 2])
-def test_evaluation_batches(photos: Path, num_workers: int) -> None:
-    dataset = EvaluationImages(open_collection(str(photos)), channels=3, resolution=20)
-    batches = list(evaluation_batches(dataset, indices=[9, 3, 0, 4, 3, 2, 5], batch_size=3, num_workers=num_workers))
-    assert [batch.indices for batch in batches] == [[9, 0], [2], [5]]
-    assert [batch.names for batch in batches] == [["9.png", "0.png"], ["2.png"], ["5.png"]]
-    assert [[skipped.index for skipped in batch.skipped] for batch in batches] == [[3], [4, 3], []]
-    assert batches[0].images is not None
-    assert batches[0].images.is_contiguous(memory_format=torch.channels_last)
-    expected = Image.open(photos / "9.png").resize((20, 20), Image.Resampling.BICUBIC, box=(6, 0, 46, 40))
-    assert to_image(batches[0].images[0]).tobytes() == expected.tobytes()
-    assert list(evaluation_batches(dataset, indices=[4], batch_size=3)) == [
-        EvaluationBatch(indices=[], images=None, names=[], skipped=batches[1].skipped[:1])
-    ]
-    assert list(evaluation_batches(dataset, indices=[], batch_size=3, num_workers=num_workers)) == []
-
-
-def test_whole_pictures_come_alone_cut_about_their_middle(photos: Path, tmp_path: Path) -> None:
-    (tmp_path / "0.png").write_bytes((photos / "0.png").read_bytes())
-    write_grey(tmp_path / "small.png", 5)
-    picture = smooth_picture(48, 64)
-    (tmp_path / "tall.jpg").write_bytes(encoded(picture, "JPEG", quality=95))
-    dataset = EvaluationImages(open_collection(str(tmp_path)), channels=3, resolution=None, multiple_of=16)
-    wide, small, tall = evaluation_batches(dataset, indices=range(3), batch_size=8)
-    assert wide.images is not None
-    assert to_image(wide.images[0]).tobytes() == Image.open(photos / "0.png").crop((2, 4, 50, 36)).tobytes()
-    assert tall.images is not None
-    assert tall.images.shape == (1, 3, 64, 48)
-    assert small.skipped[0].reason == "its 12x8 pixels are fewer than the model's factor 16 a side"
 
 
 def test_datasets_travel_to_workers_by_pickle(photos: Path) -> None:

@@ -3,7 +3,6 @@
 import json
 import os
 import pickle
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,66 +13,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler
 
-from ldm_vae.encoding.writer import EncodedBatch, ShardWriter
 from ldm_vae.latents.dataset import LatentDataset
 from ldm_vae.latents.index import write_index
-from ldm_vae.latents.sealed import seal, unseal
-from ldm_vae.latents.shards import Plan, Row, read_record, shard_stem
+from ldm_vae.latents.shards import read_record, shard_stem
 from ldm_vae.latents.statistics import ChannelMoments, Rounding, RowMoments, RowRounding
-
-SHAPE = (3, 4, 6)
-SKIPPED = {4, 8, 9, 10, 11}
-NUM_IMAGES, SHARD_SIZE = 15, 4
-VAE = {"fingerprint": "f", "encoder": "e", "scaling_factor": 0.5, "shift_factor": 0.25}
-VAE |= {"latents_mean": None, "latents_std": None}
-
-
-def make_plan(**changes: object) -> Plan:
-    values = {"vae": VAE, "preprocessing": {}, "mode": "moments", "dtype": "float16", "flip": True, "seed": None}
-    values |= {"shard_size": SHARD_SIZE, "data": {"num_images": NUM_IMAGES}}
-    return Plan(**{**values, **changes})
-
-
-def write(folder: Path, plan: Plan) -> dict[str, Tensor]:
-    """Write a collection with unreadable images, shard 2 being empty; return the exact values by row."""
-    generator = torch.Generator().manual_seed(0)
-    readable = [i for i in range(NUM_IMAGES) if i not in SKIPPED]
-    names = ["mean", "std", "mean_flip", "std_flip"] if plan.mode == "moments" else ["latents", "latents_flip"]
-    exact = {name: torch.randn(len(readable), *SHAPE, generator=generator) * 3 + 1 for name in names}
-    with ShardWriter(folder, plan=plan, on_written=lambda record: None) as writer:
-        for start in range(0, NUM_IMAGES, 2):
-            images = range(start, min(start + 2, NUM_IMAGES))
-            rows = [
-                Row(sample=i, image=i, source=f"a {i}.jpg", label=i % 3, columns={"caption": f"a é {i}"})
-                for i in images
-            ]
-            for row in rows:
-                row.reason = "broken" if row.sample in SKIPPED else None
-            at = [readable.index(i) for i in images if i in readable]
-            shard, offset = divmod(start, SHARD_SIZE)
-            writer.add(
-                EncodedBatch(
-                    stem=shard_stem(shard),
-                    rows=rows,
-                    tensors={name: values[at] for name, values in exact.items()} if at else {},
-                    shape=SHAPE,
-                    last=offset + 2 >= SHARD_SIZE or start + 2 >= NUM_IMAGES,
-                )
-            )
-    write_index(folder, plan=plan, stems=[shard_stem(shard) for shard in range(4)])
-    return exact
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("latents")
-    write(path, make_plan())
-    return path
-
-
-@pytest.fixture(scope="module")
-def exact(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
-    return write(tmp_path_factory.mktemp("exact"), make_plan())
+from tests.latents.written import NUM_IMAGES, SHARD_SIZE, SKIPPED, VAE, make_plan, write
 
 
 def test_every_row_is_its_image(folder: Path, exact: dict[str, Tensor]) -> None:
@@ -231,75 +175,12 @@ def test_a_thousand_shards_are_opened_when_read_and_not_kept_open(tmp_path: Path
     assert not open_files or len(os.listdir("/proc/self/fd")) <= open_files  # mapped
 
 
-def test_what_is_not_whole_is_refused(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"holds no index\.json"):
-        LatentDataset(tmp_path)
-    write(tmp_path, make_plan())
-    shard = tmp_path / "latents-00001.safetensors"
-    content = shard.read_bytes()
-    shard.write_bytes(content[:-1])
-    dataset = LatentDataset(tmp_path)
-    assert dataset[0].sample == 0
-    with pytest.raises(ValueError, match=rf"latents-00001\.safetensors has {len(content) - 1} bytes instead of"):
-        dataset[4]
-    shard.unlink()
-    with pytest.raises(ValueError, match="is missing"):
-        dataset[4]
-    (tmp_path / "plan.json").write_text("{}")
-    (tmp_path / "index.json").unlink()
-    with pytest.raises(ValueError, match="isn't finished: start the same encode again"):
-        LatentDataset(tmp_path)
-
-
 def test_shards_are_the_same_bytes_whoever_writes_them(folder: Path, tmp_path: Path) -> None:
     write(tmp_path, make_plan())
     assert sorted(os.listdir(tmp_path)) == sorted(os.listdir(folder))
     for name in os.listdir(folder):
         assert (tmp_path / name).read_bytes() == (folder / name).read_bytes(), name
     assert np.frombuffer((folder / "latents-00000.safetensors").read_bytes()[:8], "<u8")[0] % 8 == 0
-
-
-def test_exchanged_and_foreign_shards_are_named(folder: Path, tmp_path: Path) -> None:
-    here = Path(shutil.copytree(folder, tmp_path / "here"))
-    write_other = tmp_path / "other"
-    write_other.mkdir()
-    write(write_other, make_plan(vae={**VAE, "encoder": "another"}))
-    first, second = here / "latents-00000.safetensors", here / "latents-00001.safetensors"
-    content = first.read_bytes()
-    assert len(content) == first.stat().st_size
-    shutil.copy(write_other / first.name, first)
-    with pytest.raises(ValueError, match=r"latents-00000\.safetensors belongs to another output; `ldm-vae latents"):
-        LatentDataset(here)[0]
-    assert LatentDataset(here)[4].sample == 5  # the other shards are read
-    first.write_bytes(content.replace(b"latents-00000", b"latents-00001"))  # another's, of the same size
-    with pytest.raises(ValueError, match=r"latents-00000\.safetensors is a copy of latents-00001; "):
-        LatentDataset(here)[0]
-    for damaged in (b"\0" * 16 + content[16:], content.replace(b'"BF16"', b'"F16"').replace(b"F16", b"Q16")):
-        first.write_bytes(damaged)
-        with pytest.raises(ValueError, match=r"latents-00000\.safetensors is damaged \("):
-            LatentDataset(here)[0]
-    second.unlink()
-    second.symlink_to(folder / second.name)
-    with pytest.raises(ValueError, match="leads out of its folder through a link"):
-        LatentDataset(here)[4]
-
-
-def test_flipped_bits_in_rows_are_found_on_request(folder: Path, tmp_path: Path) -> None:
-    here = Path(shutil.copytree(folder, tmp_path / "here"))
-    clean = LatentDataset(here, verify=True)
-    assert all(torch.equal(clean[row].latents, LatentDataset(here)[row].latents) for row in range(len(clean)))
-    path = here / "latents-00001.safetensors"
-    content = path.read_bytes()
-    start = 8 + int(np.frombuffer(content[:8], "<u8")[0])
-    rng = np.random.default_rng(0)
-    for bit in rng.integers(8 * start, 8 * len(content), 50):
-        flipped = bytearray(content)
-        flipped[bit // 8] ^= 1 << (bit % 8)
-        path.write_bytes(flipped)
-        dataset = LatentDataset(here, verify=True)
-        with pytest.raises(ValueError, match=r"latents-00001\.safetensors: row \d is damaged, its checksum"):
-            [dataset[row] for row in range(4, len(dataset))]
-        assert [dataset[row].sample for row in range(4)] == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("batch", [1, 2, 3, 7])
@@ -314,32 +195,3 @@ def test_statistics_do_not_depend_on_the_batches(batch: int, side: int) -> None:
     stored = values.half()
     rounding = [RowRounding.of(values[i : i + batch], stored=stored[i : i + batch]) for i in parts]
     assert Rounding.of_rows(rounding) == Rounding.of_rows([RowRounding.of(values, stored=stored)])
-
-
-def test_what_another_writes_into_an_index_is_refused_in_one_line(folder: Path, tmp_path: Path) -> None:
-    here = Path(shutil.copytree(folder, tmp_path / "here"))
-    index = unseal((here / "index.json").read_bytes())
-    assert index is not None
-    shard = index["shards"][0]
-    for changes in (
-        {"shards": [{**shard, "file": "../latents-00000.safetensors"}]},
-        {"shards": [{**shard, "file": "/etc/passwd"}]},
-        {"shards": [{**shard, "count": -1}]},
-        {"shards": [{**shard, "shape": "abc"}]},
-        {"shards": [{**shard, "size": 1e300}]},
-        {"shards": {"file": 1}},
-        {"shards": None},
-        {"mode": "moment"},
-        {"vae": []},
-        {"num_rows": 3},
-        {"stats": {}},
-        {"version": 2},
-    ):
-        (here / "index.json").write_bytes(seal({**index, **changes}))
-        with pytest.raises(ValueError, match=r"index\.json is") as error:
-            LatentDataset(here)
-        assert "\n" not in str(error.value)
-    for content in (b"", b"{}", b"[1]", b"null", b"\xff", b"[" * 100_000, b'{"digest": 1}'):
-        (here / "index.json").write_bytes(content)
-        with pytest.raises(ValueError, match=r"index\.json is damaged: start the same encode again"):
-            LatentDataset(here)

@@ -71,7 +71,8 @@ def test_equal_time_gives_each_recipe_the_first_ones_seconds(speedrun: ModuleTyp
     assert len({run.name for run in runs}) == len(runs) == 10
 
 
-def test_curves_gather_seeds_and_go_on_over_stages(speedrun: ModuleType):
+@pytest.mark.usefixtures("runs")
+def test_curves_gather_seeds_and_go_on_over_stages():
     def stage(recipe: str, psnr: float) -> dict[str, object]:
         quality = {"updates": {"100": {"psnr": psnr}, "50": {"psnr": psnr - 1}}}
         return {"recipe": recipe, "updates": 100, "quality": quality}
@@ -79,7 +80,8 @@ def test_curves_gather_seeds_and_go_on_over_stages(speedrun: ModuleType):
     one = [{"run": "fast:100", "stages": [stage("fast", psnr)]} for psnr in (20.0, 22.0)]
     two = [{"run": "fast:100,slow:100", "stages": [stage("fast", 20.0), stage("slow", 24.0)]}]
     results = {"runs": one + two, "seconds_per_update": {"fast": 0.5, "slow": 2.0}}
-    assert speedrun.curves(results, "psnr") == {
+    report = importlib.import_module("speedrun_report")
+    assert report.curves(results, "psnr") == {
         "fast:100": [(50, 25.0, [19.0, 21.0]), (100, 50.0, [20.0, 22.0])],
         "fast:100,slow:100": [(50, 25.0, [19.0]), (100, 50.0, [20.0]), (150, 150.0, [23.0]), (200, 250.0, [24.0])],
     }

@@ -3,61 +3,20 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
-from typing import Any
 
 import lpips
 import pytest
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
 from torch import Tensor
-from torch._ops import OpOverload
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from ldm_vae.config.run import Config
 from ldm_vae.images.training import TrainingBatch
-from ldm_vae.losses.perceptual import PerceptualDistance
-from ldm_vae.models.frozen.lpips import LpipsFeatures
-from ldm_vae.training.state import TrainingState, build_meter, build_state
-from ldm_vae.training.step import TrainingStep
-from ldm_vae.training.terms import perceptual_term
+from ldm_vae.training.state import TrainingState
 from tests.tiny import tiny_config
+from tests.training.steps import LAM_BEFORE, make, make_batch
 
-LAM_BEFORE = 0.37  # of the step before the one under test
 RTOL = 1e-5
-
-
-def make(config: Config) -> tuple[TrainingState, TrainingStep, lpips.LPIPS]:
-    torch.manual_seed(0)
-    accelerator = Accelerator(cpu=True)
-    state = build_state(config, accelerator=accelerator)
-    network = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False)
-    trunk = copy.deepcopy(network)
-    add_perceptual(
-        state, PerceptualDistance(LpipsFeatures(trunk), heads=trunk.lins), weight=config.loss.perceptual_weight
-    )
-    assert state.discriminator is not None
-    with torch.no_grad():  # as it starts, D's gradient is so small that lam is at its clamp, whatever it is
-        for weight in state.discriminator.parameters:
-            weight.mul_(8.0 if weight.ndim == 4 else 1.0)
-    state.lam.fill_(LAM_BEFORE)
-    state.step = 3
-    step = TrainingStep(state, loss_config=config.loss, train_config=config.train, accelerator=accelerator)
-    return state, step, network
-
-
-def add_perceptual(state: TrainingState, distance: torch.nn.Module, *, weight: float) -> None:
-    """Put a distance with random weights where the config's would be."""
-    terms = [*state.objective.terms, perceptual_term(distance, weight=weight)]
-    state.objective = dataclasses.replace(state.objective, terms=terms)
-    state.meter = build_meter(state.objective, adversarial=True, device=state.lam.device)
-
-
-def make_batch(size: int = 4, *, seed: int = 1) -> TrainingBatch:
-    rng = torch.Generator().manual_seed(seed)
-    images = F.interpolate(torch.randn(size, 3, 8, 8, generator=rng), size=64, mode="bicubic").clamp(-1, 1)
-    return TrainingBatch(images=images, noise=torch.randn(size, 4, 32, 32, generator=rng), skipped=[])
 
 
 def plain_gradients(
@@ -282,30 +241,3 @@ def test_batch_norm_discriminator_judges_real_and_fake_apart() -> None:
     step.micro_batch(batch, adversarial=True)
     assert_gradients(state.discriminator.module, expected_d)
     assert not list(state.discriminator.module.buffers())
-
-
-class NothingIsRead(TorchDispatchMode):
-    """Refuses to hand a tensor's value to Python, for which a GPU would have to be waited for."""
-
-    def __torch_dispatch__(
-        self, func: OpOverload, types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        reading = (torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero, torch.ops.aten.masked_select)
-        assert func.overloadpacket not in reading, f"{func} reads a value"
-        return func(*args, **(kwargs or {}))
-
-
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-@pytest.mark.parametrize("adaptive_weight", ["lagged", "same_step", "off"])
-def test_a_step_reads_no_value(optimizer: str, adaptive_weight: str) -> None:
-    config = tiny_config(
-        loss={"adaptive_weight": adaptive_weight, "disc_start": 0},
-        train={"optimizer": optimizer, "mixed_precision": "bf16", "micro_batch_size": 2},
-    )
-    _, step, _ = make(config)
-    batches = [make_batch(2), make_batch(2, seed=2)]
-    step(iter(batches))  # optimizers set themselves up
-    with NothingIsRead():
-        step(iter(batches))
-        with pytest.raises(AssertionError, match="reads a value"):
-            batches[0].images.sum().item()
