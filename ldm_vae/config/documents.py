@@ -1,7 +1,8 @@
 """Settings in YAML files, read strictly: a value by its field's type, each mistake with its line.
 
-YAML's own guesses are not made (`no` is false, 012 is ten, 1:30 is ninety, an empty value is nothing, the last of two
-equal keys wins): PyYAML gives the tree of what is written, and `values` reads each text as what the field declares.
+YAML itself guesses: `no` is false, 012 is ten, 1:30 is ninety, an empty value is nothing, and the last of two equal
+keys wins. None of this happens here: PyYAML gives the tree of what is written, and `values` reads each text by the
+type that the field declares.
 """
 
 from __future__ import annotations
@@ -30,13 +31,15 @@ class Document:
     """What a file says: values by dotted name, and the line that each is in."""
 
     where: str
-    """The file, as it is told."""
+    """What messages call the file."""
     values: dict[str, Any] = field(default_factory=dict)
+    """The value of each field, by its dotted name."""
     lines: dict[str, int] = field(default_factory=dict)
+    """The line that each field's value is in."""
 
     @property
     def origins(self) -> dict[str, Origin]:
-        """Where each value comes from."""
+        """Where each value comes from: the file and the line."""
         return {name: Origin(name, self.where, line) for name, line in self.lines.items()}
 
     def error(self, line: int, message: str) -> ValueError:

@@ -1,4 +1,4 @@
-"""The fields of a dataclass of settings, by dotted name, with what `--help`, files and command lines need of them."""
+"""The fields of a dataclass of settings, by dotted name, with what `--help`, files and command lines need to know."""
 
 from __future__ import annotations
 
@@ -18,27 +18,31 @@ class FieldInfo:
     """A setting."""
 
     name: str
-    """Dotted: `train.batch_size`."""
+    """The field's dotted name: `train.batch_size`."""
     type: Any
-    """`str`, `int`, `float`, `bool` or a `Literal`; of a list's entries where `many`."""
+    """`str`, `int`, `float`, `bool` or a `Literal`; for a list, the type of its entries."""
     many: bool
-    """Whether it is a list."""
+    """Whether the value is a list."""
     optional: bool
-    """Whether it may be None."""
+    """Whether the value may be None."""
     default: Any
+    """The value where none is given; None for required fields."""
     required: bool
+    """Whether a value must be given."""
     doc: str
-    """Its docstring, in one line."""
+    """The field's docstring, in one line."""
     range: Range | None
+    """Where the value may lie; None where it may be any."""
     path: Literal["local", "source"] | None
+    """Whether the value names a place here, or a source that may be elsewhere; None where it names neither."""
     alias: str | None
-    """Another name on the command line."""
+    """The field's name on the command line, where that is another one."""
     record: type | None = None
     """A dataclass that may stand for the value: `{start: 0, end: 1, to_step: 1000}` for a weight."""
 
     @property
     def choices(self) -> tuple[str, ...]:
-        """The names it takes; none where it isn't one of names."""
+        """The names that the field takes; empty where it takes something else."""
         return tuple(str(choice) for choice in get_args(self.type)) if get_origin(self.type) is Literal else ()
 
 
@@ -47,9 +51,11 @@ class Section:
     """Fields that stand together."""
 
     name: str
-    """`train`; empty for the fields of the dataclass itself."""
+    """The section's name, such as `train`; empty for the fields of the dataclass itself."""
     doc: str
+    """The docstring of the section's dataclass."""
     fields: list[FieldInfo]
+    """The fields in the order of `--help`."""
 
 
 @cache
@@ -75,13 +81,13 @@ def all_fields(options: type) -> dict[str, FieldInfo]:
 
 
 def record_fields(info: FieldInfo) -> dict[str, FieldInfo]:
-    """Return the fields of the dataclass that may stand for a value, by their own names, told as its parts."""
+    """Return the fields of the dataclass that may stand for a value, by its own field names."""
     assert info.record is not None
     return {name: replace(part, name=f"{info.name}.{name}") for name, part in all_fields(info.record).items()}
 
 
 def _ordered(options: type) -> list[Field[Any]]:
-    """A dataclass's fields, its own before those of its bases: what is particular to it comes first."""
+    """Return a dataclass's fields, with its own before those of its bases: what is particular to it comes first."""
     by_name = {declared.name: declared for declared in fields(options)}
     own = [by_name.pop(name) for name in inspect.get_annotations(options) if name in by_name]
     return [*own, *by_name.values()]
@@ -115,7 +121,7 @@ def _field_info(options: type, declared: Field[Any], hint: Any) -> FieldInfo:
 
 @cache
 def _docs(options: type) -> dict[str, str]:
-    """The docstring under each field, in one line, of a class and its bases."""
+    """Return the docstring under each field of a class and its bases, in one line."""
     docs: dict[str, str] = {}
     for base in reversed(options.__mro__):
         if not is_dataclass(base):

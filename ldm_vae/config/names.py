@@ -1,4 +1,4 @@
-"""The words that settings take: each set of names once, and the nearest name to a mistyped one."""
+"""The words that settings take, each set of them once; and the nearest word to a mistyped one."""
 
 from __future__ import annotations
 
@@ -50,7 +50,8 @@ def did_you_mean(word: str, known: Iterable[str], *, otherwise: str = "") -> str
     Args:
         word: What was typed.
         known: The names there are.
-        otherwise: What they are called where none is alike and all are listed (`keys`); empty lists none.
+        otherwise: What the names are called, such as `keys`, where none is alike and all are listed. If it is empty,
+            none are listed.
     """
     known = list(known)
     if close := nearest(word, known):

@@ -24,6 +24,7 @@ class Parsed(Generic[Settings]):
     """What a command line says."""
 
     options: Settings
+    """The filled dataclass."""
     origins: dict[str, Origin]
     """Where each value comes from, so that messages name it as the user did."""
 
@@ -36,7 +37,7 @@ def parse(options: type[Settings], argv: list[str], *, prog: str, positional: tu
 def parse_command(
     options: type[Settings], argv: list[str], *, prog: str, positional: tuple[str, ...] = ()
 ) -> Parsed[Settings]:
-    """Fill a dataclass from a command line; what that doesn't give comes from `--config`, then from the defaults.
+    """Fill a dataclass from a command line, then from the file of `--config`, then from the defaults.
 
     Args:
         options: The dataclass. One that holds a run's sections takes `--config` and `--print_config`.
@@ -135,7 +136,7 @@ class _Words:
             raise ValueError(f"unknown option {option}{self._hint(option)}")
 
     def _part(self, option: str) -> tuple[FieldInfo, str] | None:
-        """The value with parts that an option names one of: `--loss.kl_weight.end`."""
+        """Return the field and the part that an option such as `--loss.kl_weight.end` names; None if it names none."""
         whole, _, part = option.rpartition(".")
         info = self._options.get(whole)
         return (info, part) if info and info.record is not None and part in record_fields(info) else None
@@ -175,7 +176,7 @@ class _Words:
 
 
 def _lay_over(values: dict[str, Any], others: dict[str, Any]) -> None:
-    """Replace values; of one that has parts, those parts that are given."""
+    """Replace values by others; of a value that has parts, only the parts that are given."""
     for name, value in others.items():
         before = values.get(name)
         values[name] = {**before, **value} if isinstance(before, dict) and isinstance(value, dict) else value
@@ -208,6 +209,6 @@ def _record(record: type, parts: dict[str, Any], *, name: str) -> Any:
 
 
 def _purpose(options: type, name: str) -> str:
-    """What a field is, in the first sentence of its docstring."""
+    """Return what a field is for: the first sentence of its docstring."""
     doc = next(info.doc for section in sections(options) for info in section.fields if info.name == name)
     return doc.partition(". ")[0].rstrip(".")

@@ -1,4 +1,4 @@
-"""Places that settings name, as they are wherever a later command is started."""
+"""Paths in settings made absolute, so that they mean the same wherever a later command is started."""
 
 from __future__ import annotations
 
@@ -47,5 +47,5 @@ def _resolved(place: str, *, kind: str, base: Path) -> str:
 
 
 def _no_hub_id(place: str) -> bool:
-    """Whether it can't be a hub id, which is a name or an owner and a name."""
+    """Return whether a place can't be a hub id, which is a name, or an owner and a name."""
     return place.count("/") > 1 or place.startswith((".", "/")) or any(letter in place for letter in "*?[\\ ")

@@ -1,9 +1,9 @@
-"""What makes a value valid, and how a wrong one is told.
+"""Which values are valid, and how messages about wrong ones name their fields.
 
 A field states its range where it is declared (`batch_size: int = positive(12)`); `Options` checks it when the
-dataclass is made, and `--help` shows it. A message writes a field's name in angle brackets, `<train.batch_size>`, so
-that it can be told as the user gave it: `--train.batch_size` on the command line, with its line from a file, bare in
-Python.
+dataclass is made, and `--help` shows it. In a message a field's name stands in angle brackets, `<train.batch_size>`.
+The user reads it as it was given: `--train.batch_size` on the command line, `train.batch_size` with file and line from
+a file, and the bare name in Python.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Origin(NamedTuple):
     """Where a field's value comes from."""
 
     name: str
-    """The field as it was given: `--train.batch_size`, or `train.batch_size` in a file."""
+    """The field as the user gave it: `--train.batch_size`, or `train.batch_size` in a file."""
     file: str = ""
     line: int = 0
 
@@ -46,7 +46,7 @@ class NamesFields(Exception):
         return self.told({})
 
     def told(self, origins: Mapping[str, Origin]) -> str:
-        """Return the message with each field named as the user gave it; a file is named once."""
+        """Return the message with each field named as the user gave it; a file's name is given once."""
         files: set[str] = set()
 
         def name(mark: re.Match[str]) -> str:
@@ -113,28 +113,29 @@ class Range:
     """Where a number may lie; for a list, each of its numbers."""
 
     within: Callable[[float], bool]
+    """Returns whether a number lies in the range."""
     must: str
-    """End of the message about a value outside: "it must be positive"."""
+    """End of the message about a number outside the range: "it must be positive"."""
     shown: str
-    """What `--help` says: "positive"."""
+    """What `--help` says of the range: "positive"."""
 
 
 _POSITIVE = Range(within=lambda value: value > 0, must="it must be positive", shown="positive")
 
 
 def positive(default: Any = MISSING, *, factory: Any = MISSING) -> Any:
-    """A dataclass field of numbers above 0."""
+    """Return a dataclass field of numbers above 0."""
     return _ranged(_POSITIVE, default, factory)
 
 
 def at_least(low: float, default: Any = MISSING, *, factory: Any = MISSING) -> Any:
-    """A dataclass field of numbers from `low` on."""
+    """Return a dataclass field of numbers from `low` on."""
     must = "it can't be negative" if low == 0 else f"it can't be below {low:g}"
     return _ranged(Range(within=lambda value: value >= low, must=must, shown=f"{low:g} or more"), default, factory)
 
 
 def between(low: float, high: float, default: Any = MISSING, *, ends: Ends = "[]", factory: Any = MISSING) -> Any:
-    """A dataclass field of numbers from `low` to `high`; a round bracket in `ends` leaves that end out."""
+    """Return a dataclass field of numbers from `low` to `high`; a round bracket in `ends` leaves that end out."""
 
     def within(value: float) -> bool:
         return low < value < high or (value == low and ends[0] == "[") or (value == high and ends[1] == "]")
@@ -154,18 +155,18 @@ def _ranged(range_: Range, default: Any, factory: Any) -> Any:
 
 
 def one_of(word: str, choices: Iterable[object]) -> str:
-    """Return the end of the message about a word that is none of the choices."""
+    """Return the end of a message about a word that is none of the choices."""
     known = [str(choice) for choice in choices]
     return f"it must be one of {', '.join(known)}{did_you_mean(word, known)}"
 
 
 def local_path(default: Any = MISSING) -> Any:
-    """A dataclass field that names a folder or file here; `~` is the home folder."""
+    """Return a dataclass field that names a folder or file here; `~` is the home folder."""
     return field(default=default, metadata={"path": "local"})
 
 
 def source(default: Any = MISSING) -> Any:
-    """A dataclass field that names a folder, file, glob, address or hub id; `~` is the home folder."""
+    """Return a dataclass field that names a folder, file, glob, address or hub id; `~` is the home folder."""
     return field(default=default, metadata={"path": "source"})
 
 
@@ -221,5 +222,5 @@ def _check(options: Options, name: str, value: Any, range_: Range | None) -> Non
 
 @cache
 def _choices(options: type) -> dict[str, tuple[Any, ...]]:
-    """The names that each field of `Literal` type takes."""
+    """Return the names that each field of `Literal` type takes."""
     return {name: get_args(hint) for name, hint in get_type_hints(options).items() if get_origin(hint) is Literal}

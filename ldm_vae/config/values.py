@@ -11,7 +11,7 @@ from ldm_vae.config.rules import FieldError, one_of
 
 NULL = ("null", "Null", "NULL")
 NONE = (*NULL, "~", "none", "None", "NONE")
-"""Words that people write for nothing."""
+"""Words that people write where they mean no value."""
 SWITCHES = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 """Words for yes and no, in lower case."""
 _NUMBER = re.compile(r"[-+]?([0-9]+(_[0-9]+)*\.?([0-9]+(_[0-9]+)*)?|\.[0-9]+)([eE][-+]?[0-9]{1,3})?")

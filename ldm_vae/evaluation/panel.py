@@ -159,8 +159,8 @@ def _cloud_figures(tally: Tally, *, label: Callable[[int], int | None] | None) -
     points = torch.stack([tally.points[index] for index in sorted(tally.points)])
     figures = {"intrinsic_dimension": intrinsic_dimension(points), "uniformity": uniformity(points)}
     indices = sorted(tally.features)
-    found = [] if label is None else [(index, label(index)) for index in indices]
-    labelled = {index: number for index, number in found if number is not None}
+    numbered = [] if label is None else [(index, label(index)) for index in indices]
+    labelled = {index: number for index, number in numbered if number is not None}
     if len(set(labelled.values())) > 1:
         features = torch.stack([tally.features[index] for index in labelled])
         labels = torch.tensor(list(labelled.values()))

@@ -231,10 +231,10 @@ def format_table(evaluations: Sequence[Evaluation]) -> str:
 
 def package_versions() -> dict[str, str]:
     """Return the versions of what the numbers depend on, of those installed."""
-    found = {"ldm-vae": ldm_vae.__version__}
+    versions = {"ldm-vae": ldm_vae.__version__}
     for package in _PACKAGES:
         try:
-            found[package] = version(package)
+            versions[package] = version(package)
         except PackageNotFoundError:
             continue
-    return found
+    return versions

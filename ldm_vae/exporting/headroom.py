@@ -65,7 +65,7 @@ class PrecisionReport:
     def why_float16_is_unsafe(self) -> str:
         """The first of the reasons, as a clause."""
         layer, magnitude = max(
-            (self.largest(network) for network in ("encoder", "decoder")), key=lambda found: found[1]
+            (self.largest(network) for network in ("encoder", "decoder")), key=lambda layer: layer[1]
         )
         if not magnitude * MARGIN <= FLOAT16_LIMIT:
             return f"{layer} reaches {magnitude:.4g} of {FLOAT16_LIMIT:.0f}"

@@ -127,9 +127,9 @@ class Cells:
             raise ValueError("its path holds a NUL")
         candidates = [path] if os.path.isabs(path) else [os.path.join(place, path) for place in self._places]
         own = [candidate for candidate in candidates if self._is_own(candidate)]
-        found = next(filter(os.path.exists, own), None)
-        if found is not None:
-            return found
+        existing = next(filter(os.path.exists, own), None)
+        if existing is not None:
+            return existing
         if self.rules.allow_outside:
             return next(filter(os.path.exists, candidates), path)
         if own:

@@ -61,10 +61,10 @@ def open_collection(
         rules=(rules or ReadingRules()).reading_rules(),
         recorded=recorded,
     )
-    found = open_source(request)
-    if len(found.dataset) == 0:
+    opened = open_source(request)
+    if len(opened.dataset) == 0:
         raise request.error(f"{request.shown} holds no image")
-    return ImageCollection(found)
+    return ImageCollection(opened)
 
 
 class ImageCollection:

@@ -213,8 +213,8 @@ def _read_parquet(full: str, path: str) -> MetadataTable:
 
 def _check_columns(names: Sequence[str], path: str) -> None:
     if FILE_NAME not in names:
-        found = ", ".join(map(printable, names)) or "none"
-        raise NoFileNames(f"{printable(path)}: it has no column {FILE_NAME}; its columns are {found}")
+        listed = ", ".join(map(printable, names)) or "none"
+        raise NoFileNames(f"{printable(path)}: it has no column {FILE_NAME}; its columns are {listed}")
     repeated = next((name for name in names if list(names).count(name) > 1), None)
     if repeated is not None:
         raise MetadataError(f"{printable(path)} can't be read: it has several columns {printable(repeated)!r}")

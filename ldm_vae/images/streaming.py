@@ -82,23 +82,23 @@ def open_stream(
         rules=(rules or ReadingRules()).reading_rules(),
         recorded=recorded,
     )
-    found = open_source(request)
-    dataset, collection = found.dataset, None
+    opened = open_source(request)
+    dataset, collection = opened.dataset, None
     if isinstance(dataset, Dataset):
-        collection = ImageCollection(found)
+        collection = ImageCollection(opened)
         dataset = dataset.to_iterable_dataset(num_shards=max(1, min(len(dataset), _SHARDS_OF_A_FOLDER)))
     features = dataset.features if dataset.features is not None else dataset._resolve_features().features
-    others = {name: feature for name, feature in features.items() if name != found.image_column}
+    others = {name: feature for name, feature in features.items() if name != opened.image_column}
     label = label_column(others)
     names = others[label].names if label is not None and isinstance(others[label], ClassLabel) else None
     return ImageStream(
         source=source,
         dataset=dataset,
-        image_column=found.image_column,
-        cells=found.cells,
+        image_column=opened.image_column,
+        cells=opened.cells,
         label_column=label,
         label_names=names,
-        files=found.files,
+        files=opened.files,
         collection=collection,
     )
 

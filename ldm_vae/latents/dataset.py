@@ -226,8 +226,8 @@ class LatentDataset(Dataset[LatentSample]):
         return tensors, at
 
     def _verify_row(self, tensors: dict[str, Tensor], at: int, *, row: int) -> None:
-        found = row_checksums({name: values[at : at + 1] for name, values in tensors.items()})
-        if CHECKSUMS not in tensors or int(found) != int(tensors[CHECKSUMS][at]):
+        actual = row_checksums({name: values[at : at + 1] for name, values in tensors.items()})
+        if CHECKSUMS not in tensors or int(actual) != int(tensors[CHECKSUMS][at]):
             file = self.index["shards"][self._shard(row)]["file"]
             raise ValueError(f"{self.directory / file}: row {row} is damaged, its checksum isn't right; {MEND}")
 

@@ -74,14 +74,14 @@ PLAN_FIELDS = ("format", "version", *Plan.__dataclass_fields__)
 
 def differences(there: dict[str, Any], here: dict[str, Any], *, prefix: str = "") -> list[str]:
     """Name what differs between two plans, one `field: X there, Y here` each."""
-    found = []
+    lines = []
     for key in sorted(there.keys() | here.keys()):
         old, new = there.get(key), here.get(key)
         if isinstance(old, dict) and isinstance(new, dict):
-            found += differences(old, new, prefix=f"{prefix}{key}.")
+            lines += differences(old, new, prefix=f"{prefix}{key}.")
         elif old != new:
-            found.append(f"{prefix}{key}: {_short(old)} there, {_short(new)} here")
-    return found
+            lines.append(f"{prefix}{key}: {_short(old)} there, {_short(new)} here")
+    return lines
 
 
 @dataclass(kw_only=True)

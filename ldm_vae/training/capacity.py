@@ -42,7 +42,7 @@ class PeakMemory:
             Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
 
     @property
-    def held(self) -> int:
+    def current(self) -> int:
         """The bytes held now."""
         return torch.cuda.memory_allocated(self.device) if self.device.type == "cuda" else _status("VmRSS")
 
@@ -114,11 +114,11 @@ def _estimate(step: TrainingStep, *, resolution: int, accelerator: Accelerator) 
     adversarial = state.discriminator is not None
     step.micro_batch(image, adversarial=adversarial)  # leaves the gradients, so that they are counted once
     memory = PeakMemory(accelerator.device)
-    held = memory.held
+    before = memory.current
     step.micro_batch(image, adversarial=adversarial)
     optimized = ((parameter, network.optimizer) for network in state.networks for parameter in network.parameters)
     to_come = ADAM_BYTES * sum(parameter.numel() for parameter, optimizer in optimized if not optimizer.state)
-    needed = held + to_come + FRAGMENTATION * (memory.peak - held) * step.micro_batch_size
+    needed = before + to_come + FRAGMENTATION * (memory.peak - before) * step.micro_batch_size
     step.forget_gradients()
     measured = float64_tensor([needed], device=accelerator.device)
     return float(accelerator.gather(measured).max())

@@ -1,4 +1,4 @@
-"""What a config does to latents and images between encoder and decoder."""
+"""The interventions that a config asks for: changes of latents and images between encoder and decoder."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from ldm_vae.models.families.family import Family
 from ldm_vae.models.interventions import BLOCK, Equivariance, LowPass, NoisyLatents
 from ldm_vae.models.trainable import Intervention, PairRules
 
-LEAST_SIDE = {"lpips_vgg": 16, "lpips_alex": 35, "lpips_squeeze": 19}  # of images that the trunks take
+LEAST_SIDE = {"lpips_vgg": 16, "lpips_alex": 35, "lpips_squeeze": 19}  # in pixels, of images that the trunks take
 
 
 def build_interventions(config: Config, *, family: Family) -> list[Intervention]:
     """Return the interventions, in the order in which they change a sample.
 
     Raises:
-        ValueError: A side of images or latents doesn't fit one of them; the message names the field.
+        FieldError: A side of images or latents doesn't fit one of them. The message names the field.
     """
     loss, interventions = config.loss, list[Intervention]()
     sides = [*config.data.early_resolutions, config.data.resolution]

@@ -32,13 +32,20 @@ from ldm_vae.training.state import TrainedNetwork, TrainingState
 class MicroBatchResult:
     """What a micro-batch leaves behind, besides gradients in the networks."""
 
-    figures: Tensor  # [number of averaged figures], float32, 0 for those that were not measured
-    measured: frozenset[str]  # names of those that were
-    grad_reconstruction: Tensor  # gradients at the last layer's weight W: of the terms on images,
-    grad_generator: Tensor  # and of g
-    num_elements: int  # N
-    posterior: Tensor | None  # [4, c], the posterior's moments, in updates that measure them
-    codes: CodeStatistics | None  # which codes it took, where the bottleneck learns from that
+    figures: Tensor
+    """The averaged figures in order, float32; 0 for those that were not measured."""
+    measured: frozenset[str]
+    """Names of the figures that were measured."""
+    grad_reconstruction: Tensor
+    """Gradient of the terms on images at the last layer's weight W."""
+    grad_generator: Tensor
+    """Gradient of the adversarial loss g at W."""
+    num_elements: int
+    """Number of elements N of an image."""
+    posterior: Tensor | None
+    """The posterior's moments, [4, c]; None in updates that don't measure them."""
+    codes: CodeStatistics | None
+    """Which codes the micro-batch took; None where the bottleneck doesn't learn from them."""
 
 
 class TrainingStep:
@@ -65,7 +72,7 @@ class TrainingStep:
         self.averaged = (*state.objective.names, "g", "d", "loss", "logits_real", "logits_fake", "lam")
 
     def __call__(self, batches: Iterator[TrainingBatch]) -> None:
-        """Take the update's micro-batches from `batches`, and make it."""
+        """Make an update from the next micro-batches of `batches`."""
         adversarial = self.is_adversarial
         results = []
         for index in range(self.accumulation):
@@ -80,11 +87,12 @@ class TrainingStep:
         return self.state.discriminator is not None and self.state.step >= self.loss_config.disc_start
 
     def rehearse(self, *, resolution: int) -> None:
-        """Run a whole step on grey images, GAN included, and discard it; compiled, one of each scale of a transform.
+        """Run a whole step on grey images, GAN included, and discard it.
 
-        DDP orders its buckets by the first backward, which changes the order of sums for every later one: fresh and
-        resumed runs must both have it behind them. It also shows at the start, not at disc_start, what does not
-        compile or fit.
+        DDP orders its buckets by the first backward, which changes the order of sums in every later one: fresh and
+        resumed runs must both have it behind them. A rehearsal also shows at the start of the run, instead of at
+        disc_start, what doesn't compile or fit. Where networks are compiled, it runs one step for each scale of a
+        transform.
         """
         batch = self.grey_batch(self.micro_batch_size, resolution=resolution)
         compiled = self.train_config.compiles(self.accelerator.device.type)
@@ -109,11 +117,11 @@ class TrainingStep:
             network.optimizer.zero_grad()
 
     def micro_batch(self, batch: TrainingBatch, *, adversarial: bool) -> MicroBatchResult:
-        """Run forward and backward of one micro-batch; gradients are added to the networks'."""
+        """Run forward and backward of one micro-batch, and add its gradients to those in the networks."""
         state, objective = self.state, self.state.objective
         device = self.accelerator.device
         weight = state.trainable.last_layer.weight  # W
-        # The memory layout changes on the device: on the way to it, the copy would leave page-locked memory and wait.
+        # The memory layout is changed on the device: changed before, the copy would leave page-locked memory and wait.
         encoded = batch.images.to(device, non_blocking=True).contiguous(memory_format=torch.channels_last)
         noise = batch.noise.to(device, non_blocking=True).contiguous(memory_format=torch.channels_last)
         draws = {

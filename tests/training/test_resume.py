@@ -34,7 +34,7 @@ pytestmark = pytest.mark.processes
 STEPS = 6
 LAST = f"checkpoint-{STEPS:06d}"
 STREAMS = {"stream-empty_shard": "*.parquet", "stream-one_file": "0.parquet"}  # for 3 processes
-TAIL = re.compile(r"go on with train\.resume_from_checkpoint \(.*\.yaml, line \d+\) latest$")
+TAIL = re.compile(r"go on with train\.resume_from_checkpoint \((.*\.yaml, )?line \d+\) latest$")
 
 
 @dataclass(frozen=True)
@@ -254,7 +254,8 @@ def test_older_checkpoint_by_name_needs_overwrite(runs: Runs) -> None:
 
 def test_new_run_into_a_folder_that_holds_one_is_refused(runs: Runs) -> None:
     assert runs.statuses("anew") == [1]
-    assert runs.printed("anew")[-1].startswith(f"ldm-vae: output_dir: {runs.path('whole-1')} holds a run; go on with ")
+    refused = rf"^ldm-vae: output_dir \(.*\.yaml, line 1\): {runs.path('whole-1')} holds a run; go on with "
+    assert re.match(refused, runs.printed("anew")[-1])
     assert sorted(path.name for path in runs.path("whole-1").iterdir()) == runs.left("whole-1")
 
 
