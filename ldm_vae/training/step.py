@@ -32,20 +32,13 @@ from ldm_vae.training.state import TrainedNetwork, TrainingState
 class MicroBatchResult:
     """What a micro-batch leaves behind, besides gradients in the networks."""
 
-    figures: Tensor
-    """The averaged figures in order, float32; 0 for those that were not measured."""
-    measured: frozenset[str]
-    """Names of the figures that were measured."""
-    grad_reconstruction: Tensor
-    """Gradient of the terms on images at the last layer's weight W."""
-    grad_generator: Tensor
-    """Gradient of the adversarial loss g at W."""
-    num_elements: int
-    """Number of elements N of an image."""
-    posterior: Tensor | None
-    """The posterior's moments, [4, c]; None in updates that don't measure them."""
-    codes: CodeStatistics | None
-    """Which codes the micro-batch took; None where the bottleneck doesn't learn from them."""
+    figures: Tensor  # the averaged figures in order, float32; 0 for those that were not measured
+    measured: frozenset[str]  # names of the figures that were measured
+    grad_reconstruction: Tensor  # gradient of the terms on images at the last layer's weight W
+    grad_generator: Tensor  # gradient of the adversarial loss g at W
+    num_elements: int  # number of elements N of an image
+    posterior: Tensor | None  # the posterior's moments, [4, c], in updates that measure them
+    codes: CodeStatistics | None  # which codes the micro-batch took, where the bottleneck learns from them
 
 
 class TrainingStep:
