@@ -23,6 +23,7 @@ from ldm_vae.models.exact.run import Execution, Layout
 from ldm_vae.models.exact.statistics import ChannelStatistics
 from ldm_vae.models.families import family_of
 from ldm_vae.models.inference import InferenceAutoencoder
+from tests.launching import ROOT, start, torchrun
 from tests.tiny import tiny_autoencoder
 
 TIERS: tuple[Tier, ...] = ("device", "host", "disk")
@@ -246,10 +247,9 @@ dist.destroy_process_group()
 def test_processes_share_an_image(tmp_path: Path, num_processes: int) -> None:
     script = tmp_path / "shared.py"
     script.write_text(SHARED)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(num_processes), str(script)]
-    root = Path(__file__).parents[3]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=root)
-    assert result.returncode == 0, result.stderr
+    printed = tmp_path / "printed.txt"
+    process = start(torchrun(num_processes, str(script)), output=printed, PYTHONPATH=str(ROOT))  # for `tests`
+    assert process.wait(timeout=120) == 0, printed.read_text()
 
 
 MEASURED = """
