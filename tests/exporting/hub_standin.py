@@ -51,10 +51,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = self._body()
-        if (
-            self.path != "/api/validate-yaml"
-        ):  # of the card's metadata alone, which newer clients ask for without a token
-            self.server.tokens.add(self.headers.get("Authorization"))
+        self.server.tokens.add(self.headers.get("Authorization"))
         if self.server.refuse is not None:
             self._answer(self.server.refuse, {"error": "Invalid credentials"})
         elif self.path == "/api/repos/create":
@@ -77,7 +74,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(404, {"error": self.path})
 
     def do_GET(self) -> None:
-        self.server.tokens.add(self.headers.get("Authorization"))
+        if self.path.startswith("/api/models/"):  # the client asks for other things, about itself, without a token
+            self.server.tokens.add(self.headers.get("Authorization"))
         if self.server.refuse is not None:
             self._answer(self.server.refuse, {"error": "Invalid credentials"})
         elif self.path.startswith(f"/api/models/{REPO}"):
