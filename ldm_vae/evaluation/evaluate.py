@@ -10,11 +10,10 @@ from PIL import Image
 
 from ldm_vae.config.commands.evaluate import EvaluateOptions
 from ldm_vae.config.rules import require, require_divides
-from ldm_vae.evaluation.features import load_set_features
+from ldm_vae.evaluation.features import choose_perceptual, load_set_features
 from ldm_vae.evaluation.grid import save_grid
 from ldm_vae.evaluation.measure import (
     Comparison,
-    choose_perceptual,
     join_processes,
     measure_reconstructions,
     short_name,

@@ -10,12 +10,15 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ldm_vae.config.names import PerceptualChoice
 from ldm_vae.config.rules import FieldError, mark
 from ldm_vae.losses.perceptual import as_rgb
 from ldm_vae.models.frozen.efficientnet import load_efficientnet
+from ldm_vae.models.frozen.lpips import lpips_trunk_file
 from ldm_vae.models.frozen.weights import read_weights
 from ldm_vae.system.pixels import from_pixels, to_pixels
 from ldm_vae.system.text import first_line
+from ldm_vae.training.terms import load_perceptual
 
 _INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"  # torch-fidelity's, converted from the published graph
 
@@ -137,3 +140,30 @@ class _ByteInput(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         return self.network(pixels.byte())
+
+
+def choose_perceptual(
+    name: PerceptualChoice, *, weights: str | None, device: torch.device
+) -> tuple[str | None, nn.Module | None]:
+    """Load the perceptual distance called `name`.
+
+    For `auto` it is the best one that needs no download: LPIPS (vgg) where its weights are, else EfficientNet-Lite0's
+    where its package is, else none.
+
+    Returns:
+        The distance's own name and its network, or None twice.
+
+    Raises:
+        ValueError: The weights of a distance that was asked for are missing or foreign.
+    """
+    if name == "none":
+        return None, None
+    if name == "auto":
+        name = "lpips_vgg" if weights is not None or lpips_trunk_file("lpips_vgg").is_file() else "efficientnet_lite0"
+        try:
+            return name, load_perceptual(name, weights=weights, field="perceptual_weights").to(device)
+        except ValueError:
+            if name == "lpips_vgg":
+                raise
+            return None, None  # its package isn't installed
+    return name, load_perceptual(name, weights=weights, field="perceptual_weights").to(device)

@@ -17,7 +17,6 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import pixel_unshuffle
 
-from ldm_vae.config.names import PerceptualChoice
 from ldm_vae.evaluation.features import SetFeatures
 from ldm_vae.images.evaluation import EvaluationBatch, EvaluationImages, evaluation_batches
 from ldm_vae.images.training import SkippedImage
@@ -26,12 +25,11 @@ from ldm_vae.latents.statistics import ChannelMoments, RowMoments
 from ldm_vae.metrics.latents import LatentMetrics, LatentSummary
 from ldm_vae.metrics.reconstruction import ReconstructionMetrics, ReconstructionSummary
 from ldm_vae.metrics.sets import SetDistances, set_distances
-from ldm_vae.models.families.family import Family, Reconstruction
-from ldm_vae.models.frozen.lpips import lpips_trunk_file
+from ldm_vae.models.families.family import Family
+from ldm_vae.models.families.parts import Reconstruction
 from ldm_vae.models.precision import autocast
 from ldm_vae.system.pixels import to_pixels
 from ldm_vae.system.progress import progress
-from ldm_vae.training.terms import load_perceptual
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,33 +200,6 @@ def reconstruct(family: Family, images: Tensor, *, bf16: bool = False) -> Recons
     """Return what an autoencoder makes of images [B, C, H, W] in [-1, 1], convolutions in `bf16` where asked for."""
     with autocast(images.device, enabled=bf16):
         return family.reconstruct(images)
-
-
-def choose_perceptual(
-    name: PerceptualChoice, *, weights: str | None, device: torch.device
-) -> tuple[str | None, nn.Module | None]:
-    """Load the perceptual distance called `name`.
-
-    For `auto` it is the best one that needs no download: LPIPS (vgg) where its weights are, else EfficientNet-Lite0's
-    where its package is, else none.
-
-    Returns:
-        The distance's own name and its network, or None twice.
-
-    Raises:
-        ValueError: The weights of a distance that was asked for are missing or foreign.
-    """
-    if name == "none":
-        return None, None
-    if name == "auto":
-        name = "lpips_vgg" if weights is not None or lpips_trunk_file("lpips_vgg").is_file() else "efficientnet_lite0"
-        try:
-            return name, load_perceptual(name, weights=weights, field="perceptual_weights").to(device)
-        except ValueError:
-            if name == "lpips_vgg":
-                raise
-            return None, None  # its package isn't installed
-    return name, load_perceptual(name, weights=weights, field="perceptual_weights").to(device)
 
 
 def short_name(source: str) -> str:

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from ldm_vae.config.commands.export import ExportOptions
 from ldm_vae.config.rules import require
+from ldm_vae.evaluation.features import choose_perceptual
 from ldm_vae.evaluation.measure import (
     Comparison,
     MeasuredLatents,
-    choose_perceptual,
     join_processes,
     measure_latents,
     measure_reconstructions,
@@ -25,6 +25,7 @@ from ldm_vae.evaluation.measure import (
 )
 from ldm_vae.evaluation.results import Protocol, Score, describe_scores, package_versions
 from ldm_vae.exporting.card import CardContent
+from ldm_vae.exporting.fields import scaling_fields, taught_fields, tile_size
 from ldm_vae.exporting.files import export_place, variant, with_fields, write_card, write_weights
 from ldm_vae.exporting.headroom import PrecisionReport, fit_float16
 from ldm_vae.exporting.hub import push_folder
@@ -43,9 +44,6 @@ from ldm_vae.training.run_autoencoder import RunAutoencoder, load_run_autoencode
 PRECISION_IMAGES = 32
 """Images whose activations are measured, and whose reconstructions in 16-bit types are compared."""
 CARD_PICTURES = 4
-_SMALLEST_TILE = 512
-_UNSTATED_SAMPLE_SIZE = 32  # the class's default
-_NEEDS_SHIFT = ("sd3", "flux")  # their pipelines crash without a number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,37 +175,6 @@ def export(options: ExportOptions) -> ExportSummary:
         url=url,
         notes=reader_notes(config) if options.format == "ldm" else [],
     )
-
-
-def scaling_fields(options: ExportOptions, *, latents: LatentSummary) -> dict[str, Any]:
-    """The config fields that tell pipelines how to normalise latents, all of them, so that none is inherited."""
-    fields: dict[str, Any] = {"scaling_factor": latents.scaling_factor, "shift_factor": None}
-    fields |= {"latents_mean": None, "latents_std": None}
-    if options.per_channel:
-        # (z - mean) * scaling_factor / std, in SDXL's pipelines
-        return fields | {
-            "scaling_factor": 1.0, "latents_mean": latents.channel_mean, "latents_std": latents.channel_std
-        }  # fmt: skip
-    if options.shift or options.target in _NEEDS_SHIFT:
-        fields["shift_factor"] = latents.mean
-    return fields
-
-
-def taught_fields(run: RunAutoencoder) -> dict[str, Any]:
-    """Of a model that learnt a teacher's normalised latents: there is nothing left to normalise."""
-    return {} if run.config.model.teacher is None else {"scaling_factor": 1.0, "shift_factor": 0.0}
-
-
-def tile_size(run: RunAutoencoder) -> int:
-    """Return the config's `sample_size`: the side in pixels of the tiles that diffusers' `enable_tiling` cuts.
-
-    A tile has less around it than a whole picture, which shows at the seams, so tiles aren't as small as the crops of
-    a training may be. A pretrained model's size stays, unless it is the class's default, which nobody chose.
-    """
-    stated = run.family.model.config.get("sample_size")
-    if run.config.model.pretrained is not None and stated not in (None, _UNSTATED_SAMPLE_SIZE):
-        return stated
-    return max(_SMALLEST_TILE, run.config.data.resolution)
 
 
 def _check_target(options: ExportOptions, *, family: Family) -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ldm_vae.losses.term import Schedule
+from ldm_vae.system.float64 import in_float64
 
 
 def posterior_moments(mean: Tensor, logvar: Tensor) -> Tensor:
@@ -52,7 +53,7 @@ def summarise_posterior(moments: Tensor, *, least_variance: float) -> PosteriorS
         moments: As `posterior_moments` returns them, over the global batch.
         least_variance: Variance of its mean above which a channel is active.
     """
-    moments = moments.double().cpu()
+    moments = in_float64(moments).cpu()
     if not moments.isfinite().all():
         return None
     mean, square, variance, logvar = moments

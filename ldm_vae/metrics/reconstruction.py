@@ -164,7 +164,7 @@ class ReconstructionMetrics:
         codes_per_element = self._sums["code_share"].item() / num_images
         return {
             "codebook_size": self.codebook_size,
-            "codebook_usage": (counts > 0).double().mean().item(),
+            "codebook_usage": in_float64(counts > 0).mean().item(),
             "codebook_perplexity": math.exp(entropy),
             "code_bits_per_dim": codes_per_element * entropy / math.log(2),
         }

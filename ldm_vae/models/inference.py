@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from ldm_vae.models.blocks import speed_up_blocks
 from ldm_vae.models.bottlenecks.bottleneck import Latent
 from ldm_vae.models.exact import enable_exact_tiling, tell_plan
-from ldm_vae.models.families.family import Family, Half
+from ldm_vae.models.families.family import Family
+from ldm_vae.models.families.parts import Half
 from ldm_vae.models.precision import exact_float32
 from ldm_vae.system.memory import keep_freed_memory
 from ldm_vae.system.pixels import from_pixels

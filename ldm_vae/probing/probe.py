@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 
 from ldm_vae.config.commands.probe import ProbeOptions
 from ldm_vae.config.rules import require, require_divides
-from ldm_vae.evaluation.features import load_all_set_features
+from ldm_vae.evaluation.features import choose_perceptual, load_all_set_features
 from ldm_vae.evaluation.grid import save_grid
-from ldm_vae.evaluation.measure import choose_perceptual, join_processes, short_name, spread_indices
+from ldm_vae.evaluation.measure import join_processes, short_name, spread_indices
 from ldm_vae.evaluation.panel import measure_panels
 from ldm_vae.evaluation.panel_measures import format_panel
 from ldm_vae.evaluation.panel_sums import PanelImages

@@ -21,7 +21,7 @@ from ldm_vae.images.training import TrainingImages
 from ldm_vae.images.transforms import to_image
 from ldm_vae.metrics.reconstruction import ReconstructionMetrics, ReconstructionSummary
 from ldm_vae.models.exact import within_memory
-from ldm_vae.models.families.family import Reconstruction
+from ldm_vae.models.families.parts import Reconstruction
 from ldm_vae.models.precision import autocast, use_bf16
 from ldm_vae.system.files import naming
 from ldm_vae.training.processes import Processes

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ldm_vae.system.float64 import float64_device, in_float64
+from ldm_vae.system.float64 import float64_device, float64_zeros, in_float64
 
 DEAD = 0.01
 """A code is dead where it is used less than so many times as often as if all were used alike."""
@@ -42,12 +42,12 @@ class CodeStatistics:
         """
         device = float64_device(vectors.device)
         indices = indices.to(device)
-        counts = torch.zeros(num_codes, dtype=torch.float64, device=device)
-        counts.index_add_(0, indices, torch.ones_like(indices, dtype=torch.float64))
+        counts = float64_zeros(num_codes, device=device)
+        counts.index_add_(0, indices, in_float64(torch.ones_like(indices)))
         if ranks is None:
             empty = vectors.new_zeros(0, 1)
             return cls(counts=counts, sums=counts.new_zeros(num_codes, 0), candidates=empty)
-        sums = torch.zeros(num_codes, vectors.shape[1], dtype=torch.float64, device=device)
+        sums = float64_zeros(num_codes, vectors.shape[1], device=device)
         sums.index_add_(0, indices, in_float64(vectors))
         return cls(counts=counts, sums=sums, candidates=_highest(torch.cat([ranks[:, None], vectors], dim=1)))
 

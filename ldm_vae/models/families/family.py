@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Self, TypeAlias
+from typing import Any, ClassVar, Self, TypeAlias
 
 import torch
 from diffusers import ModelMixin
@@ -15,32 +14,11 @@ from torch.nn.grad import conv2d_weight
 
 from ldm_vae.config.model import ModelConfig
 from ldm_vae.models.bottlenecks.bottleneck import Bottleneck, Latent
+from ldm_vae.models.families.parts import Half, Reconstruction
 from ldm_vae.models.normalisation import SCALING_FIELDS, Normalisation
 
 DiffusersModel: TypeAlias = ModelMixin
 """An autoencoder as diffusers knows it, of any class in `FAMILIES`."""
-
-
-class Reconstruction(NamedTuple):
-    """Images encoded and decoded without noise, float32."""
-
-    mean: Tensor
-    """The posterior's mean, [B, c, h, w]."""
-    std: Tensor | None
-    """The posterior's standard deviation, [B, c, h, w]; None where nothing is random."""
-    images: Tensor
-    """The decoded mean, [B, C, H, W], about in [-1, 1]."""
-    indices: Tensor | None = None
-    """Which codes the latents are, [B, 1, h, w]; None where their number isn't finite."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Half:
-    """Encoder or decoder, with the layers at its borders; `first` is the whole of it where its input goes further."""
-
-    network: nn.Module
-    first: nn.Module
-    last: nn.Module
 
 
 class Family(ABC):

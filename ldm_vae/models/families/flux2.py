@@ -11,6 +11,7 @@ from torch import Tensor
 from ldm_vae.config.model import ModelConfig
 from ldm_vae.models.families.kl import KL
 from ldm_vae.models.normalisation import SCALING_FIELDS
+from ldm_vae.system.float64 import in_float64
 
 
 class Flux2(KL):
@@ -45,7 +46,7 @@ class Flux2(KL):
     def scaling(self) -> dict[str, Any]:
         """The batch norm's statistics, as Flux2Pipeline reads them: (patches - mean) / sqrt(variance + eps)."""
         statistics = self.model.bn
-        std = torch.sqrt(statistics.running_var.double() + self.model.config.batch_norm_eps)
+        std = torch.sqrt(in_float64(statistics.running_var) + self.model.config.batch_norm_eps)
         return dict.fromkeys(SCALING_FIELDS) | {
             "scaling_factor": 1.0,
             "latents_mean": statistics.running_mean.tolist(),

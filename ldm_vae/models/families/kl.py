@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from ldm_vae.config.model import ModelConfig
 from ldm_vae.models.bottlenecks.bottleneck import Bottleneck
 from ldm_vae.models.bottlenecks.gaussian import Gaussian
-from ldm_vae.models.families.family import DiffusersModel, Family, Half
+from ldm_vae.models.families.family import DiffusersModel, Family
+from ldm_vae.models.families.parts import Half
 
 
 class KL(Family):

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from ldm_vae.config.model import ModelConfig
 from ldm_vae.config.rules import require
 from ldm_vae.models.bottlenecks.deterministic import Deterministic
-from ldm_vae.models.families.family import DiffusersModel, Family, Half
+from ldm_vae.models.families.family import DiffusersModel, Family
+from ldm_vae.models.families.parts import Half
 
 DEFAULT_LATENT_CHANNELS = 4
 
