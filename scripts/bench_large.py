@@ -86,7 +86,7 @@ def measure(arguments: argparse.Namespace) -> None:
         if encodes:
             run = lambda batch: family.model.encode(batch).latent_dist.mean.float()  # noqa: E731
     memory = PeakMemory(model.device)
-    held, start = memory.held, time.process_time()
+    held, start = memory.current, time.process_time()
     with torch.no_grad():
         output = run(image)
     figures = {"seconds": time.process_time() - start, "gib": (memory.peak - held) / GIB}

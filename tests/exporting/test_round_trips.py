@@ -44,7 +44,9 @@ def architectures(draw: st.DrawFn) -> dict[str, Any]:
         scaling_factor=draw(st.floats(0.01, 10)),
         shift_factor=draw(st.none() | st.floats(-1, 1)),
         latents_mean=draw(statistics),
-        latents_std=draw(statistics),
+        latents_std=draw(
+            st.none() | st.lists(st.floats(0.01, 100), min_size=latent_channels, max_size=latent_channels)
+        ),
     )
 
 

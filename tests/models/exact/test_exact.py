@@ -265,7 +265,7 @@ encoder = InferenceAutoencoder(family_of(tiny_autoencoder(widths=[16, 16])), bf1
 image = torch.rand(1, 3, 768, 768)
 encoder.encode(image[:, :, :16, :16])
 memory = PeakMemory(torch.device("cpu"))
-held = memory.held
+held = memory.current
 encoder.encode(image)
 print((memory.peak - held) / 2**30)
 """
