@@ -10,7 +10,7 @@ from types import ModuleType
 
 import pytest
 
-from tests.launching import ROOT, SCRIPTS
+from tests.launching import CHECKOUT, ROOT, SCRIPTS
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def test_every_mutation_changes_one_place_into_other_python(mutate: ModuleType) 
     mutations = mutate.read_mutations()
     assert len(mutations) >= 60
     for mutation in mutations:
-        text = (ROOT / mutation.file).read_text()
+        text = (CHECKOUT / mutation.file).read_text()
         assert ast.dump(ast.parse(mutation.mutated(text))) != ast.dump(ast.parse(text)), mutation.name
 
 
