@@ -128,6 +128,7 @@ def test_run_equals_the_plain_step(case: str, tmp_path: Path, pictures: Path) ->
     averages = [average.contiguous() for average in state.ema.shadow_params]
     assert_close(dict(enumerate(averages)), dict(enumerate(plain.average)))  # type: ignore[arg-type]
     assert state.trainable.likelihood_logvar.item() == pytest.approx(plain.logvar.item(), abs=CLOSE)
-    assert state.lam.item() == pytest.approx(plain.lam, rel=1e-4)
+    # Float32: after 30 updates the plain step alone, with one thread and with two, differs by 0.8e-5.
+    assert state.lam.item() == pytest.approx(plain.lam, rel=5e-5)
     assert plain.measured
     assert all(0 < balance < 1e4 for balance in plain.measured)  # at the clamp, the two would agree in any case
