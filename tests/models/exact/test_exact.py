@@ -280,4 +280,4 @@ def test_memory_stays_within_the_budget() -> None:
 
     budget = 0.04
     assert peak(0) > 2.5 * budget
-    assert peak(budget) < budget + 0.01  # what the libraries hold beside, whatever the size
+    assert peak(budget) < budget + 0.015  # what the libraries hold beside, whatever the size
