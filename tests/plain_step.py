@@ -73,6 +73,7 @@ class PlainRun:
         self.disc_optimizer = self._adamw(list(discriminator.parameters()))
         self.lam = 0.0  # measured in the update before
         self.step = 0
+        self.anchors: tuple[float, ...] | None = None  # mean logits of images and reconstructions
         self.measured: list[float] = []
 
     def _adamw(self, parameters: list[Tensor]) -> torch.optim.AdamW:
@@ -123,6 +124,7 @@ class PlainRun:
                 d = (torch.relu(1 - real).mean() + torch.relu(1 + fake).mean()) / 2
             else:
                 d = (-F.logsigmoid(real).mean() - F.logsigmoid(-fake).mean()) / 2
+            d = d + self._lecam(real, fake) + self._r1(images)
             disc_gradients = torch.autograd.grad(d, list(self.discriminator.parameters()))
 
         rate = train.learning_rate * self._schedule(self.step, train.max_train_steps)
@@ -138,6 +140,28 @@ class PlainRun:
         decay = 0.0 if self.step == 1 else min(self.step / (9 + self.step), train.ema_decay)
         for average, parameter in zip(self.average, self.trained, strict=True):
             average.copy_(decay * average + (1 - decay) * parameter.detach())
+
+    def _lecam(self, real: Tensor, fake: Tensor) -> Tensor:
+        """Distance of logits from the other ones' averages, which go by the updates before."""
+        penalty = torch.zeros(())
+        now = (real.mean().item(), fake.mean().item())
+        if self.anchors is not None:
+            penalty = torch.relu(real - self.anchors[1]) ** 2 + torch.relu(self.anchors[0] - fake) ** 2
+        decay = self.loss.disc_lecam_decay
+        self.anchors = tuple(decay * a + (1 - decay) * b for a, b in zip(self.anchors or now, now, strict=True))
+        return self.loss.disc_lecam_weight * penalty.mean()
+
+    def _r1(self, images: Tensor) -> Tensor:
+        """Half the squared gradient of an image's logits over their number, in every n-th update n times."""
+        if self.loss.disc_r1_weight == 0 or self.step % self.loss.disc_r1_every:
+            return torch.zeros(())
+        images = images.clone().requires_grad_()
+        norms = []
+        for index in range(len(images)):
+            logits = self.discriminator(images)[index]
+            (gradient,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
+            norms.append((gradient[index] ** 2).sum() / logits.numel())
+        return self.loss.disc_r1_every * self.loss.disc_r1_weight / 2 * sum(norms) / len(norms)
 
     def _optimize(self, optimizer: torch.optim.AdamW, gradients: tuple[Tensor, ...], rate: float) -> None:
         parameters = optimizer.param_groups[0]["params"]

@@ -1,18 +1,12 @@
-"""Settings of what is minimised: a mixin for the fields of each term, and one for those of the discriminator."""
+"""Settings of what is minimised: a mixin for the fields of each term; those of the discriminator are beside."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import ClassVar, Optional, Union
 
-from ldm_vae.config.names import (
-    AdaptiveWeight,
-    DiscriminatorLoss,
-    DiscriminatorNorm,
-    LatentNoise,
-    Perceptual,
-    PixelDistance,
-)
+from ldm_vae.config.adversarial import AdversarialFields
+from ldm_vae.config.names import LatentNoise, Perceptual, PixelDistance
 from ldm_vae.config.rules import Options, at_least, between, local_path, positive, require
 
 
@@ -230,30 +224,6 @@ class LikelihoodFields(TermFields):
     """Learn a log-variance s of the likelihood: the terms on images are divided by exp(s), and s is added."""
     logvar_init: float = 0.0
     """First value of the log-variance s."""
-
-
-@dataclass(kw_only=True)
-class AdversarialFields(TermFields):
-    """The discriminator and its balance against the terms on images."""
-
-    disc_weight: float = at_least(0, 0.5)
-    """Weight of the adversarial loss, which multiplies the adaptive weight. With 0 there is no discriminator."""
-    disc_start: int = at_least(0, 50001)
-    """Number of updates before the discriminator is trained."""
-    disc_warmup_steps: int = at_least(0, 0)
-    """Updates, from disc_start on, in which the discriminator is trained and doesn't yet reach the autoencoder."""
-    disc_loss: DiscriminatorLoss = "hinge"
-    """Loss of the discriminator."""
-    disc_norm: DiscriminatorNorm = "group"
-    """Norm in the discriminator. `batch` is the published one, whose result depends on how the batch is cut."""
-    disc_channels: int = positive(64)
-    """Width of the discriminator's first layer."""
-    disc_num_layers: int = positive(3)
-    """Strided layers of the discriminator; with 3 it judges patches of 70 pixels."""
-    adaptive_weight: AdaptiveWeight = "lagged"
-    """When the adversarial gradient is measured against the reconstruction's, at the last layer, to balance both: in
-    the step before (`lagged`), in the same step, as published (`same_step`, which works without accumulation only), or
-    not at all (`off`)."""
 
 
 @dataclass(kw_only=True)

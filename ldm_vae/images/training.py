@@ -66,6 +66,20 @@ class TrainingBatch:
         )
 
 
+def grey_batch(
+    size: int, *, shape: tuple[int, int, int], latent_shape: tuple[int, int, int], rules: DrawRules
+) -> TrainingBatch:
+    """Return `size` grey images of [C, R, R], with zero for noise, and with all that an update may draw."""
+    sample = rules.of_image(0, latent_shape=latent_shape)
+    draws: dict[str, Tensor | float] = {name: torch.stack([drawn] * size) for name, drawn in sample.items()}
+    return TrainingBatch(
+        images=torch.zeros(size, *shape),
+        noise=torch.zeros(size, *latent_shape),
+        skipped=[],
+        draws={**draws, **rules.rehearsed()[0]},
+    )
+
+
 @dataclass(kw_only=True, frozen=True)
 class Augmentation:
     """How a picture becomes a training image: a function of (seed, k) and the picture alone."""

@@ -1,9 +1,10 @@
-"""Adversarial losses, and their balance against the reconstruction (Esser et al. 2021, equation 7)."""
+"""Adversarial losses, what regularises D, and the balance with the reconstruction (Esser et al. 2021, equation 7)."""
 
 from __future__ import annotations
 
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -31,6 +32,52 @@ def discriminator_loss(logits_real: Tensor, logits_fake: Tensor, *, kind: Litera
     if kind == "hinge":
         return 0.5 * (F.relu(1 - logits_real).mean() + F.relu(1 + logits_fake).mean())
     return 0.5 * (F.softplus(-logits_real).mean() + F.softplus(logits_fake).mean())
+
+
+def gradient_penalty(logits: Tensor, images: Tensor) -> Tensor:
+    """Return the mean over images of |grad_x sum D(x)|² over the number of logits, with a graph for its own gradient.
+
+    With one logit an image it is that of R1 (Mescheder et al. 2018, "Which Training Methods for GANs do actually
+    Converge?", equation 9) without its factor of a half. With many it is the mean of each logit's squared gradient, as
+    far as their patches don't overlap, and doesn't grow with the resolution.
+
+    Args:
+        logits: D(x), [B, 1, h, w], part of the graph.
+        images: x, [B, C, H, W], which require a gradient.
+    """
+    (gradient,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
+    return gradient.float().square().flatten(1).sum(1).mean() / logits[0].numel()
+
+
+class LogitAnchors:
+    """Averages of D's logits over past updates, and the distance of an update's logits from them.
+
+    mean relu(D(x) - average of D(y))² + mean relu(average of D(x) - D(y))²: the LeCam regulariser (Tseng et al. 2021,
+    "Regularizing Generative Adversarial Networks under Limited Data"), one-sided as in its authors' code.
+    The averages are those of the global batches of past updates: the first update with D has none, and no penalty. So
+    each process and each micro-batch adds its part. The state is part of the checkpoint.
+
+    Args:
+        decay: Part of the averages that an update keeps.
+        device: Where the state is.
+    """
+
+    def __init__(self, *, decay: float, device: torch.device) -> None:
+        self._decay = decay
+        self.state = torch.zeros(3, device=device)
+        """Averages of D(x) and of D(y), and 1 once there are any."""
+
+    def penalty(self, logits_real: Tensor, logits_fake: Tensor) -> Tensor:
+        """Return the mean penalty of a micro-batch's logits, of any shape: a scalar."""
+        real, fake, begun = self.state
+        distance = F.relu(logits_real - fake).square().mean() + F.relu(real - logits_fake).square().mean()
+        return begun * distance
+
+    def update(self, logits_real: Tensor, logits_fake: Tensor, *, finite: Tensor) -> None:
+        """Take up an update's mean logits, two scalars of the global batch, if the update is finite."""
+        now = torch.stack([logits_real, logits_fake, torch.ones_like(logits_real)])
+        moved = torch.where(self.state[2] > 0, torch.lerp(now, self.state, self._decay), now)
+        self.state = torch.where(finite, moved, self.state)
 
 
 def adaptive_weight(grad_reconstruction: Tensor, grad_generator: Tensor, *, num_elements: int) -> Tensor:

@@ -23,7 +23,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ldm_vae.losses.adversarial import adaptive_weight
+from ldm_vae.losses.adversarial import LogitAnchors, adaptive_weight, discriminator_loss
 from ldm_vae.losses.rate import RateControl
 from ldm_vae.losses.term import Term
 
@@ -53,6 +53,11 @@ class Objective:
     learn_logvar: bool = False
     rate: RateControl | None = None
     """What the KL divergence's gradient goes by, where it goes by the update before."""
+    lecam: LogitAnchors | None = None
+    """What D's logits are drawn to, where they are."""
+    lecam_weight: float = 0.0
+    r1_weight: float = 0.0
+    """Weight of D's gradient penalty in the updates that have one."""
 
     def __post_init__(self) -> None:
         assert len(set(self.names)) == len(self.terms), f"two terms have one name: {self.names}"
@@ -61,6 +66,11 @@ class Objective:
     def names(self) -> tuple[str, ...]:
         """Names of the terms, those on images first."""
         return tuple(term.name for on in ("images", "latents") for term in self._terms_on(on))
+
+    @property
+    def regularisers(self) -> tuple[str, ...]:
+        """Names of what is added to D's loss."""
+        return (*(["lecam"] if self.lecam is not None else []), *(["r1"] if self.r1_weight > 0 else []))
 
     @property
     def frozen_networks(self) -> dict[str, nn.Module]:
@@ -95,6 +105,24 @@ class Objective:
             step: Number of updates made, on which weights may depend.
         """
         return self._weighted("latents", output, images, step=step)
+
+    def discriminator_loss(self, logits_real: Tensor, logits_fake: Tensor, *, penalty: Tensor | None) -> Loss:
+        """Return the loss that D is trained with.
+
+        Args:
+            logits_real: D(x), of any shape.
+            logits_fake: D(y), of the same shape.
+            penalty: `gradient_penalty` of D at x; None in updates without one.
+        """
+        figures = {"d": discriminator_loss(logits_real, logits_fake, kind=self.disc_loss)}
+        total = figures["d"]
+        if self.lecam is not None:
+            figures["lecam"] = self.lecam.penalty(logits_real, logits_fake)
+            total = total + self.lecam_weight * figures["lecam"]
+        if penalty is not None:
+            figures["r1"] = penalty
+            total = total + 0.5 * self.r1_weight * penalty
+        return Loss(total=total, figures=figures)
 
     def generator_weight(self, grad_reconstruction: Tensor, grad_generator: Tensor, *, num_elements: int) -> Tensor:
         """Return lam, from the global batch's gradients at the last layer's weight; see `adaptive_weight`."""

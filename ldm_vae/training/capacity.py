@@ -111,11 +111,10 @@ def _estimate(step: TrainingStep, *, resolution: int, accelerator: Accelerator) 
     """Return the bytes that a step takes, the most of all processes."""
     state = step.state
     image = step.grey_batch(1, resolution=resolution)
-    adversarial = state.discriminator is not None
-    step.micro_batch(image, adversarial=adversarial)  # leaves the gradients, so that they are counted once
+    step.largest_micro_batch(image)  # leaves the gradients, so that they are counted once
     memory = PeakMemory(accelerator.device)
     before = memory.current
-    step.micro_batch(image, adversarial=adversarial)
+    step.largest_micro_batch(image)
     optimized = ((parameter, network.optimizer) for network in state.networks for parameter in network.parameters)
     to_come = ADAM_BYTES * sum(parameter.numel() for parameter, optimizer in optimized if not optimizer.state)
     needed = before + to_come + FRAGMENTATION * (memory.peak - before) * step.micro_batch_size

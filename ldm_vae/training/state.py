@@ -47,6 +47,32 @@ class TrainedNetwork(Generic[Network]):
         """The parameters that are trained."""
         return [parameter for parameter in self.module.parameters() if parameter.requires_grad]
 
+    @property
+    def gradient_norm(self) -> Tensor:
+        """The norm of the gradients that micro-batches left."""
+        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+        return torch.nn.utils.get_total_norm(gradients, foreach=True)
+
+    def optimize(self, norm: Tensor, *, max_grad_norm: float, finite: Tensor) -> None:
+        """Clip the gradient and make the optimizer's step if the training step is finite; otherwise change nothing.
+
+        `grad_scale` and `found_inf` are how torch's GradScaler talks to a fused optimizer: the kernel divides the
+        gradients by `grad_scale`, and does nothing where `found_inf` is 1. Both are tensors on the device, so the host
+        needn't wait for their values.
+
+        Args:
+            norm: The gradient's norm.
+            max_grad_norm: Largest norm; 0: nothing is clipped.
+            finite: [], bool, whether the training step is finite.
+        """
+        optimizer = self.optimizer
+        if max_grad_norm > 0:
+            optimizer.grad_scale = ((norm + 1e-6) / max_grad_norm).clamp(min=1.0)  # type: ignore[attr-defined]
+        optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
+        optimizer.step()
+        optimizer.zero_grad()
+        self.lr_scheduler.step()
+
 
 class AveragedWeights(EMAModel):
     """Exponential moving average as in diffusers, but updated in one pass over memory and without a copy of all."""
@@ -199,8 +225,8 @@ def build_meter(
         names.append("likelihood_logvar")
     names += of_bottleneck
     if adversarial:
-        names += ADVERSARIAL_FIGURES
-    checked = [*objective.names, *(["g", "d"] if adversarial else []), "gradient"]
+        names += [*ADVERSARIAL_FIGURES, *objective.regularisers]
+    checked = [*objective.names, *(["g", "d", *objective.regularisers] if adversarial else []), "gradient"]
     return Meter(names, checked=checked, device=device)
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -17,15 +16,15 @@ from torch import Tensor
 from ldm_vae.config.loss import LossConfig
 from ldm_vae.config.train import TrainConfig
 from ldm_vae.images.draws import DrawRules
-from ldm_vae.images.training import TrainingBatch
-from ldm_vae.losses.adversarial import ADAPTIVE_WEIGHT_MAX, discriminator_loss, generator_loss
+from ldm_vae.images.training import TrainingBatch, grey_batch
+from ldm_vae.losses.adversarial import ADAPTIVE_WEIGHT_MAX, generator_loss, gradient_penalty
 from ldm_vae.losses.rate import channel_kl, posterior_moments
 from ldm_vae.models.bottlenecks.bottleneck import Latent
 from ldm_vae.models.bottlenecks.codes import CodeStatistics
 from ldm_vae.models.precision import autocast, use_bf16
 from ldm_vae.training.codes import of_global_batch
 from ldm_vae.training.meter import ADVERSARIAL_FIGURES
-from ldm_vae.training.state import TrainedNetwork, TrainingState
+from ldm_vae.training.state import TrainingState
 
 
 @dataclass(kw_only=True)
@@ -63,14 +62,16 @@ class TrainingStep:
         )
         # The order is that of the one reduction over processes, whose sums depend on it from three processes on.
         self.averaged = (*state.objective.names, "g", "d", "loss", "logits_real", "logits_fake", "lam")
+        self.averaged += state.objective.regularisers
 
     def __call__(self, batches: Iterator[TrainingBatch]) -> None:
         """Make an update from the next micro-batches of `batches`."""
         adversarial = self.is_adversarial
+        penalised = adversarial and self._penalises and self.state.step % self.loss_config.disc_r1_every == 0
         results = []
         for index in range(self.accumulation):
             with self._accumulating(last=index == self.accumulation - 1):
-                results.append(self.micro_batch(next(batches), adversarial=adversarial))
+                results.append(self.micro_batch(next(batches), adversarial=adversarial, penalised=penalised))
         self._update(results, adversarial=adversarial)
         self.state.step += 1
 
@@ -79,38 +80,53 @@ class TrainingStep:
         """Whether the state's next update has a discriminator."""
         return self.state.discriminator is not None and self.state.step >= self.loss_config.disc_start
 
+    @property
+    def _penalises(self) -> bool:
+        """Whether some updates have a gradient penalty."""
+        return self.state.discriminator is not None and self.state.objective.r1_weight > 0
+
     def rehearse(self, *, resolution: int) -> None:
         """Run a whole step on grey images, GAN included, and discard it.
 
         DDP orders its buckets by the first backward, which changes the order of sums in every later one: fresh and
         resumed runs must both have it behind them. A rehearsal also shows at the start of the run, instead of at
         disc_start, what doesn't compile or fit. Where networks are compiled, it runs one step for each scale of a
-        transform.
+        transform, with a gradient penalty and without.
         """
         batch = self.grey_batch(self.micro_batch_size, resolution=resolution)
+        adversarial = self.state.discriminator is not None
+        penalties = [True, False] if self._penalises else [False]
+        updates = [(draws, penalised) for penalised in penalties for draws in self.rules.rehearsed()]
         compiled = self.train_config.compiles(self.accelerator.device.type)
-        for draws in self.rules.rehearsed() if compiled else self.rules.rehearsed()[:1]:
+        for draws, penalised in updates if compiled else updates[:1]:
             batch.draws.update(draws)
-            self.micro_batch(batch, adversarial=self.state.discriminator is not None)
+            self.micro_batch(batch, adversarial=adversarial, penalised=penalised)
             self.forget_gradients()
+
+    def largest_micro_batch(self, batch: TrainingBatch) -> MicroBatchResult:
+        """Run a micro-batch with whatever an update of the run may have, but for the batch's draws."""
+        return self.micro_batch(batch, adversarial=self.state.discriminator is not None, penalised=self._penalises)
 
     def grey_batch(self, size: int, *, resolution: int) -> TrainingBatch:
         """Return `size` grey images, with zero for their posterior noise, and with all that an update may draw."""
         family = self.state.family
-        images = torch.zeros(size, family.in_channels, resolution, resolution)
         side = resolution // family.spatial_factor
-        noise = torch.zeros(size, family.latent_channels, side, side)
-        sample = self.rules.of_image(0, latent_shape=noise.shape[1:])
-        draws: dict[str, Tensor | float] = {name: torch.stack([drawn] * size) for name, drawn in sample.items()}
-        return TrainingBatch(images=images, noise=noise, skipped=[], draws={**draws, **self.rules.rehearsed()[0]})
+        shape = (family.in_channels, resolution, resolution)
+        return grey_batch(size, shape=shape, latent_shape=(family.latent_channels, side, side), rules=self.rules)
 
     def forget_gradients(self) -> None:
         """Discard the gradients that micro-batches left in the networks."""
         for network in self.state.networks:
             network.optimizer.zero_grad()
 
-    def micro_batch(self, batch: TrainingBatch, *, adversarial: bool) -> MicroBatchResult:
-        """Run forward and backward of one micro-batch, and add its gradients to those in the networks."""
+    def micro_batch(self, batch: TrainingBatch, *, adversarial: bool, penalised: bool = False) -> MicroBatchResult:
+        """Run forward and backward of one micro-batch, and add its gradients to those in the networks.
+
+        Args:
+            batch: The images, with all that was drawn for them.
+            adversarial: Whether D takes part.
+            penalised: Whether D's loss has its gradient penalty.
+        """
         state, objective = self.state, self.state.objective
         device = self.accelerator.device
         weight = state.trainable.last_layer.weight  # W
@@ -166,10 +182,11 @@ class TrainingStep:
         if adversarial:
             assert state.discriminator is not None
             with autocast(device, enabled=self.bf16):
-                logits_real, logits_fake = state.discriminator.wrapped(x, y.detach())
-            figures["d"] = discriminator_loss(logits_real, logits_fake, kind=objective.disc_loss)
-            (figures["d"] / self.accumulation).backward()
-            figures |= {"logits_real": logits_real.mean(), "logits_fake": logits_fake.mean()}
+                judged = state.discriminator.wrapped(x, y.detach(), differentiable=penalised)
+            penalty = gradient_penalty(judged.real, judged.at) if penalised else None
+            disc_loss = objective.discriminator_loss(judged.real, judged.fake, penalty=penalty)
+            (disc_loss.total / self.accumulation).backward()
+            figures |= disc_loss.figures | {"logits_real": judged.real.mean(), "logits_fake": judged.fake.mean()}
 
         figures |= image_loss.figures | latent_loss.figures | {"loss": image_loss.total + latent_loss.total}
         return MicroBatchResult(
@@ -223,7 +240,7 @@ class TrainingStep:
 
         # Measure lam, and the norms of what DDP has averaged.
         measured = state.objective.generator_weight(grad_reconstruction, grad_generator, num_elements=num_elements)
-        norms = [_gradient_norm(network) for network in networks]
+        norms = [network.gradient_norm for network in networks]
 
         # Add up which codes the global batch took, where the bottleneck learns from that.
         bottleneck = state.family.bottleneck
@@ -249,8 +266,10 @@ class TrainingStep:
         # Update lam and weights, then their average.
         if adversarial:
             state.lam = torch.where(finite, measured, state.lam)
+            if state.objective.lecam is not None:
+                state.objective.lecam.update(figures["logits_real"], figures["logits_fake"], finite=finite)
         for network, norm in zip(networks, norms, strict=True):
-            self._optimize(network, norm, finite=finite)
+            network.optimize(norm, max_grad_norm=self.train_config.max_grad_norm, finite=finite)
         if codes is not None:
             bottleneck.learn(codes, finite=finite)
         if state.ema is not None:
@@ -267,22 +286,6 @@ class TrainingStep:
             if state.objective.rate is not None:
                 state.objective.rate.update(channel_kl(state.posterior), step=state.step + 1, finite=finite)
 
-    def _optimize(self, network: TrainedNetwork[Any], norm: Tensor, *, finite: Tensor) -> None:
-        """Clip the gradient and make the optimizer's step if the training step is finite; otherwise change nothing.
-
-        `grad_scale` and `found_inf` are how torch's GradScaler talks to a fused optimizer: the kernel divides the
-        gradients by `grad_scale`, and does nothing where `found_inf` is 1. Both are tensors on the device, so the host
-        needn't wait for their values.
-        """
-        optimizer = network.optimizer
-        if self.train_config.max_grad_norm > 0:
-            scale = ((norm + 1e-6) / self.train_config.max_grad_norm).clamp(min=1.0)
-            optimizer.grad_scale = scale  # type: ignore[attr-defined]
-        optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
-        optimizer.step()
-        optimizer.zero_grad()
-        network.lr_scheduler.step()
-
     @contextlib.contextmanager
     def _accumulating(self, *, last: bool) -> Iterator[None]:
         """Have DDP average gradients over processes once, with the last micro-batch."""
@@ -291,8 +294,3 @@ class TrainingStep:
                 for network in self.state.networks:
                     stack.enter_context(self.accelerator.no_sync(network.wrapped))
             yield
-
-
-def _gradient_norm(network: TrainedNetwork[Any]) -> Tensor:
-    gradients = [parameter.grad for parameter in network.parameters if parameter.grad is not None]
-    return torch.nn.utils.get_total_norm(gradients, foreach=True)

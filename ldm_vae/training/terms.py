@@ -17,6 +17,7 @@ from ldm_vae.config.loss import LossConfig, Ramp, Weight
 from ldm_vae.config.names import PixelDistance
 from ldm_vae.config.rules import require
 from ldm_vae.config.run import Config
+from ldm_vae.losses.adversarial import LogitAnchors
 from ldm_vae.losses.equivariance import latent_consistency
 from ldm_vae.losses.kl import kl_divergence
 from ldm_vae.losses.objective import Objective
@@ -67,6 +68,9 @@ def build_objective(
         disc_loss=loss.disc_loss,
         learn_logvar=loss.learn_logvar,
         rate=rate,
+        lecam=LogitAnchors(decay=loss.disc_lecam_decay, device=device) if loss.disc_lecam_weight > 0 else None,
+        lecam_weight=loss.disc_lecam_weight,
+        r1_weight=loss.disc_r1_weight * loss.disc_r1_every,
     )
 
 

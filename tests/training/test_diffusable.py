@@ -35,6 +35,9 @@ EVERYTHING = {
     "low_pass": [0, 8],
     "spectrum_weight": 0.01,
     "free_bits": 0.3,
+    "disc_lecam_weight": 0.1,
+    "disc_r1_weight": 0.1,
+    "disc_r1_every": 3,
 }
 TRAIN = {"batch_size": 8, "max_train_steps": STEPS, "adam_epsilon": 1e-4, "checkpointing_steps": 2, "log_steps": 2}
 CUTS = [(1, 8), (1, 2), (2, 4), (2, 1)]

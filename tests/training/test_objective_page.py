@@ -23,6 +23,8 @@ def test_every_column_is_named(pictures: Path, tmp_path: Path) -> None:
             "equivariance_weight": 0.5,
             "consistency_weight": 0.1,
             "spectrum_weight": 0.01,
+            "disc_lecam_weight": 0.001,
+            "disc_r1_weight": 0.1,
         },
         train={"max_train_steps": 4},
     )

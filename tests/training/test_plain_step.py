@@ -39,6 +39,16 @@ CASES: dict[str, Settings] = {
     },
     "weight_decay": GAN | {"train": {"weight_decay": 0.3, "lr_scheduler": "cosine", "lr_warmup_steps": 3}},
     "clipping": GAN | {"train": {"max_grad_norm": 0.02, "lr_scheduler": "constant_with_warmup", "lr_warmup_steps": 7}},
+    "regularised": {
+        "loss": {
+            "disc_start": 5,
+            "disc_lecam_weight": 0.5,
+            "disc_lecam_decay": 0.7,
+            "disc_r1_weight": 3.0,
+            "disc_r1_every": 2,
+        },
+        "train": {"micro_batch_size": 2},
+    },
     "disc_warmup": {
         "loss": {"disc_start": 5, "disc_warmup_steps": 8},
         "train": {"disc_learning_rate": 4e-4, "lr_scheduler": "constant_with_decay", "lr_decay_fraction": 0.5},

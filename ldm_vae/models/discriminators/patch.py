@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +10,17 @@ from torch import Tensor, nn
 from ldm_vae.models.blocks import speed_up_blocks
 
 GROUPS = 32
+
+
+class Judgement(NamedTuple):
+    """What D says of images and their reconstructions."""
+
+    real: Tensor
+    """Logits of the images, [B, 1, h, w], float32."""
+    fake: Tensor
+    """Logits of the reconstructions."""
+    at: Tensor
+    """The images that were judged: with `differentiable` they require a gradient, which `real` has a graph for."""
 
 
 class PatchDiscriminator(nn.Module):
@@ -52,23 +63,34 @@ class PatchDiscriminator(nn.Module):
             return nn.BatchNorm2d(width, track_running_stats=False)
         return nn.GroupNorm(min(GROUPS, width), width)
 
-    def forward(self, images: Tensor, reconstruction: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the logits of real and of reconstructed images, each [B, 1, h, w], float32.
+    def forward(self, images: Tensor, reconstruction: Tensor, *, differentiable: bool = False) -> Judgement:
+        """Judge real and reconstructed images.
 
         Both go through the network in one call, unless the norm would mix them.
 
         Args:
             images: [B, C, H, W] in [-1, 1].
             reconstruction: [B, C, H, W].
+            differentiable: Let the gradient at the images be differentiated itself.
         """
+        if differentiable:
+            images = images.detach().requires_grad_()
+        logits = self._plain_logits if differentiable else self.logits
         if self.norm == "batch":
-            return self.logits(images), self.logits(reconstruction)
-        real, fake = self.logits(torch.cat([images, reconstruction])).chunk(2)
-        return real, fake
+            return Judgement(logits(images), logits(reconstruction), images)
+        real, fake = logits(torch.cat([images, reconstruction])).chunk(2)
+        return Judgement(real, fake, images)
 
     def logits(self, images: Tensor) -> Tensor:
         """Return the logits, [B, 1, h, w], float32, of images [B, C, H, W] in [-1, 1]."""
         return self.layers(images).float()
+
+    def _plain_logits(self, images: Tensor) -> Tensor:
+        """Return the logits by torch's own forwards: neither compiled layers nor faster norms differentiate twice."""
+        hidden = images
+        for layer in self.layers:
+            hidden = type(layer).forward(layer, hidden)
+        return hidden.float()
 
 
 def _initialise(module: nn.Module) -> None:
