@@ -34,10 +34,24 @@ def tiny_config(
     data: Fields | None = None,
     loss: Fields | None = None,
     train: Fields | None = None,
+    stages: Sequence[dict[str, Fields]] = (),
     **rest: Any,
 ) -> Config:
-    """Return a run of an f2 model of a few thousand weights, in float32, with the GAN from step 2 on."""
+    """Return a run of an f2 model of a few thousand weights, in float32, with the GAN from step 2 on.
+
+    Args:
+        output_dir: Folder of the run.
+        model: Fields of the section, as those below.
+        data: Fields.
+        loss: Fields.
+        train: Fields.
+        stages: Fields by section that each stage has of its own.
+        rest: Fields of the run.
+    """
+    sections = {"model": model or {}, "data": data or {}, "loss": loss or {}, "train": train or {}}
+    row = [{name: sections[name] | stage.get(name, {}) for name in sections} for stage in stages]
     return Config(
+        stages=[tiny_config(output_dir=output_dir, **stage, **rest) for stage in row],
         output_dir=str(output_dir),
         report_to="none",
         model=ModelConfig(**MODEL | (model or {})),

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ldm_vae.config.names import AdaptiveWeight, DiscriminatorLoss, DiscriminatorNorm
-from ldm_vae.config.rules import Options, at_least, between, positive
+from ldm_vae.config.rules import Options, at_least, between, positive, require
 
 
 @dataclass(kw_only=True)
@@ -17,8 +17,9 @@ class AdversarialFields(Options):
 
     disc_weight: float = at_least(0, 0.5)
     """Weight of the adversarial loss, which multiplies the adaptive weight. With 0 there is no discriminator."""
-    disc_start: int = at_least(0, 50001)
-    """Number of updates before the discriminator is trained."""
+    disc_start: float = at_least(0, 50001)
+    """Updates before the discriminator is trained: their number, or below 1 a part of train.max_train_steps, such as
+    0.5."""
     disc_warmup_steps: int = at_least(0, 0)
     """Updates, from disc_start on, in which the discriminator is trained and doesn't yet reach the autoencoder."""
     disc_loss: DiscriminatorLoss = "hinge"
@@ -43,3 +44,20 @@ class AdversarialFields(Options):
     """When the adversarial gradient is measured against the reconstruction's, at the last layer, to balance both: in
     the step before (`lagged`), in the same step, as published (`same_step`, which works without accumulation only), or
     not at all (`off`)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        whole = self.disc_start == int(self.disc_start)
+        require(
+            whole or self.disc_start < 1,
+            f"<loss.disc_start> is {self.disc_start:g}; it must be a whole number of updates, or a part of the run "
+            f"below 1",
+        )
+        if whole:
+            self.disc_start = int(self.disc_start)
+
+    def disc_start_update(self, max_train_steps: int) -> int:
+        """Return the number of updates before the discriminator is trained, of so many."""
+        if self.disc_start < 1:
+            return round(self.disc_start * max_train_steps)
+        return int(self.disc_start)

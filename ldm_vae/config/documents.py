@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
-from ldm_vae.config.fields import FieldInfo, all_fields, record_fields, sections
+from ldm_vae.config.fields import FieldInfo, all_fields, record_fields, row_field, sections
 from ldm_vae.config.names import did_you_mean
 from ldm_vae.config.rules import FieldError, Origin
 from ldm_vae.config.values import NONE, read_value
@@ -36,6 +36,8 @@ class Document:
     """The value of each field, by its dotted name."""
     lines: dict[str, int] = field(default_factory=dict)
     """The line that each field's value is in."""
+    row: list[Document] = field(default_factory=list)
+    """What each entry of the file's row of stages says."""
 
     @property
     def origins(self) -> dict[str, Origin]:
@@ -110,6 +112,8 @@ def _read_section(node: MappingNode, options: type, *, section: str, document: D
                 raise document.error(line, f"'{key}' is a section; it needs keys under it")
             _check_tag(value_node, document)
             _read_section(value_node, options, section=key, document=document)
+        elif key == row_field(options) and not section:
+            document.row = _read_row(value_node, options, name=key, where=document.where)
         elif (info := all_fields(options).get(name)) is not None and (section or "." not in key):
             document.lines[name] = line
             try:
@@ -118,6 +122,22 @@ def _read_section(node: MappingNode, options: type, *, section: str, document: D
                 raise ValueError(error.told(document.origins)) from None
         else:
             raise document.error(line, f"unknown key '{name}'{_hint(key, options, section=section)}")
+
+
+def _read_row(node: Node, options: type, *, name: str, where: str) -> list[Document]:
+    """Read a list whose entries have sections of their own."""
+    row = []
+    for entry in node.value if isinstance(node, SequenceNode) else [node]:
+        document = Document(where=where)
+        _check_tag(entry, document)
+        if not isinstance(entry, MappingNode):
+            line = entry.start_mark.line + 1
+            raise document.error(line, f"'{name}' is a list of parts, each with sections, as in `- train: {{...}}`")
+        _read_section(entry, options, section="", document=document)
+        if document.row:
+            raise document.error(entry.start_mark.line + 1, f"'{name}' stands within '{name}'; put all into one list")
+        row.append(document)
+    return row
 
 
 def _key(node: Node, document: Document) -> str:
@@ -223,7 +243,12 @@ def write_document(values: dict[str, Any]) -> str:
 
 def _lines(values: dict[str, Any], *, indent: str) -> Iterator[str]:
     for name, value in values.items():
-        if isinstance(value, dict):
+        if isinstance(value, list) and any(isinstance(entry, dict) for entry in value):
+            yield f"{indent}{name}:\n"
+            for entry in value:
+                first, *rest = list(_lines(entry, indent=f"{indent}    ")) or [f"{indent}    {{}}\n"]
+                yield from (f"{indent}  - {first.lstrip()}", *rest)
+        elif isinstance(value, dict):
             yield f"{indent}{name}:\n"
             yield from _lines(value, indent=f"{indent}  ")
         else:

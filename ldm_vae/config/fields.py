@@ -65,6 +65,8 @@ def sections(options: type) -> tuple[Section, ...]:
     own: list[FieldInfo] = []
     nested: list[Section] = []
     for declared in _ordered(options):
+        if declared.metadata.get("row"):
+            continue
         hint = hints[declared.name]
         if is_dataclass(hint):
             nested += sections(hint)  # type: ignore[arg-type]
@@ -78,6 +80,11 @@ def sections(options: type) -> tuple[Section, ...]:
 def all_fields(options: type) -> dict[str, FieldInfo]:
     """Return every field of a dataclass and of those nested in it, by dotted name."""
     return {info.name: info for section in sections(options) for info in section.fields}
+
+
+def row_field(options: type) -> str | None:
+    """Return the name of the field that holds a row of such dataclasses; None where there is none."""
+    return next((declared.name for declared in fields(options) if declared.metadata.get("row")), None)
 
 
 def record_fields(info: FieldInfo) -> dict[str, FieldInfo]:

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from collections import deque
-from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
+from collections.abc import Sequence
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar, get_type_hints
 
-from ldm_vae.config.documents import read_document, read_record, write_document
+from ldm_vae.config.documents import Document, read_document, read_record, write_document
 from ldm_vae.config.fields import FieldInfo, all_fields, record_fields, sections
 from ldm_vae.config.help import help_text
 from ldm_vae.config.names import did_you_mean
 from ldm_vae.config.recipes import find_recipe, told_recipe
 from ldm_vae.config.rules import FieldError, Origin
 from ldm_vae.config.run import Config
+from ldm_vae.config.stages import check_stage, own_settings
 from ldm_vae.config.values import SWITCHES, read_value
 
 Settings = TypeVar("Settings")
+_OF_STAGE = re.compile(r"--stages\.(\d+)\.")  # --stages.2.train.learning_rate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +31,18 @@ class Parsed(Generic[Settings]):
     """The filled dataclass."""
     origins: dict[str, Origin]
     """Where each value comes from, so that messages name it as the user did."""
+
+
+@dataclass(kw_only=True)
+class _Given:
+    """What a file or a command line says of the run, or of one of its stages."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+    origins: dict[str, Origin] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, document: Document) -> _Given:
+        return cls(values=document.values, origins=document.origins)
 
 
 def parse(options: type[Settings], argv: list[str], *, prog: str, positional: tuple[str, ...] = ()) -> Settings:
@@ -55,16 +71,23 @@ def parse_command(
     origins = {name: Origin(name if name in positional else f"--{name}") for name in all_fields(kind)}
     origins["config"] = Origin("--config")
     values: dict[str, Any] = {}
+    row: list[_Given] = []
     try:
         words = _Words(options, argv, positional=positional)
         for name in words.configs:
             path = find_recipe(name)
             document = read_document(path, Config, where=told_recipe(path))
-            _lay_over(values, document.values)
             origins |= document.origins
-        origins |= words.origins
-        _lay_over(values, words.values)
-        filled = _fill(options, values)
+            if document.row:
+                row = [_Given.of(stage) for stage in document.row]
+            else:
+                _refuse_shadowed(document.values, row)
+            _lay_over(values, document.values)
+        origins |= words.of_run.origins
+        _refuse_shadowed(words.of_run.values, row)
+        _lay_over(values, words.of_run.values)
+        _lay_over_stages(row, words.of_stages)
+        filled = _with_stages(_fill(options, values), row, values=values, origins=origins)
     except FieldError as error:
         raise ValueError(error.told(origins)) from None
     if words.print_config:
@@ -81,8 +104,10 @@ def load_config(path: Path) -> Config:
         ValueError: In one line, naming the field with the file and line.
     """
     document = read_document(path, Config, where=told_recipe(path))
+    row = [_Given.of(stage) for stage in document.row]
     try:
-        return _fill(Config, document.values)
+        config = _fill(Config, document.values)
+        return _with_stages(config, row, values=document.values, origins=document.origins)
     except FieldError as error:
         raise ValueError(error.told(document.origins)) from None
 
@@ -90,7 +115,9 @@ def load_config(path: Path) -> Config:
 def dump_config(config: Config) -> str:
     """Return a config as YAML, complete, that `load_config` reads."""
     values = asdict(config)
-    return write_document({declared.name: values[declared.name] for declared in fields(Config)})
+    values["stages"] = [own_settings(stage, run=config) for stage in config.stages]
+    written = [declared.name for declared in fields(Config) if declared.name != "stages" or config.stages]
+    return write_document({name: values[name] for name in written})
 
 
 class _Words:
@@ -99,8 +126,9 @@ class _Words:
     def __init__(self, options: type, argv: list[str], *, positional: tuple[str, ...]) -> None:
         self.configs: list[str] = []
         self.print_config = False
-        self.values: dict[str, Any] = {}
-        self.origins: dict[str, Origin] = {}
+        self.of_run = self._given = _Given()
+        self.of_stages: dict[int, _Given] = {}
+        self._prefix = "--"  # of the options that `_given` is of
         self._fields = all_fields(options)
         self._options = {f"--{info.alias or name}": info for name, info in self._fields.items()}
         self._takes_config = issubclass(options, Config)
@@ -111,6 +139,11 @@ class _Words:
 
     def _take(self, word: str, left: deque[str]) -> None:
         """Read an option with its values, or what is given by its place."""
+        if self._takes_config and (found := _OF_STAGE.match(word)):
+            self._given, self._prefix = self.of_stages.setdefault(int(found[1]), _Given()), found[0]
+            self._take(f"--{word[found.end() :]}", left)
+            self._given, self._prefix = self.of_run, "--"
+            return
         option, equals, value = word.partition("=")
         if equals:
             left.appendleft(value)
@@ -119,12 +152,12 @@ class _Words:
         elif self._takes_config and word == "--print_config":
             self.print_config = True
         elif (info := self._options.get(option)) is not None:
-            self.origins[info.name] = Origin(option)
+            self._given.origins[info.name] = Origin(self._prefix + option.removeprefix("--"))
             self._read(info, self._values(info, option, left, given=bool(equals)))
         elif (part := self._part(option)) is not None:
             info, name = part
             value = read_value(self._one(option, left, given=bool(equals)), record_fields(info)[name])
-            _lay_over(self.values, {info.name: {name: value}})
+            _lay_over(self._given.values, {info.name: {name: value}})
         elif self._places and not word.startswith("--"):
             if equals:
                 left.popleft()
@@ -133,7 +166,8 @@ class _Words:
                 self._places.popleft()
             self._read(info, [word])
         else:
-            raise ValueError(f"unknown option {option}{self._hint(option)}")
+            named = self._prefix + option.removeprefix("--")
+            raise ValueError(f"unknown option {named}{self._hint(option)}")
 
     def _part(self, option: str) -> tuple[FieldInfo, str] | None:
         """Return the field and the part that an option such as `--loss.kl_weight.end` names; None if it names none."""
@@ -158,16 +192,17 @@ class _Words:
     def _read(self, info: FieldInfo, words: list[str]) -> None:
         """Put values into the fields; those of a list that is given again are added."""
         if info.record is not None and words[-1].startswith("{"):
-            self.values[info.name] = read_record(words[-1], info)
+            self._given.values[info.name] = read_record(words[-1], info)
             return
         if not info.many:
-            self.values[info.name] = read_value(words[-1], info, quoted=words[-1] == "~")
+            self._given.values[info.name] = read_value(words[-1], info, quoted=words[-1] == "~")
             return
         if info.type is not str:  # [64, 128], or 64,128, or 64 128
             if any(word.startswith("[") for word in words):
-                self.values.pop(info.name, None)
+                self._given.values.pop(info.name, None)
             words = " ".join(words).replace("[", " ").replace("]", " ").replace(",", " ").split()
-        self.values[info.name] = self.values.get(info.name, []) + [read_value(word, info) for word in words]
+        before = self._given.values.get(info.name, [])
+        self._given.values[info.name] = before + [read_value(word, info) for word in words]
 
     def _hint(self, option: str) -> str:
         known = [*self._options, *(["--config", "--print_config"] if self._takes_config else [])]
@@ -180,6 +215,50 @@ def _lay_over(values: dict[str, Any], others: dict[str, Any]) -> None:
     for name, value in others.items():
         before = values.get(name)
         values[name] = {**before, **value} if isinstance(before, dict) and isinstance(value, dict) else value
+
+
+def _refuse_shadowed(values: dict[str, Any], row: Sequence[_Given]) -> None:
+    """Raise where a value for the whole run would count in no stage that has its own, which an earlier file gave."""
+    for name in values:
+        own = [str(number) for number, stage in enumerate(row, 1) if name in stage.values]
+        if own:
+            raise FieldError(
+                f"<{name}> is given for the whole run, but of its {len(row)} stages {', '.join(own)} "
+                f"{'has its' if len(own) == 1 else 'have their'} own; give --stages.{own[0]}.{name}"
+            )
+
+
+def _lay_over_stages(row: Sequence[_Given], others: dict[int, _Given]) -> None:
+    """Replace values of stages, by their numbers, by others."""
+    for number, given in others.items():
+        if not 1 <= number <= len(row):
+            (option, *_) = [*given.origins.values(), Origin(f"--stages.{number}")]
+            there = (
+                f"there are stages 1 to {len(row)}" if row else "the run has no stages; a config file can have them"
+            )
+            raise FieldError(f"{option.name}: {there}")
+        _lay_over(row[number - 1].values, given.values)
+        row[number - 1].origins |= given.origins
+
+
+def _with_stages(
+    run: Settings, row: Sequence[_Given], *, values: dict[str, Any], origins: dict[str, Origin]
+) -> Settings:
+    """Return the run with the settings of each stage: what it has of its own over the run's values."""
+    if not row:
+        return run
+    assert isinstance(run, Config)
+    stages = []
+    for number, given in enumerate(row, 1):
+        of_stage = dict(values)
+        _lay_over(of_stage, given.values)
+        try:
+            stages.append(_fill(Config, of_stage))
+            check_stage(stages[-1], run=_fill(Config, values), number=number)
+        except FieldError as error:
+            told = error.told(origins | given.origins)
+            raise ValueError(told if told.startswith("stage ") else f"stage {number}: {told}") from None
+    return replace(run, stages=stages)
 
 
 def _fill(options: type[Settings], values: dict[str, Any]) -> Settings:

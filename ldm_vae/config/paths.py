@@ -28,6 +28,8 @@ def resolve_paths(settings: Settings, *, base: Path | None = None) -> Settings:
         value, kind = getattr(settings, declared.name), declared.metadata.get("path")
         if is_dataclass(value) and isinstance(value, Options):
             changes[declared.name] = resolve_paths(value, base=base)
+        elif declared.metadata.get("row"):
+            changes[declared.name] = [resolve_paths(each, base=base) for each in value]
         elif kind is not None and value is not None:
             places = [_resolved(place, kind=kind, base=base or Path.cwd()) for place in _listed(value)]
             changes[declared.name] = places if isinstance(value, list) else places[0]

@@ -10,6 +10,7 @@ from ldm_vae.config.loss import LossConfig
 from ldm_vae.config.model import ModelConfig
 from ldm_vae.config.names import Tracker
 from ldm_vae.config.rules import Options, at_least, local_path, require
+from ldm_vae.config.stages import check_stage
 from ldm_vae.config.train import TrainConfig
 
 
@@ -18,6 +19,9 @@ class Config(Options):
     """Train an autoencoder.
 
     Example: ldm-vae train --config kl_f8 --data.train photos --output_dir runs/mine
+
+    A file may have `stages`, a list: each of its entries has sections with what that stage has of its own. They follow
+    one another, for train.max_train_steps updates each; --stages.2.train.learning_rate 1e-4 changes the second one.
     """
 
     output_dir: str = local_path("runs/vae")
@@ -32,9 +36,14 @@ class Config(Options):
     train: TrainConfig = field(default_factory=TrainConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     loss: LossConfig = field(default_factory=LossConfig)
+    stages: list[Config] = field(default_factory=list, metadata={"row": True})
+    """All settings of each stage, in their order; empty where the run has but one."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for number, stage in enumerate(self.stages, 1):
+            require(not stage.stages, f"stage {number} has stages of its own; put them all into one list")
+            check_stage(stage, run=self, number=number)
         if self.model.pretrained is None:
             check_resolution(self.data, spatial_factor=self.model.image_multiple)
 
@@ -60,6 +69,11 @@ class Config(Options):
             f"<loss.adaptive_weight> is same_step, which needs the whole batch at once, but <train.micro_batch_size> "
             f"makes {accumulation} micro-batches; take lagged, or leave <train.micro_batch_size> out",
         )
+
+    @property
+    def row(self) -> list[Config]:
+        """The settings of each stage; those of the run itself where it has but one."""
+        return self.stages or [self]
 
     @property
     def early_stages(self) -> list[tuple[int, int]]:

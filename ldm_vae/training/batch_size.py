@@ -53,10 +53,12 @@ def find_batch_size(options: FindBatchSizeOptions) -> BatchSizes:
     Raises:
         ValueError: Not even one image fits.
     """
+    if len(options.row) > 1:
+        print(f"of the run's {len(options.row)} stages the first is tried")
     limit = options.limit_gib or 0.9 * available_memory() / GIB
     print(f"limit {limit:.2f} GiB\nmicro-batch  peak GiB  images/s")
     fitting: list[Trial] = []
-    for trial in try_micro_batches(options, limit_bytes=int(limit * GIB), largest=options.largest):
+    for trial in try_micro_batches(options.row[0], limit_bytes=int(limit * GIB), largest=options.largest):
         if trial.peak_bytes is None:
             print(f"{trial.micro_batch_size:11d}  too large", flush=True)
             continue

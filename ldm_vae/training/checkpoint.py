@@ -25,6 +25,7 @@ from ldm_vae.training.checkpoint_files import (
 )
 from ldm_vae.training.data_names import DataNames
 from ldm_vae.training.run_folder import RunFolder
+from ldm_vae.training.stages import Stage
 from ldm_vae.training.state import TrainedNetwork, TrainingState, named_trained_parameters
 
 
@@ -33,9 +34,8 @@ class RunPlan:
     """What makes a run beside its state: the settings, and what followed from them when the run began."""
 
     config: Config
-    early_stages: list[tuple[int, int]]
-    """Early stages as (update, resolution): the side that images have before the update. They stay where they are if
-    train.max_train_steps is raised later."""
+    """The settings of the run, with those of all its stages."""
+    stage: Stage
     data: DataNames
 
 
@@ -124,8 +124,11 @@ def _record(state: TrainingState, plan: RunPlan) -> CheckpointRecord:
         best=state.best,
         lr_scheduler_steps={name: net.lr_scheduler.last_epoch for name, net in networks.items() if net is not None},
         learning_rates=state.learning_rates,
-        early_stages=plan.early_stages,
+        early_stages=plan.stage.early_stages,
         data=plan.data,
+        stage=plan.stage.number,
+        stage_start=plan.stage.first_step,
+        disc_start=plan.stage.disc_start,
     )
 
 
@@ -170,9 +173,43 @@ def load_checkpoint(state: TrainingState, checkpoint: Path) -> list[str]:
         network = getattr(state, name)
         if network is not None:
             _set_schedule(network, steps)
-    state.step = record.step
+    state.step, state.first_step = record.step, record.stage_start
     state.best = record.best
     return notes
+
+
+def begin_stage(state: TrainingState, checkpoint: Path) -> None:
+    """Put what a stage goes on with into the state: what the one before would export, and what was trained beside it.
+
+    That is the autoencoder with its averaged weights where there are any, the log-variance s, and the networks of
+    terms and the discriminator where both stages have them. Everything else begins as in a new run.
+
+    Raises:
+        CheckpointError: The checkpoint is of another architecture.
+    """
+    record = read_record(checkpoint)
+    weights = read_tensors(checkpoint, files.AUTOENCODER if record.ema_step is None else files.EMA)
+    try:
+        state.autoencoder.load_state_dict(weights)
+        terms = read_tensors(checkpoint, files.TERMS) if (checkpoint / files.TERMS).is_file() else {}
+        for name, network in state.trainable.term_networks.items():
+            trained = {key.removeprefix(f"{name}."): tensor for key, tensor in terms.items() if _is_in(key, name)}
+            if trained:
+                network.load_state_dict(trained)
+        if state.discriminator is not None and (checkpoint / files.DISCRIMINATOR).is_file():
+            state.discriminator.module.load_state_dict(read_tensors(checkpoint, files.DISCRIMINATOR))
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise CheckpointError(f"{checkpoint} is of another model than the stage after it: {reason}") from None
+    state.trainable.likelihood_logvar.data.copy_(read_tensors(checkpoint, files.SCALARS)["likelihood_logvar"])
+    if state.ema is not None:
+        for name, shadow in _ema_tensors(state).items():
+            shadow.copy_(weights[name])
+    state.step = state.first_step = record.step
+
+
+def _is_in(key: str, name: str) -> bool:
+    return key.startswith(f"{name}.")
 
 
 def _load_ema(state: TrainingState, checkpoint: Path, *, ema_step: int | None) -> None:

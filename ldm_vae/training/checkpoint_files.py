@@ -63,6 +63,12 @@ class CheckpointRecord:
     """Early stages as (update, resolution): the side that images have before the update."""
     data: DataNames
     """The training images' names."""
+    stage: int = 0
+    """The run's stage, from 0, that the step belongs to."""
+    stage_start: int = 0
+    """Updates of the run before that stage."""
+    disc_start: int | None = None
+    """The stage's updates before the discriminator is trained; None in checkpoints of versions that didn't keep it."""
 
     def to_json(self) -> str:
         """Return the record as the text of its file."""
@@ -87,7 +93,8 @@ def read_record(checkpoint: Path) -> CheckpointRecord:
         )
     except (OSError, ValueError, TypeError, KeyError):
         raise CheckpointError(f"{checkpoint} is damaged: {RECORD} can't be read, or is not of this version") from None
-    if not (isinstance(record.step, int) and isinstance(record.lr_scheduler_steps, dict)):
+    whole = (record.step, record.stage, record.stage_start)
+    if not (all(isinstance(number, int) for number in whole) and isinstance(record.lr_scheduler_steps, dict)):
         raise CheckpointError(f"{checkpoint} is damaged: {RECORD} holds no step or no schedules")
     return record
 

@@ -60,7 +60,7 @@ def training_images(
     config: Config,
     state: TrainingState,
     *,
-    early_stages: Sequence[tuple[int, int]],
+    early_stages: Sequence[tuple[int, int]] = (),
 ) -> TrainingImages | StreamingImages:
     """Return the images to train on, cropped and with their noise.
 

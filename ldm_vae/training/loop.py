@@ -7,27 +7,32 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from accelerate import Accelerator
+from accelerate.utils import set_seed
 from torch import Tensor
 
 from ldm_vae.config.paths import resolve_paths
+from ldm_vae.config.rules import FieldError
 from ldm_vae.config.run import Config
 from ldm_vae.losses.rate import PosteriorSummary, summarise_posterior
 from ldm_vae.metrics.latents import ACTIVE_VARIANCE
 from ldm_vae.training.capacity import explained_memory, fit_to_memory
-from ldm_vae.training.checkpoint import RunPlan, load_checkpoint, save_checkpoint
+from ldm_vae.training.checkpoint import RunPlan, begin_stage, load_checkpoint, save_checkpoint
 from ldm_vae.training.checkpoint_files import remove_old_checkpoints
+from ldm_vae.training.data_names import DataNames
 from ldm_vae.training.health import Health, NonFiniteError
-from ldm_vae.training.inputs import open_batches, open_data, training_images, validation_images
+from ldm_vae.training.inputs import RunData, open_batches, open_data, training_images, validation_images
 from ldm_vae.training.processes import (
+    Processes,
     check_ranks_agree,
     join_processes,
     told_once,
     waiting_for_others,
 )
-from ldm_vae.training.resume import begin_run, begun_stages, choose_checkpoint, compare_data
+from ldm_vae.training.resume import begin_run, choose_checkpoint, compare_data
 from ldm_vae.training.run_folder import RunFolder
 from ldm_vae.training.signals import StopSignal
 from ldm_vae.training.soundness import why_unsound
+from ldm_vae.training.stages import Stage, next_stage, opening_lines
 from ldm_vae.training.state import TrainingState, build_state
 from ldm_vae.training.step import TrainingStep
 from ldm_vae.training.tracking import Tracking
@@ -59,8 +64,23 @@ class TrainSummary:
         return f"Trained for {self.step} steps; the last checkpoint is {self.checkpoint}"
 
 
+@dataclass(kw_only=True)
+class Session:
+    """What the stages of a run share while this process trains them."""
+
+    run: RunFolder
+    config: Config
+    """All settings of the run."""
+    processes: Processes
+    data: RunData
+    names: DataNames | None = None
+    """The training images' names, once they are compared with the checkpoint's."""
+    tracking: Tracking | None = None
+    """Made once the run's folder is."""
+
+
 def train(config: Config) -> TrainSummary:
-    """Train as `config` says, from the start or from a checkpoint.
+    """Train as `config` says, from the start or from a checkpoint, one stage after the other.
 
     Raises:
         ValueError: The config or the data are wrong; the message says so in one line.
@@ -69,35 +89,64 @@ def train(config: Config) -> TrainSummary:
         LostProcessError: Another process is gone.
         RanksDifferError: A process has other weights than the rest.
     """
-    # Set up processes, data and networks.
     run = RunFolder(Path(config.output_dir))
     config = resolve_paths(config)
     processes = join_processes(config)
-    accelerator = processes.accelerator
     checkpoint = processes.on_main(lambda: choose_checkpoint(run, config), purpose="to find the checkpoint")
-    data = open_data(config)
-    with waiting_for_others("to set up the networks"):
-        state = build_state(config, accelerator=accelerator)
-    early_stages = begun_stages(config, checkpoint=checkpoint)
-    training = training_images(data.training, config, state, early_stages=early_stages)
-    validation = validation_images(data.validation, config, state)
+    session = Session(run=run, config=config, processes=processes, data=open_data(config))
+    with told_once():
+        stage = next_stage(config, checkpoint=checkpoint)
+    try_later_stages(session, after=stage)
+
+    with contextlib.ExitStack() as closing:
+        summary = train_stage(session, stage, checkpoint=checkpoint, closing=closing)
+        while stage.number + 1 < len(config.row) and not summary.stopped_by:
+            # From the disk, as after an interruption, which so leaves no trace.
+            processes.accelerator.free_memory()
+            stage = next_stage(config, checkpoint=summary.checkpoint)
+            summary = train_stage(session, stage, checkpoint=summary.checkpoint, closing=closing)
+    processes.accelerator.state.destroy_process_group()  # never after an error: it could wait for lost processes
+    return summary
+
+
+def train_stage(
+    session: Session, stage: Stage, *, checkpoint: Path | None, closing: contextlib.ExitStack
+) -> TrainSummary:
+    """Train a stage to its end or to a signal.
+
+    Args:
+        session: What the stages share.
+        stage: The stage.
+        checkpoint: One of its own that it goes on from, or the last one of the stage before; None for a new run.
+        closing: Closes the tracking at the end of the run.
+    """
+    # Set up networks and images.
+    run, processes, config = session.run, session.processes, stage.config
+    accelerator = processes.accelerator
+    state = build_networks(session, config)
+    training = training_images(session.data.training, config, state, early_stages=stage.early_stages)
+    validation = validation_images(session.data.validation, config, state)
     step = TrainingStep(state, loss_config=config.loss, train_config=config.train, accelerator=accelerator)
 
-    # Resume.
-    names = processes.on_main(
-        lambda: compare_data(run, config, training, checkpoint=checkpoint), purpose="to list the training data"
-    )
-    plan = RunPlan(config=config, early_stages=early_stages, data=names)
-    notes = load_checkpoint(state, checkpoint) if checkpoint is not None else []
+    # Resume, or begin the stage.
+    if session.names is None:
+        session.names = processes.on_main(
+            lambda: compare_data(run, config, training, checkpoint=checkpoint), purpose="to list the training data"
+        )
+    plan = RunPlan(config=session.config, stage=stage, data=session.names)
+    lines = take_up(state, stage, checkpoint)
     check_ranks_agree(state, processes=processes)
-    processes.on_main(
-        lambda: begin_run(run, plan, training, checkpoint=checkpoint, learning_rates=state.learning_rates),
-        purpose="to prepare the run's folder",
-    )
-    tracking = Tracking(run, config, accelerator=accelerator, step=state.step)
-    if checkpoint is not None:
-        for line in (f"Resumed from {checkpoint}", *notes):
-            tracking.say(line)
+    if session.tracking is None:
+        processes.on_main(
+            lambda: begin_run(run, plan, training, checkpoint=checkpoint, learning_rates=state.learning_rates),
+            purpose="to prepare the run's folder",
+        )
+        tracking = Tracking(run, session.config, accelerator=accelerator, step=state.step)
+        session.tracking = closing.enter_context(contextlib.closing(tracking))
+        if checkpoint is not None:
+            lines.insert(0, f"Resumed from {checkpoint}")
+    tracking = session.tracking
+    tracking.opens(config, [*lines, *opening_lines(stage, session.config)])
     batches = open_batches(training, config, state=state, accelerator=accelerator, tracking=tracking)
     health = Health(
         disc_loss=config.loss.disc_loss,
@@ -109,8 +158,8 @@ def train(config: Config) -> TrainSummary:
     stop = StopSignal(group=processes.hosts)
 
     stopped_by = unsaved = None
-    with stop, contextlib.closing(tracking):
-        while state.step < config.train.max_train_steps and not stopped_by:
+    with stop:
+        while state.step < stage.last_step and not stopped_by:
             # Update generator and discriminator.
             with waiting_for_others(f"in step {state.step + 1}"), explained_memory(step, config):
                 stop.begin()
@@ -144,7 +193,6 @@ def train(config: Config) -> TrainSummary:
                 )
                 if unsaved:
                     state.best = best_before
-    accelerator.state.destroy_process_group()  # never after an error: it could wait for processes that are gone
     kept = run.checkpoint(state.step) if not unsaved else last_checkpoint(run)
     if unsaved and not stopped_by:
         with told_once():
@@ -158,6 +206,37 @@ def train(config: Config) -> TrainSummary:
         unsaved=unsaved,
         stopped_by=stopped_by.name if stopped_by else None,
     )
+
+
+def try_later_stages(session: Session, *, after: Stage) -> None:
+    """Build the networks of the stages to come, so that what they lack is told before anything is trained.
+
+    Raises:
+        FieldError: A stage can't be built. The message names it.
+    """
+    for number, config in list(enumerate(session.config.row, 1))[after.number + 1 :]:
+        try:
+            build_networks(session, config)
+        except FieldError as error:
+            raise FieldError(f"stage {number}: {error.message}") from None
+        session.processes.accelerator.free_memory()
+
+
+def build_networks(session: Session, config: Config) -> TrainingState:
+    """Build a stage's state; a network that is new in it has the same first weights as after an interruption."""
+    set_seed(config.seed)
+    with waiting_for_others("to set up the networks"):
+        return build_state(config, accelerator=session.processes.accelerator)
+
+
+def take_up(state: TrainingState, stage: Stage, checkpoint: Path | None) -> list[str]:
+    """Put into the state what a stage goes on with; return lines about what differs."""
+    if checkpoint is None:
+        return []
+    if stage.begins:
+        begin_stage(state, checkpoint)
+        return []
+    return load_checkpoint(state, checkpoint)
 
 
 def compile_and_rehearse(step: TrainingStep, config: Config, *, accelerator: Accelerator, tracking: Tracking) -> None:
@@ -183,8 +262,8 @@ def summary_of(posterior: Tensor | None) -> PosteriorSummary | None:
 
 
 def due(state: TrainingState, config: Config, every: int) -> bool:
-    """Return whether what happens every so many steps is due after this one; at the end of the run it always is."""
-    return state.step % every == 0 or state.step == config.train.max_train_steps
+    """Return whether what happens every so many steps is due after this one; at the end of a stage it always is."""
+    return state.step % every == 0 or state.stage_step == config.train.max_train_steps
 
 
 def save(state: TrainingState, run: RunFolder, plan: RunPlan, *, tracking: Tracking) -> str | None:
@@ -193,13 +272,13 @@ def save(state: TrainingState, run: RunFolder, plan: RunPlan, *, tracking: Track
     Returns:
         Why nothing was written or removed, where the state isn't sound.
     """
-    unsound = why_unsound(state, plan.config)
+    unsound = why_unsound(state, plan.stage.config)
     if unsound:
         tracking.say(f"step {state.step}: no checkpoint is saved, since {unsound}; {kept_words(last_checkpoint(run))}")
         return unsound
     tracking.sync()
     save_checkpoint(state, run, plan)
-    limit = plan.config.train.checkpoints_total_limit
+    limit = plan.stage.config.train.checkpoints_total_limit
     remove_old_checkpoints(run, step=state.step, limit=limit, best=state.best)
     return None
 

@@ -116,7 +116,8 @@ def join_processes(config: Config) -> Processes:
     """
     with told_once(per="node"):
         _check_launch()
-        config.check_processes(int(os.environ.get("WORLD_SIZE", "1")))
+        for stage in config.row:
+            stage.check_processes(int(os.environ.get("WORLD_SIZE", "1")))
     require(
         config.report_to == "none" or importlib.util.find_spec(config.report_to) is not None,
         f"<report_to> is {config.report_to}, which is not installed: pip install 'ldm-vae[{config.report_to}]'",

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 
-from ldm_vae.config.parsing import dump_config, load_config
+from ldm_vae.config.parsing import dump_config
 from ldm_vae.config.rules import FieldError
 from ldm_vae.config.run import Config
 from ldm_vae.images.streaming import StreamingImages
 from ldm_vae.images.training import TrainingImages
 from ldm_vae.system.files import remove_temporaries, write_whole
 from ldm_vae.training.checkpoint import RunPlan
-from ldm_vae.training.checkpoint_files import CONFIG, find_checkpoint, latest_checkpoint, read_record
+from ldm_vae.training.checkpoint_files import find_checkpoint, latest_checkpoint, read_record
 from ldm_vae.training.data_names import LONGEST_LIST, DataNames, describe_change, digest_names, read_names, write_names
 from ldm_vae.training.run_folder import RunFolder, checkpoint_step, remove_checkpoint, set_aside
-from ldm_vae.training.tracking import flatten, rewind
+from ldm_vae.training.stages import config_before, kept_lines
+from ldm_vae.training.tracking import rewind, settings_of
 
 _NEVER_FALL = ("constant", "constant_with_warmup")  # learning-rate schedules that max_train_steps has no part in
 # Settings that are about how a run is started, so that a difference in them is no change of the run.
@@ -52,26 +52,6 @@ def choose_checkpoint(run: RunFolder, config: Config) -> Path | None:
             f"{newer[-1].name}; give <overwrite> true to have them removed"
         )
     return checkpoint
-
-
-def begun_stages(config: Config, *, checkpoint: Path | None) -> list[tuple[int, int]]:
-    """Return the early stages of a run: those that the run began with, unless their own settings were changed.
-
-    The stages end at parts of train.max_train_steps. If these were computed anew when max_train_steps is raised, a run
-    that has left an early resolution behind would go back to it.
-    """
-    if checkpoint is None:
-        return config.early_stages
-    before = _config_before(checkpoint)
-    stages = read_record(checkpoint).early_stages
-    if before is None:
-        unchanged = [side for _, side in stages] == config.data.early_resolutions
-    else:
-        unchanged = (before.data.early_resolutions, before.data.early_fractions) == (
-            config.data.early_resolutions,
-            config.data.early_fractions,
-        )
-    return stages if unchanged else config.early_stages
 
 
 def compare_data(
@@ -141,33 +121,25 @@ def begin_run(
     write_whole(run.config, dump_config(plan.config).encode())
 
 
-def _config_before(checkpoint: Path) -> Config | None:
-    try:
-        return load_config(checkpoint / CONFIG)
-    except ValueError:  # written by another version
-        return None
-
-
 def _changes(plan: RunPlan, *, checkpoint: Path, learning_rates: dict[str, float]) -> list[str]:
     """Return a line for each setting that is not the checkpoint's, and for what silently follows from the change."""
     record, config, lines = read_record(checkpoint), plan.config, []
-    before = _config_before(checkpoint)
+    before = config_before(checkpoint)
     if before is not None:
-        old, new = flatten(asdict(before)), flatten(asdict(config))
+        old, new = settings_of(before), settings_of(config)
         # Of both, since a weight has one name as a number, and others as a ramp.
         names = [name for name in {**new, **old} if name not in _OF_THE_START]
         changed = [name for name in names if old.get(name, "None") != new.get(name, "None")]
         lines += [f"{name} is {new.get(name, 'absent')} now, after {old.get(name, 'absent')}" for name in changed]
-        if "train.max_train_steps" in changed and config.train.lr_scheduler not in _NEVER_FALL:
+        of_stage = plan.stage.config.train
+        lengthened = any(name.endswith("train.max_train_steps") for name in changed)
+        if lengthened and of_stage.lr_scheduler not in _NEVER_FALL:
             lines.append(
-                f"train.lr_scheduler {config.train.lr_scheduler} falls over all of train.max_train_steps, so from now "
+                f"train.lr_scheduler {of_stage.lr_scheduler} falls over all of train.max_train_steps, so from now "
                 f"on it falls differently"
             )
-    for name, rate in learning_rates.items():
+    for name, rate in ({} if plan.stage.begins else learning_rates).items():
         rate_before = record.learning_rates.get(name, rate)
         if rate != rate_before:
             lines.append(f"{name} is {rate:.6g} after update {record.step} now, where it was {rate_before:.6g}")
-    if plan.early_stages != config.early_stages:
-        ends = ", ".join(f"{side} pixels before update {update}" for update, side in plan.early_stages)
-        lines.append(f"the early stages stay as the run began them: {ends}")
-    return lines
+    return lines + kept_lines(plan.stage, config)

@@ -25,7 +25,7 @@ class RunAutoencoder:
     family: Family
     """The autoencoder, in float32 and in eval mode."""
     config: Config
-    """The settings that the run had when the checkpoint was saved."""
+    """The settings that the run had when the checkpoint was saved, those of its stage."""
     step: int
     checkpoint: Path
     best: BestValidation | None
@@ -59,7 +59,7 @@ def load_run_autoencoder(run: Path, *, checkpoint: str, weights: Literal["ema", 
     built.model.load_state_dict(tensors)
     return RunAutoencoder(
         family=built.eval(),
-        config=load_config(folder / files.CONFIG),
+        config=load_config(folder / files.CONFIG).row[record.stage],
         step=record.step,
         checkpoint=folder,
         best=record.best,

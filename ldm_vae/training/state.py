@@ -108,8 +108,14 @@ class TrainingState:
     lam: Tensor  # [], the adaptive weight that the next step uses
     meter: Meter
     step: int = 0
+    first_step: int = 0  # updates before the run's stage
     best: BestValidation | None = None
     posterior: Tensor | None = None  # [4, c], moments of the update's global batch, where it measured them
+
+    @property
+    def stage_step(self) -> int:
+        """Updates made in the run's stage."""
+        return self.step - self.first_step
 
     @property
     def networks(self) -> list[TrainedNetwork[Any]]:
@@ -185,6 +191,7 @@ def build_state(config: Config, *, accelerator: Accelerator) -> TrainingState:
     )
     discriminator = None
     if config.loss.disc_weight > 0:
+        disc_start = config.loss.disc_start_update(train.max_train_steps)
         discriminator = _trained(
             PatchDiscriminator(
                 in_channels=config.model.in_channels,
@@ -195,7 +202,7 @@ def build_state(config: Config, *, accelerator: Accelerator) -> TrainingState:
             train,
             optimizer_name="adamw",
             learning_rate=train.disc_learning_rate or train.learning_rate,
-            num_steps=max(1, train.max_train_steps - config.loss.disc_start),  # the schedule counts D's own updates
+            num_steps=max(1, train.max_train_steps - disc_start),  # the schedule counts D's own updates
             accelerator=accelerator,
         )
     state = TrainingState(

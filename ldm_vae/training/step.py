@@ -57,6 +57,7 @@ class TrainingStep:
         self.accelerator = accelerator
         self.bf16 = use_bf16(train_config.mixed_precision, device=accelerator.device)
         self.micro_batch_size, self.accumulation = train_config.accumulation(num_processes=accelerator.num_processes)
+        self.disc_start = loss_config.disc_start_update(train_config.max_train_steps)
         self.rules = DrawRules.of(
             loss_config, seed=0, batch_size=train_config.batch_size, decoder_only=state.trainable.decoder_only
         )
@@ -78,7 +79,7 @@ class TrainingStep:
     @property
     def is_adversarial(self) -> bool:
         """Whether the state's next update has a discriminator."""
-        return self.state.discriminator is not None and self.state.step >= self.loss_config.disc_start
+        return self.state.discriminator is not None and self.state.stage_step >= self.disc_start
 
     @property
     def _penalises(self) -> bool:
@@ -148,7 +149,7 @@ class TrainingStep:
 
         # Terms on images, down to y and s. Where s isn't learnt no gradient comes for it, and zero is taken instead.
         with autocast(device, enabled=self.bf16):
-            image_loss = objective.image_loss(x, y, likelihood_logvar=likelihood_logvar, step=state.step)
+            image_loss = objective.image_loss(x, y, likelihood_logvar=likelihood_logvar, step=state.stage_step)
         grad_y, grad_likelihood_logvar = torch.autograd.grad(
             image_loss.total, [y, likelihood_logvar], allow_unused=True, materialize_grads=True
         )
@@ -169,7 +170,7 @@ class TrainingStep:
             grad_y = grad_y + figures["lam"] * grad_g
 
         # Backward through decoder and encoder, once: from y, from s, and from the terms on latents.
-        latent_loss = objective.latent_loss(output, encoded, step=state.step)
+        latent_loss = objective.latent_loss(output, encoded, step=state.stage_step)
         roots = [
             (output.reconstruction, grad_y / self.accumulation),
             (output.likelihood_logvar, grad_likelihood_logvar / self.accumulation),
@@ -201,8 +202,8 @@ class TrainingStep:
 
     def _posterior_moments(self, latent: Latent) -> Tensor | None:
         """Return the micro-batch's moments, in updates that are reported or that the rate goes by."""
-        step, train, rate = self.state.step + 1, self.train_config, self.state.objective.rate
-        reported = step % train.log_steps == 0 or step == train.max_train_steps
+        state, train, rate = self.state, self.train_config, self.state.objective.rate
+        reported = (state.step + 1) % train.log_steps == 0 or state.stage_step + 1 == train.max_train_steps
         if latent.posterior_logvar is None or not (reported or rate is not None):
             return None
         return posterior_moments(latent.mean.detach(), latent.posterior_logvar.detach())
@@ -210,7 +211,7 @@ class TrainingStep:
     def _lam(self, grad_reconstruction: Tensor, grad_generator: Tensor, *, num_elements: int) -> Tensor:
         """Return the weight of this step's g, the same on every process."""
         state, config = self.state, self.loss_config
-        if state.step < config.disc_start + config.disc_warmup_steps:
+        if state.stage_step < self.disc_start + config.disc_warmup_steps:
             return torch.zeros_like(state.lam)
         if config.adaptive_weight == "off":
             return torch.full_like(state.lam, config.disc_weight)
@@ -284,7 +285,7 @@ class TrainingStep:
         if moments:
             state.posterior = self.accelerator.reduce(torch.stack(moments).mean(0), reduction="mean")
             if state.objective.rate is not None:
-                state.objective.rate.update(channel_kl(state.posterior), step=state.step + 1, finite=finite)
+                state.objective.rate.update(channel_kl(state.posterior), step=state.stage_step + 1, finite=finite)
 
     @contextlib.contextmanager
     def _accumulating(self, *, last: bool) -> Iterator[None]:

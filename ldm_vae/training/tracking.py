@@ -7,6 +7,7 @@ import math
 import os
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from accelerate import Accelerator
 
 from ldm_vae.config.rules import require
 from ldm_vae.config.run import Config
+from ldm_vae.config.stages import own_settings
 from ldm_vae.images.training import SkippedImage
 from ldm_vae.losses.rate import PosteriorSummary
 from ldm_vae.system.files import naming, write_whole
@@ -49,7 +51,7 @@ class Tracking:
         self.is_main = accelerator.is_main_process
         self.batch_size = config.train.batch_size
         self.bar = progress(
-            config.train.max_train_steps,
+            sum(stage.train.max_train_steps for stage in config.row),
             what="train",
             unit="step",
             initial=step,
@@ -61,13 +63,16 @@ class Tracking:
         self.num_skipped_images = 0
         if config.report_to != "none":
             accelerator.init_trackers(
-                "ldm-vae", config=flatten(asdict(config)), init_kwargs={"tensorboard": {"purge_step": step + 1}}
+                "ldm-vae", config=settings_of(config), init_kwargs={"tensorboard": {"purge_step": step + 1}}
             )
-        size, number = config.train.accumulation(num_processes=accelerator.num_processes)
-        self.say(
-            f"Images a step: {config.train.batch_size} = {accelerator.num_processes} (processes) x {number} "
-            f"(micro-batches) x {size}"
-        )
+
+    def opens(self, config: Config, lines: Sequence[str]) -> None:
+        """Print what is to be said of a stage that begins, and how its batches are cut."""
+        processes = self.accelerator.num_processes
+        size, number = config.train.accumulation(num_processes=processes)
+        cut = f"{config.train.batch_size} = {processes} (processes) x {number} (micro-batches) x {size}"
+        for line in (*lines, f"Images a step: {cut}"):
+            self.say(line)
 
     def log(
         self,
@@ -183,6 +188,15 @@ def _readable(figures: dict[str, float]) -> str:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, (int, float))
+
+
+def settings_of(config: Config) -> dict[str, Any]:
+    """Return a run's settings under dotted names; of each stage those that it has of its own."""
+    values = asdict(config)
+    del values["stages"]
+    for number, stage in enumerate(config.stages, 1):
+        values[f"stage {number}"] = own_settings(stage, run=config)
+    return flatten(values)
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -12,6 +12,7 @@ from ldm_vae.config.run import Config
 from ldm_vae.training.checkpoint import RunPlan, save_checkpoint
 from ldm_vae.training.data_names import digest_names
 from ldm_vae.training.run_folder import RunFolder
+from ldm_vae.training.stages import next_stage
 from ldm_vae.training.state import TrainingState, build_state
 from ldm_vae.training.step import TrainingStep
 from tests.tiny import tiny_config
@@ -35,7 +36,8 @@ def trained(config: Config = CONFIG, *, steps: int = 2, seed: int = 0) -> tuple[
 
 def plan_of(config: Config = CONFIG) -> RunPlan:
     """The plan of a run on two images."""
-    return RunPlan(config=config, early_stages=config.early_stages, data=digest_names(["a.png", "b.png"]))
+    stage = next_stage(config, checkpoint=None)
+    return RunPlan(config=config, stage=stage, data=digest_names(["a.png", "b.png"]))
 
 
 def save_at(state: TrainingState, run: Path, step: int, *, plan: RunPlan | None = None) -> Path:

@@ -21,8 +21,9 @@ from ldm_vae.training.checkpoint import RunPlan
 from ldm_vae.training.checkpoint_files import CheckpointError
 from ldm_vae.training.data_names import digest_names
 from ldm_vae.training.loop import train
-from ldm_vae.training.resume import begin_run, begun_stages, choose_checkpoint, compare_data
+from ldm_vae.training.resume import begin_run, choose_checkpoint, compare_data
 from ldm_vae.training.run_folder import RunFolder
+from ldm_vae.training.stages import next_stage
 from ldm_vae.training.state import TrainingState
 from tests.tiny import tiny_config
 from tests.training.checkpoints import CONFIG, names, plan_of, save_at, trained
@@ -172,16 +173,43 @@ def test_stages_stay_as_they_were_begun(
     checkpoint = save_at(state, tmp_path, 3, plan=plan_of(begun))
     assert begun.early_stages == [(2, 16)]
     assert longer.early_stages == [(6, 16)]  # update 4 would be one of 16 pixels again
-    stages = begun_stages(longer, checkpoint=checkpoint)
-    assert stages == [(2, 16)]
-    assert begun_stages(longer, checkpoint=None) == [(6, 16)]
-    assert begun_stages(early(tmp_path, steps=4, fractions=[0.75]), checkpoint=checkpoint) == [(3, 16)]
+    stage = next_stage(longer, checkpoint=checkpoint)
+    assert stage.early_stages == [(2, 16)]
+    assert next_stage(longer, checkpoint=None).early_stages == [(6, 16)]
+    others = early(tmp_path, steps=4, fractions=[0.75])
+    assert next_stage(others, checkpoint=checkpoint).early_stages == [(3, 16)]
 
-    plan = RunPlan(config=longer, early_stages=stages, data=digest_names(["a.png", "b.png"]))
+    plan = RunPlan(config=longer, stage=stage, data=digest_names(["a.png", "b.png"]))
     begin_run(RunFolder(tmp_path), plan, images, checkpoint=checkpoint, learning_rates={})
     assert told(capsys) == [
         "train.max_train_steps is 12 now, after 4",
         "the early stages stay as the run began them: 16 pixels before update 2",
+    ]
+
+
+def starting_at(run: Path, start: float, *, steps: int) -> Config:
+    train = {"max_train_steps": steps, "resume_from_checkpoint": "latest"}
+    return tiny_config(output_dir=run, loss={"disc_start": start}, train=train)
+
+
+def test_discriminators_start_stays_as_it_was_begun(
+    tmp_path: Path, state: TrainingState, images: TrainingImages, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where it is a part of a run that is lengthened; another part, or number, counts."""
+    begun, longer = starting_at(tmp_path, 0.5, steps=4), starting_at(tmp_path, 0.5, steps=12)
+    checkpoint = save_at(state, tmp_path, 3, plan=plan_of(begun))
+    assert next_stage(begun, checkpoint=None).disc_start == 2
+    assert next_stage(longer, checkpoint=None).disc_start == 6
+    stage = next_stage(longer, checkpoint=checkpoint)
+    assert stage.disc_start == 2
+    assert next_stage(starting_at(tmp_path, 0.25, steps=12), checkpoint=checkpoint).disc_start == 3
+    assert next_stage(starting_at(tmp_path, 7, steps=12), checkpoint=checkpoint).disc_start == 7
+
+    plan = RunPlan(config=longer, stage=stage, data=digest_names(["a.png", "b.png"]))
+    begin_run(RunFolder(tmp_path), plan, images, checkpoint=checkpoint, learning_rates={})
+    assert told(capsys) == [
+        "train.max_train_steps is 12 now, after 4",
+        "the discriminator's start stays as the run began it: after update 2",
     ]
 
 
