@@ -160,6 +160,7 @@ def _hint(key: str, options: type, *, section: str) -> str:
     known = [name.rpartition(".")[2] for name in names if name.rpartition(".")[0] == section]
     if not section:
         known += [part.name for part in sections(options) if part.name]
+        known += [row] if (row := row_field(options)) else []
     return did_you_mean(key, known, otherwise="keys")
 
 
