@@ -166,7 +166,7 @@ class _Words:
                 self._places.popleft()
             self._read(info, [word])
         else:
-            named = self._prefix + option.removeprefix("--")
+            named = option if self._prefix == "--" else self._prefix + option.removeprefix("--")
             raise ValueError(f"unknown option {named}{self._hint(option)}")
 
     def _part(self, option: str) -> tuple[FieldInfo, str] | None:

@@ -130,11 +130,11 @@ def kept_lines(stage: Stage, config: Config) -> list[str]:
 
 
 def opening_lines(stage: Stage, config: Config) -> list[str]:
-    """Return lines about a stage that begins: what it has of its own, and where a discriminator comes in by a part."""
+    """Return lines about a stage: which it is, what it changes, and where a discriminator comes in by a part."""
     lines = []
-    if stage.begins and len(config.row) > 1:
-        line = f"Stage {stage.number + 1} of {len(config.row)}: {stage.config.train.max_train_steps} updates"
-        if stage.number > 0:
+    if len(config.row) > 1:
+        line = f"Stage {stage.number + 1} of {len(config.row)}: updates {stage.first_step + 1} to {stage.last_step}"
+        if stage.begins and stage.number > 0:
             old, new = flat_settings(config.row[stage.number - 1]), flat_settings(config.row[stage.number])
             changes = [f"{name} is {new[name]} now, after {old[name]}" for name in new if new[name] != old[name]]
             line = "; ".join([f"{line}, from the averaged weights" if _averages(old) else line, *changes])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -66,7 +67,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> TrainingImages:
 
 
 def begin(run: Path, config: Config, images: TrainingImages, *, checkpoint: Path | None, **rates: float) -> None:
-    plan = plan_of(config)
+    plan = dataclasses.replace(plan_of(config), stage=next_stage(config, checkpoint=checkpoint))
     begin_run(RunFolder(run), plan, images, checkpoint=checkpoint, learning_rates=rates)
 
 
