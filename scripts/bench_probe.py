@@ -19,7 +19,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ldm_vae.evaluation.panel_measures import MEASURES
+from ldm_vae.panel.measures import MEASURES
 from ldm_vae.probing.correlation import rank_correlation
 from ldm_vae.system.markdown import markdown_table
 

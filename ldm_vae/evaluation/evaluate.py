@@ -14,14 +14,10 @@ from ldm_vae.evaluation.features import choose_perceptual, load_set_features
 from ldm_vae.evaluation.grid import save_grid
 from ldm_vae.evaluation.measure import (
     Comparison,
-    join_processes,
     measure_reconstructions,
     short_name,
     spread_indices,
 )
-from ldm_vae.evaluation.panel import measure_panels
-from ldm_vae.evaluation.panel_measures import format_panel
-from ldm_vae.evaluation.panel_sums import PanelImages
 from ldm_vae.evaluation.results import Evaluation, Protocol, describe_scores, format_table, package_versions
 from ldm_vae.images.collection import open_collection
 from ldm_vae.images.evaluation import EvaluationImages
@@ -32,7 +28,11 @@ from ldm_vae.models.fingerprint import fingerprint
 from ldm_vae.models.inference import InferenceAutoencoder
 from ldm_vae.models.load import load_vae
 from ldm_vae.models.precision import exact_float32, use_bf16
+from ldm_vae.panel.measures import format_panel
+from ldm_vae.panel.panel import measure_panels
+from ldm_vae.panel.sums import PanelImages
 from ldm_vae.system.files import write_whole
+from ldm_vae.system.launch import join_processes
 from ldm_vae.system.outputs import EVALUATION, OutputFolder
 from ldm_vae.system.strict_json import dump_json
 from ldm_vae.system.text import printable

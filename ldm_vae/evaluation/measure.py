@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from accelerate import PartialState
 from accelerate.utils import gather_object
 from PIL import Image
 from torch import Tensor, nn
@@ -28,6 +27,7 @@ from ldm_vae.metrics.sets import SetDistances, set_distances
 from ldm_vae.models.families.family import Family
 from ldm_vae.models.families.parts import Reconstruction
 from ldm_vae.models.precision import autocast
+from ldm_vae.system.launch import join_processes
 from ldm_vae.system.pixels import to_pixels
 from ldm_vae.system.progress import progress
 
@@ -70,12 +70,6 @@ class MeasuredLatents:
     images: MeasuredImages
     patches: ChannelMoments | None
     """Moments a channel and place in a patch, where pipelines normalise patches."""
-
-
-def join_processes() -> PartialState:
-    """Return the processes of this launch, joined on the first call; a single one without a launcher."""
-    # on machines without an accelerator accelerate has to be told
-    return PartialState(cpu=not torch.accelerator.is_available())
 
 
 def spread_indices(num_available: int, *, num_images: int | None) -> list[int]:

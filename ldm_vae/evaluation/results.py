@@ -13,10 +13,10 @@ from typing import Any
 import ldm_vae
 from ldm_vae.evaluation.features import SetFeatures
 from ldm_vae.evaluation.measure import Measurement
-from ldm_vae.evaluation.panel import Panel
 from ldm_vae.metrics.latents import ACTIVE_VARIANCE
 from ldm_vae.metrics.reconstruction import ReconstructionSummary
 from ldm_vae.metrics.sets import SUBSET_SIZE, KernelDistance
+from ldm_vae.panel.panel import Panel
 from ldm_vae.system.markdown import markdown_table
 
 PROTOCOL_VERSION = 2

@@ -10,7 +10,7 @@ from typing import Any
 
 from ldm_vae.config.commands.leaderboard import LeaderboardOptions
 from ldm_vae.config.rules import FieldError, require
-from ldm_vae.evaluation.panel_measures import format_panel
+from ldm_vae.panel.measures import format_panel
 from ldm_vae.probing.folder import METRICS
 from ldm_vae.probing.protocol import differences, with_hash
 from ldm_vae.system.files import write_whole

@@ -16,12 +16,12 @@ from torch import Tensor
 
 from ldm_vae.config.rules import FieldError, mark
 from ldm_vae.evaluation.features import SetFeatures
-from ldm_vae.evaluation.measure import join_processes
-from ldm_vae.evaluation.panel_sums import Batch, PanelImages, gather, panel_batches, pixel_digests
 from ldm_vae.images.training import SkippedImage
 from ldm_vae.models.inference import InferenceAutoencoder
+from ldm_vae.panel.sums import Batch, PanelImages, gather, panel_batches, pixel_digests
 from ldm_vae.probing.latents import moment_files
 from ldm_vae.system.files import whole_or_absent, write_whole
+from ldm_vae.system.launch import join_processes
 from ldm_vae.system.tensors import write_tensors
 
 _DONE, _FEATURES = "prepared.json", "features.safetensors"

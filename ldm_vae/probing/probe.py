@@ -13,10 +13,7 @@ from ldm_vae.config.commands.probe import ProbeOptions
 from ldm_vae.config.rules import require, require_divides
 from ldm_vae.evaluation.features import choose_perceptual, load_all_set_features
 from ldm_vae.evaluation.grid import save_grid
-from ldm_vae.evaluation.measure import join_processes, short_name, spread_indices
-from ldm_vae.evaluation.panel import measure_panels
-from ldm_vae.evaluation.panel_measures import format_panel
-from ldm_vae.evaluation.panel_sums import PanelImages
+from ldm_vae.evaluation.measure import short_name, spread_indices
 from ldm_vae.evaluation.results import package_versions
 from ldm_vae.images.collection import ImageCollection, open_collection
 from ldm_vae.images.evaluation import EvaluationImages
@@ -25,6 +22,9 @@ from ldm_vae.models.fingerprint import fingerprint
 from ldm_vae.models.inference import InferenceAutoencoder
 from ldm_vae.models.load import load_vae
 from ldm_vae.models.precision import exact_float32, use_bf16
+from ldm_vae.panel.measures import format_panel
+from ldm_vae.panel.panel import measure_panels
+from ldm_vae.panel.sums import PanelImages
 from ldm_vae.probing.control import ScrambledAutoencoder
 from ldm_vae.probing.folder import METRICS, SAMPLES, TABLE, ProbeFolder
 from ldm_vae.probing.prepare import Subject, prepare
@@ -32,6 +32,7 @@ from ldm_vae.probing.protocol import choose_budget, with_hash
 from ldm_vae.probing.results import Probed, compare, probe_table
 from ldm_vae.probing.samples import score_names
 from ldm_vae.probing.trainings import Trainings, pictures_file
+from ldm_vae.system.launch import join_processes
 from ldm_vae.system.markdown import markdown_text
 from ldm_vae.system.pixels import from_pixels
 from ldm_vae.system.text import printable

@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 
 from ldm_vae.evaluation.features import SetFeatures
-from ldm_vae.evaluation.measure import join_processes
-from ldm_vae.evaluation.panel_sums import gather
 from ldm_vae.metrics.sets import frechet_distance, kernel_distance
 from ldm_vae.models.inference import InferenceAutoencoder
 from ldm_vae.models.precision import autocast
+from ldm_vae.panel.sums import gather
 from ldm_vae.probing.flow import draw_latents
 from ldm_vae.probing.network import LatentTransformer
 from ldm_vae.probing.train import Run
 from ldm_vae.system.float64 import in_float64
+from ldm_vae.system.launch import join_processes
 from ldm_vae.system.pixels import to_pixels
 from ldm_vae.system.progress import progress
 from ldm_vae.system.randomness import sample_rng

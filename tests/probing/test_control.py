@@ -8,7 +8,6 @@ import pytest
 import torch
 from torchvision.transforms.functional import pil_to_tensor
 
-from ldm_vae.evaluation.measure import join_processes
 from ldm_vae.metrics.sets import frechet_distance
 from ldm_vae.metrics.spectrum import cosine_power, high_share
 from ldm_vae.models.families import family_of
@@ -19,6 +18,7 @@ from ldm_vae.probing.flow import draw_latents
 from ldm_vae.probing.latents import EncodedMoments, TrainingLatents
 from ldm_vae.probing.protocol import BUDGETS
 from ldm_vae.probing.train import Run, train
+from ldm_vae.system.launch import join_processes
 from tests.pictures import picture
 from tests.tiny import tiny_autoencoder
 

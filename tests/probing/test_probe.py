@@ -12,7 +12,7 @@ from ldm_vae.config.commands.encode import EncodeOptions
 from ldm_vae.config.commands.leaderboard import LeaderboardOptions
 from ldm_vae.config.commands.probe import ProbeOptions
 from ldm_vae.encoding.encode import encode
-from ldm_vae.evaluation.panel_measures import MEASURES
+from ldm_vae.panel.measures import MEASURES
 from ldm_vae.probing import protocol as protocols
 from ldm_vae.probing import train as training
 from ldm_vae.probing.leaderboard import leaderboard

@@ -8,14 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ldm_vae.evaluation.panel_measures import SEGMENTS, SIGMAS
-from ldm_vae.evaluation.panel_sums import NOISE_SEED, Batch, PanelImages, Tally
 from ldm_vae.metrics.channels import outer_products
 from ldm_vae.metrics.equivariance import squared_error, transforms
 from ldm_vae.metrics.latents import LatentSummary
 from ldm_vae.metrics.reconstruction import psnr
 from ldm_vae.metrics.spectrum import cosine_power, spectrum_distance
 from ldm_vae.models.inference import InferenceAutoencoder
+from ldm_vae.panel.measures import SEGMENTS, SIGMAS
+from ldm_vae.panel.sums import NOISE_SEED, Batch, PanelImages, Tally
 from ldm_vae.system.float64 import in_float64
 from ldm_vae.system.pixels import from_pixels, to_pixels
 from ldm_vae.system.randomness import sample_rng

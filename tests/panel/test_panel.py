@@ -13,9 +13,9 @@ from torch import Tensor
 
 from ldm_vae.config.commands.evaluate import EvaluateOptions
 from ldm_vae.evaluation.evaluate import evaluate
-from ldm_vae.evaluation.panel_measures import MEASURES
 from ldm_vae.images.collection import open_collection
 from ldm_vae.images.evaluation import EvaluationImages
+from ldm_vae.panel.measures import MEASURES
 from ldm_vae.system.pixels import to_pixels
 from ldm_vae.system.randomness import sample_rng
 from ldm_vae.system.strict_json import dump_json

@@ -14,9 +14,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ldm_vae.evaluation.panel_measures import SIGMAS
-from ldm_vae.evaluation.panel_pass import PanelPass
-from ldm_vae.evaluation.panel_sums import PanelImages, Tally, gather, panel_batches, pixel_digests
 from ldm_vae.images.training import SkippedImage
 from ldm_vae.metrics.channels import effective_channels, information_bound, mean_correlation
 from ldm_vae.metrics.equivariance import GROUPS
@@ -24,6 +21,9 @@ from ldm_vae.metrics.geometry import intrinsic_dimension, linear_accuracy, neigh
 from ldm_vae.metrics.latents import LatentMetrics, LatentSummary
 from ldm_vae.metrics.spectrum import NUM_BINS, high_share, radial_power, spectral_slope
 from ldm_vae.models.inference import InferenceAutoencoder
+from ldm_vae.panel.measures import SIGMAS
+from ldm_vae.panel.passes import PanelPass
+from ldm_vae.panel.sums import PanelImages, Tally, gather, panel_batches, pixel_digests
 from ldm_vae.system.float64 import in_float64
 
 MAX_POINTS = 1000

@@ -1,0 +1,1 @@
+"""The panel: measures of latents without training a diffusion model on them."""
