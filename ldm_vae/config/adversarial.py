@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Optional
 
-from ldm_vae.config.names import AdaptiveWeight, DiscriminatorLoss, DiscriminatorNorm
-from ldm_vae.config.rules import Options, at_least, between, positive, require
+from ldm_vae.config.names import AdaptiveWeight, Discriminator, DiscriminatorLoss, DiscriminatorNorm
+from ldm_vae.config.rules import Options, at_least, between, local_path, positive, require
 
 
 @dataclass(kw_only=True)
@@ -17,6 +17,11 @@ class AdversarialFields(Options):
 
     disc_weight: float = at_least(0, 0.5)
     """Weight of the adversarial loss, which multiplies the adaptive weight. With 0 there is no discriminator."""
+    discriminator: Discriminator = "patch"
+    """What the discriminator looks at: pixels, as a PatchGAN (`patch`), or features of a frozen network, of which it
+    trains heads alone."""
+    discriminator_weights: Optional[str] = local_path(None)
+    """Folder of the frozen network, as transformers writes it; `efficientnet_lite0` needs none."""
     disc_start: float = at_least(0, 50001)
     """Updates before the discriminator is trained: their number, or below 1 a part of train.max_train_steps, such as
     0.5."""
@@ -25,11 +30,12 @@ class AdversarialFields(Options):
     disc_loss: DiscriminatorLoss = "hinge"
     """Loss of the discriminator."""
     disc_norm: DiscriminatorNorm = "group"
-    """Norm in the discriminator. `batch` is the published one, whose result depends on how the batch is cut."""
+    """Norm in the discriminator. `batch` is the published one of `patch`, whose result depends on how the batch is
+    cut."""
     disc_channels: int = positive(64)
-    """Width of the discriminator's first layer."""
+    """Width of the discriminator's first layer, or of its heads on a frozen network's features."""
     disc_num_layers: int = positive(3)
-    """Strided layers of the discriminator; with 3 it judges patches of 70 pixels."""
+    """Strided layers of the discriminator `patch`; with 3 it judges patches of 70 pixels."""
     disc_lecam_weight: float = at_least(0, 0.0)
     """Weight of the LeCam regulariser in the discriminator's loss, which draws the logits of images and those of
     reconstructions towards the average of the other ones over past updates. 0.001 is common."""
@@ -47,6 +53,10 @@ class AdversarialFields(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require(
+            self.discriminator == "patch" or self.disc_norm == "group",
+            f"<loss.disc_norm> is batch, which is for the discriminator patch; {self.discriminator} has group",
+        )
         whole = self.disc_start == int(self.disc_start)
         require(
             whole or self.disc_start < 1,

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Optional, Union
 
 from ldm_vae.config.adversarial import AdversarialFields
-from ldm_vae.config.names import LatentNoise, Perceptual, PixelDistance
+from ldm_vae.config.names import Alignment, LatentNoise, Perceptual, PixelDistance
 from ldm_vae.config.rules import Options, at_least, between, local_path, positive, require
 
 
@@ -87,10 +87,11 @@ class PerceptualFields(TermFields):
     """The distance in a frozen network's features."""
 
     perceptual: Perceptual = "lpips_vgg"
-    """Network whose features the perceptual distance compares; `efficientnet_lite0` needs no download."""
+    """Network whose features the perceptual distance compares; `efficientnet_lite0` needs no download. `dinov2`,
+    `dinov3` and `siglip2` are read from the folder perceptual_weights; of them all layers and tokens count."""
     perceptual_weights: Optional[str] = local_path(None)
-    """Local file with the weights of the LPIPS trunk. Without it they are taken from torch's usual cache, or
-    downloaded into it."""
+    """Local file with the weights of the LPIPS trunk, which are otherwise taken from torch's usual cache, or
+    downloaded into it; or the folder of a vision network, as transformers writes it."""
     perceptual_weight: Weight = at_least(0, 1.0)
     """Weight of the perceptual distance beside the pixel distance: a number, or a ramp such as {start: 0, end: 1,
     to_step: 1000}."""
@@ -217,6 +218,24 @@ class ImitationFields(TermFields):
 
 
 @dataclass(kw_only=True)
+class AlignmentFields(TermFields):
+    """Latents that resemble the features of a frozen vision network (VA-VAE)."""
+
+    alignment: Alignment = "none"
+    """Frozen network with whose features the latents are aligned. `efficientnet_lite0` needs no download; the others
+    are read from the folder alignment_weights."""
+    alignment_weights: Optional[str] = local_path(None)
+    """Folder of the network, as transformers writes it: config.json, model.safetensors, preprocessor_config.json."""
+    alignment_weight: Weight = at_least(0, 0.1)
+    """Size of the alignment's gradient at the encoder's last layer, as a part of what comes there from the
+    reconstruction: a number, or a ramp. Both are measured in the update before."""
+    alignment_cosine_margin: float = between(0, 1, 0.5)
+    """How far a projected latent's cosine to the feature at its place may lie below 1 at no cost."""
+    alignment_distance_margin: float = between(0, 1, 0.25)
+    """How far the cosine of two projected latents may differ from that of the features at their places at no cost."""
+
+
+@dataclass(kw_only=True)
 class LikelihoodFields(TermFields):
     """The variance that the terms on images are taken to have."""
 
@@ -228,6 +247,7 @@ class LikelihoodFields(TermFields):
 
 @dataclass(kw_only=True)
 class LossConfig(
+    AlignmentFields,
     SpectrumFields,
     SampleFields,
     EquivarianceFields,

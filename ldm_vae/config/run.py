@@ -51,6 +51,14 @@ class Config(Options):
             self.model.posterior != "fixed" or self.train.weight_decay == 0,
             "<train.weight_decay> would move the deviation of a fixed <model.posterior>; set it to 0",
         )
+        for place, why in (
+            (self.model.decoder_only, "<model.decoder_only> leaves as it is"),
+            (self.model.teacher is not None, "<model.teacher> replaces with its own"),
+        ):
+            require(
+                self.loss.alignment == "none" or not place,
+                f"<loss.alignment> trains the encoder's latents, which {why}; set it to none",
+            )
         for name in ("consistency_weight", "spectrum_weight"):
             require(
                 getattr(self.loss, name) == 0 or not self.model.decoder_only,

@@ -10,7 +10,7 @@ from ldm_vae.config.rules import Options, require
 _SHARED = (
     *("output_dir", "overwrite", "seed", "report_to", "model.", "data."),
     *("train.batch_size", "train.resume_from_checkpoint", "train.deterministic", "train.timeout_minutes"),
-    *("loss.disc_norm", "loss.disc_channels", "loss.disc_num_layers"),
+    *("loss.discriminator", "loss.disc_norm", "loss.disc_channels", "loss.disc_num_layers"),
 )
 """What all stages of a run have alike: fields, and sections with a dot."""
 _OWN = (

@@ -12,11 +12,10 @@ from torch import Tensor, nn
 
 from ldm_vae.config.names import PerceptualChoice
 from ldm_vae.config.rules import FieldError, mark
-from ldm_vae.losses.perceptual import as_rgb
 from ldm_vae.models.frozen.efficientnet import load_efficientnet
 from ldm_vae.models.frozen.lpips import lpips_trunk_file
 from ldm_vae.models.frozen.weights import read_weights
-from ldm_vae.system.pixels import from_pixels, to_pixels
+from ldm_vae.system.pixels import as_rgb, from_pixels, to_pixels
 from ldm_vae.system.text import first_line
 from ldm_vae.training.terms import load_perceptual
 

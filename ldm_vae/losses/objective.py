@@ -12,6 +12,8 @@ Notation, here and in training/step.py (docs/objective.md has the formulas with 
     g    adversarial loss of the generator, -mean D(y);  d: loss of the discriminator D
     W    weight of the decoder's last convolution
     lam  weight of g, from the gradients of both at W
+    V    weight of the encoder's last layer, whose output the bottleneck takes
+    lam_alignment  weight of the alignment, from the gradients at V
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm_vae.losses.adversarial import LogitAnchors, adaptive_weight, discriminator_loss
+from ldm_vae.losses.alignment import AlignmentBalance
 from ldm_vae.losses.rate import RateControl
 from ldm_vae.losses.term import Term
 
@@ -43,6 +46,7 @@ class Objective:
     """The terms that are added up, and how the adversarial loss is balanced against those on images.
 
         loss = (sum of the terms on images) / exp(s) + s  +  sum of the terms on latents  +  lam · g
+               + lam_alignment · alignment
 
     Where the log-variance s of the likelihood isn't learnt, the terms on images are added up as they are.
     """
@@ -53,6 +57,8 @@ class Objective:
     learn_logvar: bool = False
     rate: RateControl | None = None
     """What the KL divergence's gradient goes by, where it goes by the update before."""
+    balance: AlignmentBalance | None = None
+    """What the alignment's weight goes by, where there is one."""
     lecam: LogitAnchors | None = None
     """What D's logits are drawn to, where they are."""
     lecam_weight: float = 0.0
@@ -65,7 +71,12 @@ class Objective:
     @property
     def names(self) -> tuple[str, ...]:
         """Names of the terms, those on images first."""
-        return tuple(term.name for on in ("images", "latents") for term in self._terms_on(on))
+        return tuple(term.name for on in ("images", "latents", "encoder") for term in self._terms_on(on))
+
+    @property
+    def alignment(self) -> Term | None:
+        """The term on the encoder; None where there is none."""
+        return next(iter(self._terms_on("encoder")), None)
 
     @property
     def regularisers(self) -> tuple[str, ...]:

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from ldm_vae.system.pixels import as_rgb
+
 
 class PerceptualDistance(nn.Module):
     """Squared distance of a frozen network's features (Zhang et al. 2018, equation 1).
@@ -61,8 +63,3 @@ def unit_channels(features: Tensor) -> Tensor:
     """Return each position's feature vector scaled to length 1, in float32: [B, C, H, W]."""
     features = features.float()
     return features / (torch.linalg.vector_norm(features, dim=1, keepdim=True) + 1e-10)
-
-
-def as_rgb(images: Tensor) -> Tensor:
-    """Return [B, 3, H, W] of [B, 1, 3 or 4, H, W]."""
-    return images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images[:, :3]

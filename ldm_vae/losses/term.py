@@ -47,24 +47,25 @@ class Term:
     name: str
     """Column in metrics.jsonl, where the term stands without its weight, and the term's name in NonFiniteError."""
     weight: float | Schedule
-    on: Literal["images", "latents"]
+    on: Literal["images", "latents", "encoder"]
     """What the term compares. A term on `images` is differentiated down to the reconstruction y, and from there goes
     through decoder and encoder together with the adversarial gradient. A term on `latents` is differentiated through
-    the encoder, and through whatever else its value was computed by."""
+    the encoder, and through whatever else its value was computed by. A term on the `encoder` compares latents alone;
+    its weight is multiplied by a ratio of gradients at the encoder's last layer."""
     of: Callable[..., Tensor | None]
     """Returns a scalar, a mean over the micro-batch that doesn't grow with the resolution; None in updates that the
     term isn't part of, which are the same for all micro-batches and processes. Terms on images are called
     with (images, y), both [B, C, H, W] in [-1, 1]; terms on latents with (output, images), where `output` is what the
-    trainable autoencoder returned and `images` are those that were encoded."""
+    trainable autoencoder returned and `images` are those that were encoded; a term on the encoder with (z, images)."""
     frozen: nn.Module | None = None
     """A network whose features the term compares. It is not trained, and is compiled with the others."""
     network: nn.Module | None = None
     """A network that is trained with the term, as a child of the trainable autoencoder: DDP averages its gradients,
-    and its weights are in the optimizer and the checkpoint. Only a term on latents can have one, since a term on
-    images sends its gradient to y alone."""
+    and its weights are in the optimizer and the checkpoint. A term on images can't have one, since it sends its
+    gradient to y alone."""
 
     def __post_init__(self) -> None:
-        assert self.network is None or self.on == "latents", f"{self.name}: a trained network needs a term on latents"
+        assert self.network is None or self.on != "images", f"{self.name}: a trained network needs a term on latents"
 
     def weight_at(self, step: int) -> float:
         """Return the weight in the update after `step` updates."""

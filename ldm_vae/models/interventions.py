@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ldm_vae.config.names import LatentNoise
+from ldm_vae.models.resizing import scaling_matrix
 from ldm_vae.system.float64 import in_float64
 
 BLOCK = 8  # side of the blocks of `LowPass`
@@ -37,7 +37,7 @@ def transformed(pictures: Tensor, *, side: int, rotation: Tensor, mirror: Tensor
     with torch.autocast(pictures.device.type, enabled=False):
         scaled = pictures.float()
         if pictures.shape[-1] != side:
-            matrix = _scaling_matrix(pictures.shape[-1], side, pictures.device)
+            matrix = scaling_matrix(pictures.shape[-1], side, pictures.device)
             scaled = matrix @ scaled @ matrix.T
     which = (slice(None), None, None, None)
     scaled = torch.where(mirror[which], scaled.flip(-1), scaled)
@@ -45,14 +45,6 @@ def transformed(pictures: Tensor, *, side: int, rotation: Tensor, mirror: Tensor
     for quarters in (1, 2, 3):
         turned = torch.where((rotation == quarters)[which], torch.rot90(scaled, quarters, (-2, -1)), turned)
     return turned.contiguous(memory_format=torch.channels_last)
-
-
-@functools.lru_cache(maxsize=256)
-def _scaling_matrix(side: int, new_side: int, device: torch.device) -> Tensor:
-    """Return the matrix [new_side, side] that scales a column of `side` pixels to `new_side`."""
-    columns = torch.eye(side)[None, None]
-    scaled = F.interpolate(columns, size=(new_side, side), mode="bilinear", align_corners=False, antialias=True)
-    return scaled[0, 0].to(device)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -49,6 +49,17 @@ class PairRules:
     """Whether transformed images are encoded."""
 
 
+class EncoderEnd(NamedTuple):
+    """What the gradients at the encoder's last layer follow from."""
+
+    features: Tensor
+    """The layer's input, [B, width, h, w], detached."""
+    hidden: Tensor
+    """Its output, which the bottleneck takes, detached."""
+    decoded: Tensor
+    """z as the decoder alone takes it, part of the graph, which keeps its gradient."""
+
+
 class TrainableOutput(NamedTuple):
     """What the step needs of one forward."""
 
@@ -64,6 +75,8 @@ class TrainableOutput(NamedTuple):
     """Input of the last convolution, [B, width, H, W], detached."""
     pair: Pair | None = None
     """Images and latents transformed alike; None in updates without them."""
+    encoder_end: EncoderEnd | None = None
+    """What an alignment is balanced by; None where nothing is aligned."""
 
 
 class TrainableAutoencoder(nn.Module):
@@ -78,6 +91,7 @@ class TrainableAutoencoder(nn.Module):
         interventions: They run one after the other in the forward of every batch that comes with draws.
         pair: What is computed of images and latents transformed alike, in the same forward.
         teacher: Whose latents are decoded in place of the family's own, and imitated; None: its own are decoded.
+        aligned: Whether an alignment of the latents is balanced at the encoder's last layer.
     """
 
     def __init__(
@@ -91,6 +105,7 @@ class TrainableAutoencoder(nn.Module):
         interventions: Sequence[Intervention] = (),
         pair: PairRules | None = None,
         teacher: Teacher | None = None,
+        aligned: bool = False,
     ):
         super().__init__()
         self.family = family
@@ -101,10 +116,12 @@ class TrainableAutoencoder(nn.Module):
         self.interventions = interventions
         self.pair_rules = pair or PairRules()
         self.teacher = teacher
+        self.aligned = aligned
         if decoder_only:
             for module in family.encoder_side:
                 module.requires_grad_(False)
         speed_up_blocks(family.model)
+        self.encode_features: Callable[[Tensor], Tensor] = family.encode_features
         self.decode_features: Callable[[Tensor], Tensor] = family.decode_features
 
     @property
@@ -121,22 +138,36 @@ class TrainableAutoencoder(nn.Module):
             draws: What the interventions take.
         """
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.decoder_only):
-            latent = self.family.bottleneck(self.family.encode(images), noise)
+            features, hidden = self._encode(images)
+            latent = self.family.bottleneck(hidden, noise)
         if self.teacher is not None:
             latent = self.teacher.teach(latent, images, noise)
         pair = self._pair(images, latent, draws or {})
-        z = latent.z
+        z, encoder_end = latent.z, None
+        if features is not None:
+            z = z.view_as(z)
+            if z.requires_grad:
+                z.retain_grad()
+            encoder_end = EncoderEnd(features=features.detach(), hidden=hidden.detach(), decoded=z)
         for intervention in self.interventions if draws else ():
             z, images = intervention(z, images, draws or {})
-        features = self.decode_features(z)
+        last_features = self.decode_features(z)
         return TrainableOutput(
-            reconstruction=self.family.head(features),
+            reconstruction=self.family.head(last_features),
             images=images,
             latent=latent,
             likelihood_logvar=self.likelihood_logvar.clone(),
-            features=features.detach(),
+            features=last_features.detach(),
             pair=pair,
+            encoder_end=encoder_end,
         )
+
+    def _encode(self, images: Tensor) -> tuple[Tensor | None, Tensor]:
+        """Return the encoder's output, and before it the last layer's input where an alignment asks for it."""
+        if not self.aligned:
+            return None, self.family.encode(images)
+        features = self.encode_features(images)
+        return features, self.family.encode_head(features)
 
     def _pair(self, images: Tensor, latent: Latent, draws: Draws) -> Pair | None:
         """Transform images and latents alike, where it is due, and run on them what the rules ask for."""
@@ -148,7 +179,7 @@ class TrainableAutoencoder(nn.Module):
         if self.pair_rules.decode:
             reconstruction = self.family.head(self.decode_features(transform.of_latents(latent.z)))
         if self.pair_rules.encode:
-            mean_of_images = self.family.bottleneck(self.family.encode(moved)).mean
+            mean_of_images = self.family.bottleneck(self._encode(moved)[1]).mean
         return Pair(
             images=moved,
             mean=transform.of_latents(latent.mean),
@@ -158,5 +189,8 @@ class TrainableAutoencoder(nn.Module):
 
     def compile_networks(self) -> None:
         """Compile encoder and decoder, in place; names and weights stay as they are."""
-        self.family.compile_encoder()
+        if self.aligned:
+            self.encode_features = torch.compile(self.encode_features)
+        else:
+            self.family.compile_encoder()
         self.decode_features = torch.compile(self.decode_features)

@@ -20,3 +20,8 @@ def to_pixels(values: Tensor) -> Tensor:
     Values outside are clamped; NaN stays NaN.
     """
     return values.to(torch.float32, copy=True).add_(1).mul_(LEVELS_PER_UNIT).round_().clamp_(0, 255)
+
+
+def as_rgb(images: Tensor) -> Tensor:
+    """Return [B, 3, H, W] of [B, 1, 3 or 4, H, W]."""
+    return images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images[:, :3]

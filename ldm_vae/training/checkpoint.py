@@ -88,6 +88,7 @@ def checkpoint_tensors(state: TrainingState) -> dict[str, dict[str, Tensor]]:
             "likelihood_logvar": state.trainable.likelihood_logvar.detach(),
             **state.meter.state(),
             **({} if state.objective.rate is None else {"rate_gates": state.objective.rate.gates}),
+            **({} if state.objective.balance is None else {"alignment_ratio": state.objective.balance.ratio}),
             **({} if state.objective.lecam is None else {"lecam": state.objective.lecam.state}),
         },
     }
@@ -166,6 +167,8 @@ def load_checkpoint(state: TrainingState, checkpoint: Path) -> list[str]:
     state.lam.copy_(scalars["lam"])
     if state.objective.rate is not None and "rate_gates" in scalars:
         state.objective.rate.gates.copy_(scalars["rate_gates"])
+    if state.objective.balance is not None and "alignment_ratio" in scalars:
+        state.objective.balance.ratio.copy_(scalars["alignment_ratio"])
     if state.objective.lecam is not None and "lecam" in scalars:
         state.objective.lecam.state.copy_(scalars["lecam"])
     notes = [note for note in [state.meter.load(scalars)] if note]

@@ -45,7 +45,7 @@ def _check_smallest(config: Config, *, family: Family) -> None:
     """Refuse scaled images that the perceptual network or the discriminator can't take."""
     loss, factor = config.loss, family.spatial_factor
     least = LEAST_SIDE.get(loss.perceptual, 1) if loss.perceptual_weight != 0 else 1
-    if loss.disc_weight > 0:
+    if loss.disc_weight > 0 and loss.discriminator == "patch":
         least = max(least, 3 * 2**loss.disc_num_layers)
     resolution = min([*config.data.early_resolutions, config.data.resolution])
     scale = min(loss.equivariance_scales)

@@ -242,7 +242,7 @@ def weights_digest(state: TrainingState) -> str:
 
     It is equal on all processes, or something is broken.
     """
-    networks: list[nn.Module] = [state.trainable, *state.objective.frozen_networks.values()]
+    networks: list[nn.Module] = [state.trainable, *state.frozen_networks]
     if state.discriminator is not None:
         networks.append(state.discriminator.module)
     tensors = [tensor for network in networks for tensor in network.state_dict().values()]

@@ -41,5 +41,6 @@ def _computes_finite_values(state: TrainingState, config: Config) -> bool:
     results = [reconstruction.images, reconstruction.mean]
     if state.discriminator is not None:
         with autocast(device, enabled=use_bf16(config.train.mixed_precision, device=device)):
-            results.append(state.discriminator.module.logits(reconstruction.images))
+            judge = state.discriminator.module
+            results.append(judge.logits(judge.look(reconstruction.images)))
     return all(bool(result.isfinite().all()) for result in results)

@@ -19,8 +19,11 @@ from ldm_vae.config.train import TrainConfig
 from ldm_vae.losses.objective import Objective
 from ldm_vae.models.build import build_autoencoder
 from ldm_vae.models.checkpointing import checkpoint_activations
+from ldm_vae.models.discriminators.discriminator import Discriminator
+from ldm_vae.models.discriminators.features import FeatureDiscriminator
 from ldm_vae.models.discriminators.patch import PatchDiscriminator
 from ldm_vae.models.families.family import DiffusersModel, Family
+from ldm_vae.models.frozen.vision import load_vision
 from ldm_vae.models.precision import use_bf16
 from ldm_vae.models.teacher import load_teacher
 from ldm_vae.models.trainable import TrainableAutoencoder
@@ -102,7 +105,7 @@ class TrainingState:
     """What a checkpoint holds."""
 
     generator: TrainedNetwork[TrainableAutoencoder]
-    discriminator: TrainedNetwork[PatchDiscriminator] | None
+    discriminator: TrainedNetwork[Discriminator] | None
     objective: Objective
     ema: EMAModel | None
     lam: Tensor  # [], the adaptive weight that the next step uses
@@ -138,6 +141,12 @@ class TrainingState:
         return self.family.model
 
     @property
+    def frozen_networks(self) -> list[nn.Module]:
+        """The networks that terms and the discriminator look through."""
+        of_discriminator = None if self.discriminator is None else self.discriminator.module.frozen
+        return [*self.objective.frozen_networks.values(), *([] if of_discriminator is None else [of_discriminator])]
+
+    @property
     def ema_parameters(self) -> list[nn.Parameter]:
         """The parameters that the EMA averages, in the order of its own."""
         return [parameter for parameter in self.autoencoder.parameters() if parameter.requires_grad]
@@ -147,7 +156,7 @@ class TrainingState:
         self.autoencoder.to_json_string()  # adds to its config, on which what is compiled depends, at the first save
         self.trainable.compile_networks()
         if self.discriminator is not None:
-            self.discriminator.module.layers.compile()
+            self.discriminator.module.compile_networks()
         for network in self.objective.frozen_networks.values():
             network.compile()
 
@@ -165,7 +174,11 @@ def build_state(config: Config, *, accelerator: Accelerator) -> TrainingState:
     family = build_autoencoder(config.model)
     check_resolution(config.data, spatial_factor=family.image_multiple)
     objective = build_objective(
-        config, bottleneck=family.bottleneck, device=accelerator.device, latent_channels=family.latent_channels
+        config,
+        bottleneck=family.bottleneck,
+        device=accelerator.device,
+        latent_channels=family.latent_channels,
+        spatial_factor=family.spatial_factor,
     )
     codebook = family.bottleneck.begin_training(from_scratch=config.model.pretrained is None)
     trainable = TrainableAutoencoder(
@@ -177,6 +190,7 @@ def build_state(config: Config, *, accelerator: Accelerator) -> TrainingState:
         interventions=build_interventions(config, family=family),
         pair=pair_rules(config.loss),
         teacher=load_teacher(config.model, student=family, device=accelerator.device),
+        aligned=objective.alignment is not None,
     )
     checkpoint_activations(family, config.train.gradient_checkpointing)
     train = config.train
@@ -193,12 +207,7 @@ def build_state(config: Config, *, accelerator: Accelerator) -> TrainingState:
     if config.loss.disc_weight > 0:
         disc_start = config.loss.disc_start_update(train.max_train_steps)
         discriminator = _trained(
-            PatchDiscriminator(
-                in_channels=config.model.in_channels,
-                channels=config.loss.disc_channels,
-                num_layers=config.loss.disc_num_layers,
-                norm=config.loss.disc_norm,
-            ),
+            build_discriminator(config, device=accelerator.device),
             train,
             optimizer_name="adamw",
             learning_rate=train.disc_learning_rate or train.learning_rate,
@@ -223,6 +232,30 @@ def build_state(config: Config, *, accelerator: Accelerator) -> TrainingState:
     return state
 
 
+def build_discriminator(config: Config, *, device: torch.device) -> Discriminator:
+    """Build the discriminator that a config asks for; a frozen network that it looks through is on the device.
+
+    Raises:
+        ValueError: The frozen network's weights are missing. The message names the field.
+    """
+    loss = config.loss
+    if loss.discriminator == "patch":
+        return PatchDiscriminator(
+            in_channels=config.model.in_channels,
+            channels=loss.disc_channels,
+            num_layers=loss.disc_num_layers,
+            norm=loss.disc_norm,
+        )
+    network = load_vision(
+        loss.discriminator,
+        folder=loss.discriminator_weights,
+        depth="quarters",
+        choice="loss.discriminator",
+        field="loss.discriminator_weights",
+    )
+    return FeatureDiscriminator(network.to(device), channels=loss.disc_channels)
+
+
 def build_meter(
     objective: Objective, *, of_bottleneck: Sequence[str] = (), adversarial: bool, device: torch.device
 ) -> Meter:
@@ -233,6 +266,8 @@ def build_meter(
     names += of_bottleneck
     if adversarial:
         names += [*ADVERSARIAL_FIGURES, *objective.regularisers]
+    if objective.alignment is not None:
+        names.append("lam_alignment")
     checked = [*objective.names, *(["g", "d", *objective.regularisers] if adversarial else []), "gradient"]
     return Meter(names, checked=checked, device=device)
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
@@ -20,24 +19,13 @@ from ldm_vae.images.training import TrainingBatch, grey_batch
 from ldm_vae.losses.adversarial import ADAPTIVE_WEIGHT_MAX, generator_loss, gradient_penalty
 from ldm_vae.losses.rate import channel_kl, posterior_moments
 from ldm_vae.models.bottlenecks.bottleneck import Latent
-from ldm_vae.models.bottlenecks.codes import CodeStatistics
+from ldm_vae.models.discriminators.discriminator import detached
 from ldm_vae.models.precision import autocast, use_bf16
+from ldm_vae.training.alignment import align
 from ldm_vae.training.codes import of_global_batch
 from ldm_vae.training.meter import ADVERSARIAL_FIGURES
+from ldm_vae.training.results import MicroBatchResult, average
 from ldm_vae.training.state import TrainingState
-
-
-@dataclass(kw_only=True)
-class MicroBatchResult:
-    """What a micro-batch leaves behind, besides gradients in the networks."""
-
-    figures: Tensor  # the averaged figures in order, float32; 0 for those that were not measured
-    measured: frozenset[str]  # names of the figures that were measured
-    grad_reconstruction: Tensor  # gradient of the terms on images at the last layer's weight W
-    grad_generator: Tensor  # gradient of the adversarial loss g at W
-    num_elements: int  # number of elements N of an image
-    posterior: Tensor | None  # the posterior's moments, [4, c], in updates that measure them
-    codes: CodeStatistics | None  # which codes the micro-batch took, where the bottleneck learns from them
 
 
 class TrainingStep:
@@ -64,6 +52,7 @@ class TrainingStep:
         # The order is that of the one reduction over processes, whose sums depend on it from three processes on.
         self.averaged = (*state.objective.names, "g", "d", "loss", "logits_real", "logits_fake", "lam")
         self.averaged += state.objective.regularisers
+        self.averaged += () if state.objective.alignment is None else ("lam_alignment",)
 
     def __call__(self, batches: Iterator[TrainingBatch]) -> None:
         """Make an update from the next micro-batches of `batches`."""
@@ -162,7 +151,8 @@ class TrainingStep:
             assert state.discriminator is not None
             with autocast(device, enabled=self.bf16):
                 # Around DDP: this backward ends at y, and leaves nothing in D's weights to be averaged.
-                figures["g"] = generator_loss(state.discriminator.module.logits(y))
+                seen = state.discriminator.module.look(y)
+                figures["g"] = generator_loss(state.discriminator.module.logits(seen))
             (grad_g,) = torch.autograd.grad(figures["g"], y)
             grad_w_reconstruction = state.family.last_layer_gradient(output.features, grad_y)
             grad_w_generator = state.family.last_layer_gradient(output.features, grad_g)
@@ -171,10 +161,12 @@ class TrainingStep:
 
         # Backward through decoder and encoder, once: from y, from s, and from the terms on latents.
         latent_loss = objective.latent_loss(output, encoded, step=state.stage_step)
+        aligned = align(objective, output, encoded, step=state.stage_step, accumulation=self.accumulation)
         roots = [
             (output.reconstruction, grad_y / self.accumulation),
             (output.likelihood_logvar, grad_likelihood_logvar / self.accumulation),
             (latent_loss.total, torch.full_like(latent_loss.total, 1 / self.accumulation)),
+            *([] if aligned is None else aligned.roots),
         ]
         outputs, gradients = zip(*((root, grad) for root, grad in roots if root.requires_grad), strict=True)
         torch.autograd.backward(outputs, gradients)
@@ -183,13 +175,15 @@ class TrainingStep:
         if adversarial:
             assert state.discriminator is not None
             with autocast(device, enabled=self.bf16):
-                judged = state.discriminator.wrapped(x, y.detach(), differentiable=penalised)
+                judged = state.discriminator.wrapped(x, detached(seen), differentiable=penalised)
             penalty = gradient_penalty(judged.real, judged.at) if penalised else None
             disc_loss = objective.discriminator_loss(judged.real, judged.fake, penalty=penalty)
             (disc_loss.total / self.accumulation).backward()
             figures |= disc_loss.figures | {"logits_real": judged.real.mean(), "logits_fake": judged.fake.mean()}
 
         figures |= image_loss.figures | latent_loss.figures | {"loss": image_loss.total + latent_loss.total}
+        if aligned is not None:
+            figures |= aligned.figures
         return MicroBatchResult(
             figures=torch.stack([figures.get(name, zero).detach().float() for name in self.averaged]),
             measured=frozenset(figures),
@@ -198,6 +192,7 @@ class TrainingStep:
             num_elements=num_elements,
             posterior=self._posterior_moments(output.latent),
             codes=output.latent.statistics,
+            grad_encoder=None if aligned is None else aligned.gradients(state.family, noise),
         )
 
     def _posterior_moments(self, latent: Latent) -> Tensor | None:
@@ -223,21 +218,11 @@ class TrainingStep:
     def _update(self, results: list[MicroBatchResult], *, adversarial: bool) -> None:
         """Update weights, average and lam if the step is finite. The device decides, and the host doesn't wait."""
         state = self.state
-        weight = state.trainable.last_layer.weight
         num_elements = results[0].num_elements
         networks = state.networks if adversarial else [state.generator]
 
-        # Average figures and gradients at W over micro-batches and processes, in one reduction.
-        flat = torch.cat(
-            [
-                torch.stack([result.figures for result in results]).mean(0),
-                torch.stack([result.grad_reconstruction for result in results]).mean(0).flatten(),
-                torch.stack([result.grad_generator for result in results]).mean(0).flatten(),
-            ]
-        )
-        means, grad_reconstruction, grad_generator = self.accelerator.reduce(flat, reduction="mean").split(
-            [len(self.averaged), weight.numel(), weight.numel()]
-        )
+        # Average figures, and gradients at W and V, over micro-batches and processes, in one reduction.
+        means, grad_reconstruction, grad_generator, grad_encoder = average(results, accelerator=self.accelerator)
 
         # Measure lam, and the norms of what DDP has averaged.
         measured = state.objective.generator_weight(grad_reconstruction, grad_generator, num_elements=num_elements)
@@ -269,6 +254,8 @@ class TrainingStep:
             state.lam = torch.where(finite, measured, state.lam)
             if state.objective.lecam is not None:
                 state.objective.lecam.update(figures["logits_real"], figures["logits_fake"], finite=finite)
+        if state.objective.balance is not None and grad_encoder is not None:
+            state.objective.balance.update(*grad_encoder, num_elements=num_elements, finite=finite)
         for network, norm in zip(networks, norms, strict=True):
             network.optimize(norm, max_grad_norm=self.train_config.max_grad_norm, finite=finite)
         if codes is not None:

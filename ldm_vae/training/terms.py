@@ -9,15 +9,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from ldm_vae.config.loss import LossConfig, Ramp, Weight
-from ldm_vae.config.names import PixelDistance
+from ldm_vae.config.names import PixelDistance, VisionNetwork
 from ldm_vae.config.rules import require
 from ldm_vae.config.run import Config
 from ldm_vae.losses.adversarial import LogitAnchors
+from ldm_vae.losses.alignment import AlignmentBalance, alignment_loss
 from ldm_vae.losses.equivariance import latent_consistency
 from ldm_vae.losses.kl import kl_divergence
 from ldm_vae.losses.objective import Objective
@@ -29,11 +31,19 @@ from ldm_vae.losses.term import Schedule, Term
 from ldm_vae.models.bottlenecks.bottleneck import Bottleneck
 from ldm_vae.models.frozen.efficientnet import EfficientNetFeatures, load_efficientnet
 from ldm_vae.models.frozen.lpips import LpipsFeatures, load_lpips
+from ldm_vae.models.frozen.vision import load_vision
+from ldm_vae.models.precision import autocast, use_bf16
+from ldm_vae.models.projection import Projection, features_at_latents
 from ldm_vae.models.trainable import TrainableOutput
 
 
 def build_objective(
-    config: Config, *, bottleneck: Bottleneck, device: torch.device, latent_channels: int = 4
+    config: Config,
+    *,
+    bottleneck: Bottleneck,
+    device: torch.device,
+    latent_channels: int = 4,
+    spatial_factor: int = 8,
 ) -> Objective:
     """Build the objective, with its frozen networks on the device.
 
@@ -42,6 +52,7 @@ def build_objective(
         bottleneck: The model's.
         device: Where the run computes.
         latent_channels: Of the model.
+        spatial_factor: Of the model.
 
     Raises:
         ValueError: A network's weights are missing. The message names the field.
@@ -52,6 +63,10 @@ def build_objective(
         if config.model.teacher is not None:
             weight = _weight(loss.imitation_weight, max_train_steps=config.train.max_train_steps)
             terms.append(Term(name="imitation", on="latents", weight=weight, of=_imitation))
+        if loss.alignment != "none":
+            terms.append(
+                _alignment_term(config, latent_channels=latent_channels, factor=spatial_factor, device=device)
+            )
     rate = _rate_control(config, latent_channels=latent_channels, device=device)
     require(
         rate is None or bottleneck.has_posterior,
@@ -68,6 +83,7 @@ def build_objective(
         disc_loss=loss.disc_loss,
         learn_logvar=loss.learn_logvar,
         rate=rate,
+        balance=AlignmentBalance(device=device) if loss.alignment != "none" else None,
         lecam=LogitAnchors(decay=loss.disc_lecam_decay, device=device) if loss.disc_lecam_weight > 0 else None,
         lecam_weight=loss.disc_lecam_weight,
         r1_weight=loss.disc_r1_weight * loss.disc_r1_every,
@@ -95,15 +111,45 @@ def _terms(loss: LossConfig, *, bottleneck: Bottleneck, max_train_steps: int) ->
         yield Term(name="consistency", on="latents", weight=weight(loss.consistency_weight), of=_consistency)
 
 
+def _alignment_term(config: Config, *, latent_channels: int, factor: int, device: torch.device) -> Term:
+    """Return the alignment with a frozen network, of latents as they are sampled."""
+    loss = config.loss
+    assert loss.alignment != "none"
+    network = load_vision(
+        loss.alignment,
+        folder=loss.alignment_weights,
+        depth="last",
+        choice="loss.alignment",
+        field="loss.alignment_weights",
+    )
+    projection = Projection(latent_channels, network.trunk.channels[-1])
+    bf16 = use_bf16(config.train.mixed_precision, device=device)
+
+    def of(z: Tensor, images: Tensor) -> Tensor:
+        with autocast(device, enabled=bf16):
+            height, width = z.shape[-2:]
+            features = features_at_latents(network, images, latent_size=(height, width), factor=factor)
+        rows, columns = features.shape[-2:]
+        return alignment_loss(
+            projection(z, (rows, columns)),
+            features,
+            cosine_margin=loss.alignment_cosine_margin,
+            distance_margin=loss.alignment_distance_margin,
+        )
+
+    weight = _weight(loss.alignment_weight, max_train_steps=config.train.max_train_steps)
+    return Term(name="alignment", on="encoder", weight=weight, of=of, frozen=network, network=projection)
+
+
 def load_perceptual(
     name: str, *, weights: str | None = None, field: str = "loss.perceptual_weights"
 ) -> PerceptualDistance:
     """Load a perceptual distance.
 
     Args:
-        name: `lpips_vgg`, `lpips_alex`, `lpips_squeeze` or `efficientnet_lite0`.
+        name: As `loss.perceptual` has it, but for `none`.
         weights: For LPIPS, a file with the trunk's ImageNet weights as torchvision publishes them, or a folder that
-            holds it; None: torch's cache, then a download.
+            holds it; None: torch's cache, then a download. For a vision transformer, its folder.
         field: The option that gives `weights`, for the error.
 
     Raises:
@@ -111,6 +157,10 @@ def load_perceptual(
     """
     if name == "efficientnet_lite0":
         return PerceptualDistance(EfficientNetFeatures(load_efficientnet()))
+    if name in ("dinov2", "dinov3", "siglip2"):
+        return PerceptualDistance(
+            load_vision(cast(VisionNetwork, name), folder=weights, depth="all", choice="loss.perceptual", field=field)
+        )
     network = load_lpips(name, weights=weights, field=field)
     return PerceptualDistance(LpipsFeatures(network), heads=network.lins)
 

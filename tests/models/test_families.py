@@ -161,6 +161,18 @@ def test_a_backward_cut_at_y_gives_plain_gradients(build: Callable[[], Family]) 
 
 
 @every_family
+def test_the_encoder_in_pieces_is_the_encoder_and_gives_the_gradient_at_its_last_layer(
+    build: Callable[[], Family],
+) -> None:
+    family = build()
+    hidden, features = family.encode(images_for(family)), family.encode_features(images_for(family))
+    torch.testing.assert_close(family.encode_head(features), hidden, rtol=1e-5, atol=1e-6)
+    (expected,) = torch.autograd.grad((hidden * ramp(hidden)).sum(), family.hidden_layer.weight)
+    found = family.hidden_layer_gradient(features.detach(), ramp(hidden).expand_as(hidden))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5 * expected.abs().max().item())
+
+
+@every_family
 def test_decoder_only_leaves_every_latent_as_it_is(build: Callable[[], Family]) -> None:
     family = build()
     images, noise = images_for(family), noise_for(family)

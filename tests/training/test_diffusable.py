@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch._dynamo.utils import counters
 
 from ldm_vae.training.loop import train
@@ -16,6 +17,7 @@ from tests.tiny import tiny_config
 from tests.training.changes import Change, SignalInStep, SmoothNetworks
 from tests.training.jobs import ForkedJob, Job, driver_command
 from tests.training.runs import assert_bit_equal, largest_difference, metrics
+from tests.vision import save_vision
 
 pytestmark = pytest.mark.processes
 
@@ -39,6 +41,8 @@ EVERYTHING = {
     "disc_r1_weight": 0.1,
     "disc_r1_every": 3,
 }
+LOOKING = {"alignment": "dinov2", "perceptual": "dinov3", "discriminator": "siglip2"}
+"""Everything above, and what looks through frozen networks."""
 TRAIN = {"batch_size": 8, "adam_epsilon": 1e-4, "checkpointing_steps": 1, "log_steps": 2}
 STAGES: list[dict[str, dict[str, Any]]] = [
     {
@@ -49,7 +53,13 @@ STAGES: list[dict[str, dict[str, Any]]] = [
     {"train": {"max_train_steps": 2, "learning_rate": 5e-4}, "loss": {"disc_start": 0, "eq_probability": 0.0}},
     {
         "train": {"max_train_steps": 2, "lr_scheduler": "linear"},
-        "loss": {"disc_start": 0, "latent_noise": "off", "consistency_weight": 0.0, "spectrum_weight": 0.0},
+        "loss": {
+            "disc_start": 0,
+            "latent_noise": "off",
+            "consistency_weight": 0.0,
+            "spectrum_weight": 0.0,
+            "alignment": "none",
+        },
         "model": {"decoder_only": True},
     },
 ]
@@ -57,23 +67,26 @@ KILLS = (3, 5, 8)  # in a stage, at the beginning of one, and in the decoder-onl
 CUTS = [(1, 8), (1, 2), (2, 4), (2, 1)]
 
 
-def config_of(run: Path, pictures: Path, **train: Any) -> dict[str, Any]:
-    return {
-        "output_dir": str(run),
-        "data": {"train": str(pictures)},
-        "loss": EVERYTHING,
-        "train": TRAIN | train,
-        "stages": STAGES,
-    }
+def through_networks(folder: Path) -> dict[str, Any]:
+    """The loss of `LOOKING`, with the networks in a folder, which are written there."""
+    for name in LOOKING.values():
+        save_vision(name, folder / name)
+    return EVERYTHING | LOOKING | {f"{use}_weights": str(folder / name) for use, name in LOOKING.items()}
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Path:
+@pytest.fixture(scope="module", params=["own", "frozen"])
+def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Path:
     folder = tmp_path_factory.mktemp("diffusable")
+    loss = EVERYTHING if request.param == "own" else through_networks(folder / "networks")
     started = []
+
+    def config_of(run: Path, **train: Any) -> dict[str, Any]:
+        data = {"train": str(pictures)}
+        return {"output_dir": str(run), "data": data, "loss": loss, "train": TRAIN | train, "stages": STAGES}
+
     for processes in (1, 2):
         jobs = [
-            Job(config=config_of(folder / f"{processes}-{size}", pictures, micro_batch_size=size))
+            Job(config=config_of(folder / f"{processes}-{size}", micro_batch_size=size))
             for number, size in CUTS
             if number == processes
         ]
@@ -82,7 +95,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Path:
 
     def forked(name: str, *changes: Change, run: str | None = None) -> ForkedJob:
         resume = {"resume_from_checkpoint": "latest"} if run else {}
-        config = config_of(folder / (run or name), pictures, **resume)
+        config = config_of(folder / (run or name), **resume)
         return ForkedJob(name=name, config=config, changes=(SmoothNetworks(), *changes), num_processes=2)
 
     kills = [SignalInStep("SIGKILL", rank=1, step=step) for step in KILLS]
@@ -106,6 +119,11 @@ def test_weights_are_those_of_one_process_and_one_batch(runs: Path, processes: i
     assert [line.get("consistency", 0) > 0 for line in figures] == [True, True, True, False]
     assert [line.get("lecam", 0) > 0 for line in figures] == [False, True, True, True]  # D's first update has none
     assert ["r1" in line for line in figures] == [False, True, False, True]  # updates 3 and 6
+    if "alignment" in figures[0]:
+        assert [line.get("lam_alignment", 0) > 0 for line in figures] == [True, True, True, False]
+        kept = runs / "1-8" / "checkpoint-000006"  # of the second stage
+        assert load_file(kept / "terms.safetensors").keys() == {"alignment.layer.weight"}
+        assert all(name.startswith("heads.") for name in load_file(kept / "discriminator.safetensors"))
 
 
 def test_a_run_that_was_killed_ends_bit_equal(runs: Path) -> None:
@@ -126,7 +144,7 @@ def test_all_shapes_are_compiled_at_the_start(tmp_path: Path, pictures: Path, mo
         output_dir=tmp_path / "run",
         model={"block_out_channels": [4], "norm_num_groups": 1, "mid_block_add_attention": False},
         data={"train": str(pictures), "resolution": 16},
-        loss={**EVERYTHING, "disc_weight": 0.0},
+        loss=through_networks(tmp_path) | {"disc_start": 0, "disc_r1_weight": 0.0},
         train={"max_train_steps": 8, "compile": "on"},
     )
     torch._dynamo.reset()

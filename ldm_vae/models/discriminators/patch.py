@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from ldm_vae.models.blocks import speed_up_blocks
+from ldm_vae.models.discriminators.discriminator import Discriminator, Judgement, Sight
 
 GROUPS = 32
 
 
-class Judgement(NamedTuple):
-    """What D says of images and their reconstructions."""
-
-    real: Tensor
-    """Logits of the images, [B, 1, h, w], float32."""
-    fake: Tensor
-    """Logits of the reconstructions."""
-    at: Tensor
-    """The images that were judged: with `differentiable` they require a gradient, which `real` has a graph for."""
-
-
-class PatchDiscriminator(nn.Module):
+class PatchDiscriminator(Discriminator):
     """Judges overlapping patches by strided 4x4 convolutions, with one logit for each patch.
 
     The published norm is BatchNorm, which mixes the images of a call. The default here is group norm, which doesn't,
@@ -55,7 +45,7 @@ class PatchDiscriminator(nn.Module):
             width = next_width
         layers.append(nn.Conv2d(width, 1, 4, padding=1))
         self.layers = nn.Sequential(*layers)
-        self.apply(_initialise)
+        self.apply(initialise)
         speed_up_blocks(self)
 
     def _make_norm(self, width: int) -> nn.Module:
@@ -63,7 +53,11 @@ class PatchDiscriminator(nn.Module):
             return nn.BatchNorm2d(width, track_running_stats=False)
         return nn.GroupNorm(min(GROUPS, width), width)
 
-    def forward(self, images: Tensor, reconstruction: Tensor, *, differentiable: bool = False) -> Judgement:
+    def look(self, images: Tensor) -> Sight:
+        """Return the images themselves."""
+        return images
+
+    def forward(self, images: Tensor, reconstruction: Sight, *, differentiable: bool = False) -> Judgement:
         """Judge real and reconstructed images.
 
         Both go through the network in one call, unless the norm would mix them.
@@ -73,6 +67,7 @@ class PatchDiscriminator(nn.Module):
             reconstruction: [B, C, H, W].
             differentiable: Let the gradient at the images be differentiated itself.
         """
+        assert isinstance(reconstruction, Tensor)
         if differentiable:
             images = images.detach().requires_grad_()
         logits = self._plain_logits if differentiable else self.logits
@@ -81,9 +76,13 @@ class PatchDiscriminator(nn.Module):
         real, fake = logits(torch.cat([images, reconstruction])).chunk(2)
         return Judgement(real, fake, images)
 
-    def logits(self, images: Tensor) -> Tensor:
+    def logits(self, sight: Sight) -> Tensor:
         """Return the logits, [B, 1, h, w], float32, of images [B, C, H, W] in [-1, 1]."""
-        return self.layers(images).float()
+        return self.layers(sight).float()
+
+    def compile_networks(self) -> None:
+        """Compile the layers, in place."""
+        self.layers.compile()
 
     def _plain_logits(self, images: Tensor) -> Tensor:
         """Return the logits by torch's own forwards: neither compiled layers nor faster norms differentiate twice."""
@@ -93,7 +92,7 @@ class PatchDiscriminator(nn.Module):
         return hidden.float()
 
 
-def _initialise(module: nn.Module) -> None:
+def initialise(module: nn.Module) -> None:
     """Initialise as published: N(0, 0.02) convolutions, N(1, 0.02) norm scales."""
     if isinstance(module, nn.Conv2d):
         nn.init.normal_(module.weight, 0.0, 0.02)

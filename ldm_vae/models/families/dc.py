@@ -92,6 +92,21 @@ class DC(Family):
         """The latents [B, c, h, w] of images [B, C, H, W] in [-1, 1]."""
         return self.model.encoder(images)
 
+    def encode_features(self, images: Tensor) -> Tensor:
+        """The encoder up to the input of its last layer: [B, C, H, W] to [B, width, h, w]."""
+        hidden = self.model.encoder.conv_in(images)
+        for down_block in self.model.encoder.down_blocks:
+            hidden = down_block(hidden)
+        return hidden
+
+    def encode_head(self, features: Tensor) -> Tensor:
+        """The latents, of the last layer's input, whose mean over groups of channels is added where widths divide."""
+        latents = super().encode_head(features)
+        encoder = self.model.encoder
+        if not encoder.out_shortcut:
+            return latents
+        return latents + features.unflatten(1, (-1, encoder.out_shortcut_average_group_size)).mean(dim=2)
+
     def decode_features(self, z: Tensor) -> Tensor:
         """The decoder up to the input of its last layer: [B, c, h, w] to [B, width, H, W], or half that size."""
         decoder = self.model.decoder

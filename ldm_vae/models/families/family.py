@@ -169,6 +169,27 @@ class Family(ABC):
         """Return the encoder's output, which the bottleneck takes, of images [B, C, H, W] in [-1, 1]."""
 
     @abstractmethod
+    def encode_features(self, images: Tensor) -> Tensor:
+        """Run the encoder up to the input of `hidden_layer`: [B, C, H, W] to [B, width, h, w]."""
+
+    def encode_head(self, features: Tensor) -> Tensor:
+        """Return the encoder's output, of the input of `hidden_layer`."""
+        return self.hidden_layer(features)
+
+    def hidden_layer_gradient(self, features: Tensor, grad_output: Tensor) -> Tensor:
+        """The gradient at the weight V of `hidden_layer`, float32, of a loss of the encoder's output.
+
+        Args:
+            features: [B, width, h, w], the layer's input.
+            grad_output: The loss's gradient at the output.
+        """
+        layer = self.hidden_layer
+        gradient = conv2d_weight(
+            features, layer.weight.shape, grad_output.to(features.dtype), stride=1, padding=layer.padding
+        )
+        return gradient.float()
+
+    @abstractmethod
     def decode_features(self, z: Tensor) -> Tensor:
         """Run the decoder up to the input of its last layer: [B, c, h, w] to [B, width, H, W]."""
 

@@ -84,6 +84,16 @@ class KL(Family):
         hidden = self.model.encoder(images)
         return hidden if self.model.quant_conv is None else self.model.quant_conv(hidden)
 
+    def encode_features(self, images: Tensor) -> Tensor:
+        """Run the encoder up to the input of `hidden_layer`: [B, C, H, W] to [B, width, h, w]."""
+        encoder = self.model.encoder
+        if self.model.quant_conv is not None:
+            return encoder(images)
+        hidden = encoder.conv_in(images)
+        for down_block in encoder.down_blocks:
+            hidden = down_block(hidden)
+        return encoder.conv_act(encoder.conv_norm_out(encoder.mid_block(hidden)))
+
     def decode_features(self, z: Tensor) -> Tensor:
         """Run the decoder up to the input of its last layer: [B, c, h, w] to [B, width, H, W]."""
         decoder = self.model.decoder

@@ -70,6 +70,13 @@ class Tiny(Family):
         """The latents [B, c, h, w] of images [B, C, H, W] in [-1, 1]."""
         return self.model.encoder(images)
 
+    def encode_features(self, images: Tensor) -> Tensor:
+        """The encoder up to the input of its last layer: [B, C, H, W] to [B, width, h, w]."""
+        hidden = images.add(1).div(2)
+        for layer in self.model.encoder.layers[:-1]:
+            hidden = layer(hidden)
+        return hidden
+
     def decode_features(self, z: Tensor) -> Tensor:
         """The decoder up to the input of its last layer: [B, c, h, w] to [B, width, H, W]."""
         hidden = torch.tanh(z / 3) * 3

@@ -1,0 +1,116 @@
+"""Frozen vision networks behind one interface: pictures of any size in [-1, 1] to maps of features."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from ldm_vae.config.names import VisionNetwork as Name
+from ldm_vae.models.frozen.efficientnet import EfficientNetFeatures, load_efficientnet
+from ldm_vae.models.resizing import Interpolation, resized
+from ldm_vae.system.pixels import as_rgb
+
+Depth = Literal["last", "quarters", "all"]
+"""Which features a network gives: what it ends with; those after each quarter of its blocks; or those of all blocks.
+
+`last` and `quarters` are maps [B, C, h, w]. `all` are whatever tokens there are, those that stand for no place
+included: [B, C, tokens, 1]."""
+
+
+class Trunk(nn.Module, ABC):
+    """A network without what makes pictures ready for it but their normalisation."""
+
+    patch_size: int
+    """Side of the square of pixels that a place of the last map stands for; it divides the sides of pictures."""
+    interpolation: Interpolation
+    """How pictures are scaled for it."""
+    channels: Sequence[int]
+    """Channels of each of the features."""
+    strides: Sequence[int]
+    """Pixels between places of each of the features."""
+
+    @abstractmethod
+    def forward(self, images: Tensor) -> Sequence[Tensor]:
+        """Return the features, shallow to deep, of images [B, 3, H, W] in [-1, 1]."""
+
+
+class VisionNetwork(nn.Module):
+    """A trunk with pictures made ready for it. It never trains, whatever `train()` is called with.
+
+    Args:
+        trunk: The network.
+    """
+
+    def __init__(self, trunk: Trunk) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.requires_grad_(False)
+        self.train()
+
+    def forward(self, images: Tensor, grid: tuple[int, int] | None = None) -> Sequence[Tensor]:
+        """Return the features, shallow to deep.
+
+        Args:
+            images: [B, C, H, W] in [-1, 1]; grey is repeated to RGB, alpha is left out.
+            grid: Rows and columns of the last map, for which images are scaled; None: those that scale them least.
+        """
+        patch = self.trunk.patch_size
+        rows, columns = grid or tuple(max(1, round(side / patch)) for side in images.shape[-2:])
+        size = (rows * patch, columns * patch)
+        return self.trunk(resized(as_rgb(images), size, kind=self.trunk.interpolation))
+
+    def train(self, mode: bool = True) -> VisionNetwork:
+        """Stay in eval mode."""
+        return super().train(False)
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile the trunk, in place."""
+        self.trunk.compile(*args, **kwargs)
+
+
+class EfficientNetTrunk(Trunk):
+    """EfficientNet-Lite0, which was trained on pixels (p - 127) / 128: [-1, 1] up to half a level.
+
+    Args:
+        depth: Which features; the last map is that of stride 16.
+    """
+
+    patch_size = 16
+    interpolation = "bicubic"
+
+    def __init__(self, depth: Depth) -> None:
+        super().__init__()
+        self.features = EfficientNetFeatures(load_efficientnet())
+        self._kept = {"last": slice(4, 5), "quarters": slice(1, 5), "all": slice(0, 5)}[depth]
+        self._flat = depth == "all"
+        self.channels = (32, 16, 24, 40, 112)[self._kept]
+        self.strides = (2, 2, 4, 8, 16)[self._kept]
+
+    def forward(self, images: Tensor) -> Sequence[Tensor]:
+        """Return the features, shallow to deep, of images [B, 3, H, W] in [-1, 1]."""
+        maps = self.features(images)[self._kept]
+        return [each.flatten(2).unsqueeze(-1) for each in maps] if self._flat else maps
+
+
+def load_vision(name: Name, *, folder: str | None, depth: Depth, choice: str, field: str) -> VisionNetwork:
+    """Load a vision network.
+
+    Args:
+        name: Which kind.
+        folder: Where transformers wrote it; EfficientNet-Lite0 needs none.
+        depth: Which features it gives.
+        choice: The field that gives `name`, for the error.
+        field: The field that gives `folder`, for the error.
+
+    Raises:
+        ValueError: It isn't there, or is of another kind. The message says which folder is to hold what, and how to
+            get it.
+    """
+    if name == "efficientnet_lite0":
+        return VisionNetwork(EfficientNetTrunk(depth))
+    from ldm_vae.models.frozen.transformer import load_transformer
+
+    return VisionNetwork(load_transformer(name, folder=folder, depth=depth, choice=choice, field=field))
