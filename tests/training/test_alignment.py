@@ -119,6 +119,22 @@ def test_the_first_update_has_no_alignment_and_a_broken_one_keeps_the_ratio(fold
     assert not torch.equal(state.objective.balance.ratio, ratio)
 
 
+def test_in_bf16_it_is_measured_about_the_same(folder: Path) -> None:
+    loss = aligned(folder, perceptual="dinov2", perceptual_weights=str(folder), disc_start=0)
+    loss |= {"discriminator": "dinov2", "discriminator_weights": str(folder)}
+    ratios = {}
+    for precision in ("no", "bf16"):
+        config = config_of(loss, train={"mixed_precision": precision})
+        state, step = make(config)
+        for number in (2, 3):
+            step(iter(batches_of(config, step=number)))
+        assert state.objective.balance.ratio.dtype == torch.float32
+        assert state.meter.read().num_finite == 2
+        ratios[precision] = state.objective.balance.ratio.item()
+    assert ratios["bf16"] == pytest.approx(ratios["no"], rel=0.1)
+    assert ratios["bf16"] != ratios["no"]
+
+
 def test_an_update_looks_once_at_each_picture(folder: Path) -> None:
     """With a transform beside: aligned are the pictures that were encoded."""
     loss = aligned(folder, equivariance_weight=0.5, equivariance_scales=[0.75], discriminator="dinov2", disc_start=0)
