@@ -57,6 +57,9 @@ class TransformerTrunk(Trunk):
         interpolation: How pictures are scaled for it.
     """
 
+    scale: Tensor
+    shift: Tensor
+
     def __init__(
         self,
         model: Any,

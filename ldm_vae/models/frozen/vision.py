@@ -86,8 +86,8 @@ class EfficientNetTrunk(Trunk):
         self.features = EfficientNetFeatures(load_efficientnet())
         self._kept = {"last": slice(4, 5), "quarters": slice(1, 5), "all": slice(0, 5)}[depth]
         self._flat = depth == "all"
-        self.channels = (32, 16, 24, 40, 112)[self._kept]
-        self.strides = (2, 2, 4, 8, 16)[self._kept]
+        self.channels = [32, 16, 24, 40, 112][self._kept]
+        self.strides = [2, 2, 4, 8, 16][self._kept]
 
     def forward(self, images: Tensor) -> Sequence[Tensor]:
         """Return the features, shallow to deep, of images [B, 3, H, W] in [-1, 1]."""
