@@ -17,6 +17,7 @@ from ldm_vae.evaluation.measure import MeasuredImages, short_name
 from ldm_vae.evaluation.results import Score
 from ldm_vae.exporting.headroom import FLOAT16_LIMIT, MARGIN, PrecisionReport
 from ldm_vae.metrics.latents import LatentSummary
+from ldm_vae.models.exact.check import NUM_STRIPS, StripsCheck
 from ldm_vae.system.markdown import markdown_block, markdown_code, markdown_table, markdown_text
 
 PICTURE = "reconstruction.png"
@@ -56,6 +57,7 @@ class CardContent:
     metrics_read: MeasuredImages
     precision: PrecisionReport
     precision_statement: str
+    strips: StripsCheck
     versions: Mapping[str, str]
     license: str | None
 
@@ -80,6 +82,7 @@ def model_card(content: CardContent) -> ModelCard:
         "## Use\n\n" + markdown_block(usage_snippet(content), language="python"),
         "## Latent scaling\n\n" + _scaling(content),
         "## Reconstruction\n\n" + _reconstruction(content),
+        "## Other sizes\n\n" + _sizes(content),
         "## 16-bit types\n\n" + _precision(content),
         "## Training\n\n" + _training(content),
     ]
@@ -168,10 +171,22 @@ def _reconstruction(content: CardContent) -> str:
         value = str(score.value) if isinstance(score.value, int) else f"{score.value:.5g}"
         rows.append([name, f"{value} {score.unit}".strip(), score.protocol])
     read, data = content.metrics_read, _data(content.metrics_data, content.metrics_kind)
+    side = content.recipe.data.resolution
     return (
-        f"On {read.num_images} images of {data} ({_skipped(read)}; SHA-256 of their pixels "
+        f"On {read.num_images} images of {data}, cropped to {side}x{side} ({_skipped(read)}; SHA-256 of their pixels "
         f"`{read.fingerprint[:16]}`), {', '.join(f'{name} {number}' for name, number in content.versions.items())}."
         f"\n\n{markdown_table(rows)}"
+    )
+
+
+def _sizes(content: CardContent) -> str:
+    side, strips = content.recipe.data.resolution, content.strips
+    return (
+        f"The reconstruction was measured at {side}x{side} alone. Larger images in bounded memory: "
+        f"`ldm_vae.enable_exact_tiling(vae, memory_gib=2)`. It was checked at {strips.width}x{strips.height} on a "
+        f"mosaic of measured images: with every layer in {NUM_STRIPS} strips the values are at most "
+        f"{strips.latent_error:.1e} (encoder) and {strips.picture_error:.1e} (decoder) of their range from the whole "
+        f"image's, in float32."
     )
 
 

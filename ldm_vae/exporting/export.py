@@ -35,6 +35,7 @@ from ldm_vae.images.evaluation import EvaluationImages, evaluation_batches
 from ldm_vae.images.training import SkippedImage
 from ldm_vae.latents.statistics import ChannelMoments
 from ldm_vae.metrics.latents import LatentSummary
+from ldm_vae.models.exact.check import check_strips
 from ldm_vae.models.families.family import Family
 from ldm_vae.models.precision import exact_float32
 from ldm_vae.system.telling import counted
@@ -44,6 +45,8 @@ from ldm_vae.training.run_autoencoder import RunAutoencoder, load_run_autoencode
 PRECISION_IMAGES = 32
 """Images whose activations are measured, and whose reconstructions in 16-bit types are compared."""
 CARD_PICTURES = 4
+MOSAIC_SIDE = 2
+"""Images in a row, and rows, of the larger image that strips are checked on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,9 +115,8 @@ def export(options: ExportOptions) -> ExportSummary:
     with export_place(options, is_main=processes.is_main_process) as place:
         family = run.family.to(processes.device, memory_format=torch.channels_last)
         scaling_data, reconstruction_data = _open_data(run, options)
-        family, precision, statement = fit_float16(
-            family, list(_precision_batches(reconstruction_data, options)), repair=options.repair
-        )
+        batches = list(_precision_batches(reconstruction_data, options))
+        family, precision, statement = fit_float16(family, batches, repair=options.repair)
         found = measure_latents(
             family,
             scaling_data.images,
@@ -127,6 +129,7 @@ def export(options: ExportOptions) -> ExportSummary:
         measured, metrics = _measure_reconstructions(family, reconstruction_data, options)
         fields = scaling_fields(options, latents=latents) | taught_fields(run)
         fields |= {"force_upcast": not precision.float16_is_safe, "sample_size": tile_size(run)}
+        strips = check_strips(family, _mosaic(torch.cat(batches)))
         exported = with_fields(family, fields, patches=_patches(run, found), dtype=options.dtype)
         config = json.loads(exported.model.to_json_string())
         if place is not None:
@@ -152,6 +155,7 @@ def export(options: ExportOptions) -> ExportSummary:
                 metrics_read=measured.images,
                 precision=precision,
                 precision_statement=statement,
+                strips=strips,
                 versions=package_versions(),
                 license=options.license,
             )
@@ -249,6 +253,13 @@ def _precision_batches(data: _Data, options: ExportOptions) -> Iterator[Tensor]:
     for batch in batches:
         if batch.images is not None:
             yield batch.images
+
+
+def _mosaic(images: Tensor) -> Tensor:
+    """Return a square of images [B, C, H, W], as one larger image; where there are fewer, some are there again."""
+    picked = [images[i % len(images)] for i in range(MOSAIC_SIDE**2)]
+    rows = [torch.cat(picked[i : i + MOSAIC_SIDE], dim=2) for i in range(0, len(picked), MOSAIC_SIDE)]
+    return torch.cat(rows, dim=1)[None]
 
 
 def _measure_reconstructions(

@@ -140,6 +140,7 @@ def write_card(card: CardContent, folder: Path, *, pictures: Sequence[Sequence[I
             **asdict(card.metrics_read),
             "metrics": {name: asdict(metric) for name, metric in card.metrics.items()},
         },
+        "strips": asdict(card.strips),
         "precision": {**asdict(card.precision), "statement": card.precision_statement},
     }
     (folder / MEASUREMENTS).write_text(dump_json(measurements, indent=1) + "\n", encoding="utf-8")

@@ -63,7 +63,13 @@ def test_the_card_tells_recipe_metrics_and_licence_and_no_path(run: Path, tmp_pa
     assert str(run.parent) not in str(card)
     assert f"{summary.metrics['psnr'].value:.5g} dB" in card.text
     assert "3 images of `held_out` (validation images)" in card.text
-    assert "16x16" in card.text
+    assert "cropped to 16x16" in card.text
+    strips = json.loads((tmp_path / "vae" / "measurements.json").read_text())["strips"]
+    assert (strips["width"], strips["height"]) == (32, 32)
+    assert 0 < max(strips["latent_error"], strips["picture_error"]) < 1e-5
+    assert "measured at 16x16 alone" in card.text
+    assert "checked at 32x32" in card.text
+    assert f"at most {strips['latent_error']:.1e} (encoder)" in card.text
     assert "block_out_channels: [8, 16]" in card.text
     picture = Image.open(tmp_path / "vae" / "reconstruction.png")
     assert picture.height > 3 * 16

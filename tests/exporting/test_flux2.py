@@ -6,13 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import (
-    AutoencoderKLFlux2,
-    DiffusionPipeline,
-    FlowMatchEulerDiscreteScheduler,
-    Flux2Pipeline,
-    Flux2Transformer2DModel,
-)
+from diffusers import AutoencoderKLFlux2, DiffusionPipeline, Flux2Pipeline
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -27,6 +21,7 @@ from ldm_vae.config.train import TrainConfig
 from ldm_vae.exporting.export import export
 from ldm_vae.images.transforms import to_tensor
 from ldm_vae.training.loop import train
+from tests.exporting.tiny_pipelines import tiny_flux2_pipeline
 from tests.launching import run_with_torchrun
 from tests.pictures import save_pictures
 
@@ -73,26 +68,6 @@ def patches_of(vae: AutoencoderKLFlux2, images: Tensor) -> Tensor:
         return Flux2Pipeline._patchify_latents(vae.encode(images).latent_dist.mode())
 
 
-def pipeline_of(vae: AutoencoderKLFlux2) -> Flux2Pipeline:
-    """A pipeline that leaves latents as they are: its denoiser predicts zero."""
-    torch.manual_seed(0)
-    transformer = Flux2Transformer2DModel(
-        patch_size=1, in_channels=4 * vae.config.latent_channels, num_layers=1, num_single_layers=1,
-        attention_head_dim=8, num_attention_heads=2, joint_attention_dim=8, timestep_guidance_channels=8,
-        axes_dims_rope=(2, 2, 2, 2),
-    )  # fmt: skip
-    torch.nn.init.zeros_(transformer.proj_out.weight)
-    pipeline = Flux2Pipeline(
-        scheduler=FlowMatchEulerDiscreteScheduler(),
-        vae=vae,
-        text_encoder=None,
-        tokenizer=None,
-        transformer=transformer,
-    )
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
-
-
 def test_statistics_are_those_of_the_patches_over_the_data(run: Path, exported: Path) -> None:
     vae = AutoencoderKLFlux2.from_pretrained(exported)
     patches = patches_of(vae, photos_of(run)).double()
@@ -118,7 +93,7 @@ def test_two_processes_measure_the_same_bits(run: Path, tmp_path: Path) -> None:
 def test_the_pipeline_reads_an_export(run: Path, exported: Path, tmp_path: Path) -> None:
     """Its encoder normalises as `encode_images`, its output is the model's own reconstruction; also from a folder."""
     vae = AutoencoderKLFlux2.from_pretrained(exported)
-    pipeline_of(AutoencoderKLFlux2.from_pretrained(exported)).save_pretrained(tmp_path / "pipeline")
+    tiny_flux2_pipeline(AutoencoderKLFlux2.from_pretrained(exported)).save_pretrained(tmp_path / "pipeline")
     pipeline = DiffusionPipeline.from_pretrained(tmp_path / "pipeline", vae=vae, text_encoder=None, tokenizer=None)
     pipeline.set_progress_bar_config(disable=True)
     image = photos_of(run)[:1]

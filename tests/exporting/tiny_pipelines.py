@@ -8,10 +8,13 @@ import diffusers
 import torch
 from diffusers import (
     AutoencoderKL,
+    AutoencoderKLFlux2,
     DDIMScheduler,
     DiffusionPipeline,
     DiTTransformer2DModel,
     FlowMatchEulerDiscreteScheduler,
+    Flux2Pipeline,
+    Flux2Transformer2DModel,
     FluxTransformer2DModel,
     SD3Transformer2DModel,
     UNet2DConditionModel,
@@ -64,6 +67,26 @@ def tiny_pipeline(name: str, *, vae: AutoencoderKL, in_channels: int | None = No
     if name in UNET_CLASSES:
         parts |= {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
     pipeline = getattr(diffusers, name)(**parts)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def tiny_flux2_pipeline(vae: AutoencoderKLFlux2) -> Flux2Pipeline:
+    """A pipeline that leaves latents as they are: its denoiser predicts zero."""
+    torch.manual_seed(0)
+    transformer = Flux2Transformer2DModel(
+        patch_size=1, in_channels=4 * vae.config.latent_channels, num_layers=1, num_single_layers=1,
+        attention_head_dim=8, num_attention_heads=2, joint_attention_dim=8, timestep_guidance_channels=8,
+        axes_dims_rope=(2, 2, 2, 2),
+    )  # fmt: skip
+    torch.nn.init.zeros_(transformer.proj_out.weight)
+    pipeline = Flux2Pipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+        vae=vae,
+        text_encoder=None,
+        tokenizer=None,
+        transformer=transformer,
+    )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

@@ -12,10 +12,14 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from diffusers.models.autoencoders.vae import VectorQuantizer
 from torch import Tensor, nn
 
+from ldm_vae.models.exact.codes import QuantiseInParts
+from ldm_vae.models.exact.networks import make_program
+from ldm_vae.models.exact.pace import Pace, in_words
 from ldm_vae.models.exact.plan import GIB, Plan, make_plan
-from ldm_vae.models.exact.program import Program, make_program
+from ldm_vae.models.exact.program import Program
 from ldm_vae.models.exact.run import Execution
 from ldm_vae.models.exact.sharing import Sharing
 
@@ -24,6 +28,7 @@ from ldm_vae.models.exact.sharing import Sharing
 class ExactForward:
     """What stands in for an encoder's or decoder's forward."""
 
+    name: str
     half: nn.Module
     budget_bytes: int
     folder: str | None
@@ -32,6 +37,7 @@ class ExactForward:
     program: Program
     sharing: Sharing
     plans: dict[tuple[object, ...], Plan] = field(default_factory=dict)
+    pace: Pace | None = None
 
     def plan(self, *, height: int, width: int, input_bytes: int = 4) -> Plan:
         """The plan for one input of this size.
@@ -53,14 +59,24 @@ class ExactForward:
                 folder=self.folder,
             )
             if self.plans[key].layout is not None:
-                self.tell(f"{type(self.half).__name__.lower()}, {height} x {width}: {self.plans[key]}")
+                self._tell(self.plans[key], height=height, width=width, device=device)
         return self.plans[key]
+
+    def _tell(self, plan: Plan, *, height: int, width: int, device: torch.device) -> None:
+        if self.tell is _say_nothing:
+            return
+        if self.pace is None:
+            self.pace = Pace.of(self.program, device=device)
+        convolved = (plan.flops - plan.attention_flops) / self.pace.convolution
+        seconds = (convolved + plan.attention_flops / self.pace.attention) / self.sharing.num_processes
+        self.tell(f"{self.name}, {height} x {width}: {plan}, about {in_words(seconds)}")
 
     def __call__(self, images: Tensor, *args: Any) -> Tensor:
         """The half's result for [B, C, H, W], as many images at once as fit, or each in strips.
 
         Raises:
-            ValueError: The budget is too small, or a gradient is asked for that strips don't give.
+            ValueError: The budget is too small, a gradient is asked for that strips don't give, or a batch norm isn't
+                in eval mode.
         """
         height, width = images.shape[2:]
         plan = self.plan(height=height, width=width, input_bytes=images.element_size())
@@ -70,6 +86,8 @@ class ExactForward:
             return parts[0] if len(parts) == 1 else torch.cat(parts)
         if torch.is_grad_enabled() and images.requires_grad:
             raise ValueError("exact tiling gives no gradients; use torch.no_grad(), or disable_exact_tiling")
+        if any(norm.training for norm in self.program.batch_norms):
+            raise ValueError("exact tiling needs the autoencoder in eval mode, for its batch norms")
         results = []
         for image in images.split(1):
             execution = Execution(
@@ -80,6 +98,7 @@ class ExactForward:
 
 
 HALVES = ("encoder", "decoder")
+REPLACED = (*HALVES, "quantize")  # modules that get another forward
 
 
 def tell_plan(line: str) -> None:
@@ -129,6 +148,7 @@ def enable_exact_tiling(
     for name in HALVES:
         half = getattr(autoencoder, name)
         half.forward = ExactForward(
+            name=name,
             half=half,
             budget_bytes=int(memory_gib * GIB),
             folder=folder,
@@ -137,6 +157,10 @@ def enable_exact_tiling(
             program=make_program(half),
             sharing=Sharing(group),
         )
+    quantizer = getattr(autoencoder, "quantize", None)
+    if isinstance(quantizer, VectorQuantizer) and quantizer.remap is None and not quantizer.sane_index_shape:
+        whole = functools.partial(VectorQuantizer.forward, quantizer)
+        quantizer.forward = QuantiseInParts(quantizer, int(memory_gib * GIB), whole)
     if hasattr(autoencoder, "disable_tiling"):
         autoencoder.disable_tiling()  # diffusers' own tiles would be cut before ours are
     return autoencoder
@@ -144,10 +168,10 @@ def enable_exact_tiling(
 
 def disable_exact_tiling(autoencoder: Any) -> None:
     """Give encoder and decoder their own forward back."""
-    for name in HALVES:
-        half = getattr(autoencoder, name)
-        if isinstance(getattr(half, "forward", None), ExactForward):
-            del half.forward
+    for name in REPLACED:
+        module: Any = getattr(autoencoder, name, None)
+        if isinstance(getattr(module, "forward", None), ExactForward | QuantiseInParts):
+            del module.forward
 
 
 @contextmanager
@@ -156,7 +180,8 @@ def within_memory(autoencoder: Any, memory_gib: float | None) -> Iterator[None]:
     if memory_gib is None:
         yield
         return
-    before = {name: vars(getattr(autoencoder, name)).get("forward") for name in HALVES}
+    modules = {name: getattr(autoencoder, name) for name in REPLACED if hasattr(autoencoder, name)}
+    before = {name: vars(module).get("forward") for name, module in modules.items()}
     enable_exact_tiling(autoencoder, memory_gib=memory_gib)
     try:
         yield
@@ -164,7 +189,7 @@ def within_memory(autoencoder: Any, memory_gib: float | None) -> Iterator[None]:
         disable_exact_tiling(autoencoder)
         for name, forward in before.items():
             if forward is not None:
-                getattr(autoencoder, name).forward = forward
+                modules[name].forward = forward
 
 
 def plan_of(autoencoder: Any, *, half: str, height: int, width: int) -> Plan:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import sys
 import tempfile
 from collections import deque
 from dataclasses import dataclass
@@ -10,6 +12,8 @@ from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
+
+_PUNCH_HOLE = 3  # FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE of Linux
 
 Tier = Literal["device", "host", "disk"]
 """Where a map lives: on the network's device, in (page-locked) host memory, or in a temporary file."""
@@ -64,6 +68,12 @@ class Spill:
             content = content[written:]
         return offset
 
+    def free(self, offset: int, length: int) -> None:
+        """Give back the space of bytes that aren't read again; where it can't be, it goes with the file."""
+        if sys.platform == "linux":
+            of_64_bits = [ctypes.c_int64(value) for value in (offset, length)]
+            ctypes.CDLL(None).fallocate(self.file.fileno(), _PUNCH_HOLE, *of_64_bits)
+
     def read(self, offset: int, *, into: Tensor) -> None:
         """Fill a tensor of the CPU."""
         content = _bytes(into)
@@ -78,7 +88,12 @@ class OnDisk:
     def __init__(self, rows: Tensor, spill: Spill):
         self.spill = spill
         self.row_bytes = rows[0].numel() * rows.element_size()
+        self.length = len(rows) * self.row_bytes
         self.offset = spill.append(rows.cpu())
+
+    def free(self) -> None:
+        """Give the space back."""
+        self.spill.free(self.offset, self.length)
 
     def read(self, start: int, stop: int, *, into: Tensor) -> None:
         """Straight into the tensor, where that is the CPU's."""
@@ -142,7 +157,8 @@ class RowMap:
         self.stop += len(rows)
 
     def put_halo(self, *, above: Tensor | None, below: Tensor | None) -> None:
-        """Add neighbours' rows [h, W, C] above the first and below the last row held."""
+        """Have neighbours' rows [h, W, C] above the first and below the last row held, in place of earlier ones."""
+        self.strips = deque(strip for strip in self.strips if self.start <= strip[0] < self.stop)
         if above is not None:
             self.strips.appendleft((self.start - len(above), self.start, OnDevice(above)))
         if below is not None:
@@ -175,4 +191,6 @@ class RowMap:
     def let_go(self, before: int) -> None:
         """Free the strips that end at or before a row."""
         while self.strips and self.strips[0][1] <= before:
-            self.strips.popleft()
+            _, _, kept = self.strips.popleft()
+            if isinstance(kept, OnDisk):
+                kept.free()

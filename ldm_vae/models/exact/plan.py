@@ -9,13 +9,14 @@ import torch
 from torch import nn
 
 from ldm_vae.models.exact.maps import Tier
-from ldm_vae.models.exact.program import AttentionPass, ConvPass, Pass, Program
+from ldm_vae.models.exact.program import AttentionPass, ConvPass, LinearAttentionPass, Pass, Program
 from ldm_vae.models.exact.run import Layout
 
 GIB = 2**30
 STRIP_BYTES = {"cpu": 64 * 2**20, "cuda": 2**30}  # of one pass, from which larger strips are no faster
 STRIP_SHARE = 0.5  # of the budget that the strips of a pass may take
 RESERVE = 1.15  # what an allocator holds for what is asked of it
+NORM_BYTES = 12  # of an element of an RMS norm, in float32: itself, its square and its product
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +29,7 @@ class Plan:
     kept_bytes: int  # the most that lies in host memory or in a temporary file
     num_strips: int
     flops: float  # multiplications and additions
+    attention_flops: float  # those of them that are attention over all positions
 
     def __str__(self) -> str:
         if self.layout is None:
@@ -68,11 +70,15 @@ def make_plan(
         ValueError: Even strips of one row don't fit. The message says what would.
     """
     sketch = _Sketch(program, height=height, width=width, input_bytes=input_bytes, num_processes=num_processes)
-    flops = sum(sketch.flops(number) for number in range(len(program.passes)))
+    passes = range(len(program.passes))
+    attentions = [number for number in passes if isinstance(program.passes[number], AttentionPass)]
+    flops = {
+        "flops": sum(sketch.flops(number) for number in passes),
+        "attention_flops": float(sum(sketch.flops(number) for number in attentions)),
+    }
     whole = int(RESERVE * sketch.whole_peak())
     if budget_bytes is None or (whole <= budget_bytes and num_processes == 1):
-        return Plan(layout=None, whole_bytes=whole, peak_bytes=whole, kept_bytes=0, num_strips=0, flops=flops)
-    passes = range(len(program.passes))
+        return Plan(layout=None, whole_bytes=whole, peak_bytes=whole, kept_bytes=0, num_strips=0, **flops)
     slow: Tier = "host" if device.type == "cuda" else "disk"
     strip_bytes = min(STRIP_BYTES.get(device.type, 2**28), int(budget_bytes * STRIP_SHARE / RESERVE))
     while True:
@@ -91,9 +97,9 @@ def make_plan(
         layout=Layout(tiers=tiers, rows=rows, folder=folder),
         whole_bytes=whole,
         peak_bytes=peak,
-        kept_bytes=max(sketch.kept(number, tiers) for number in range(len(program.passes))),
+        kept_bytes=max(sketch.kept(number, tiers) for number in passes),
         num_strips=sum(-(-sketch.part(step.target) // n) for step, n in zip(program.passes, rows, strict=True)),
-        flops=flops,
+        **flops,
     )
 
 
@@ -141,13 +147,49 @@ class _Sketch:
         target = self.row(step.target)
         if isinstance(step, AttentionPass):
             return 6 * target * rows  # normalised, query, mixed, projected, summed, scores
-        overlap = step.conv.kernel_size[0] + step.conv.stride[0]
-        rows_in = min(rows * step.conv.stride[0] // step.upsample + overlap, self.sizes[step.source][0])
+        if isinstance(step, LinearAttentionPass):
+            read = (rows + 2 * step.halo) * self.row(step.source)
+            return read + rows * 4 * target + self.heads(step) * (rows + 2 * step.halo)
+        margin = step.conv.kernel_size[0] + step.conv.stride[0]
+        rows_made = rows * step.moves.to_channels // step.moves.to_pixels + 1
+        rows_in = min(rows_made * step.conv.stride[0] // step.upsample + margin, self.sizes[step.source][0])
         read = 2 * self.row(step.source) * rows_in  # as read, and normalised
         if step.upsample > 1 or step.conv.padding[0] == 0:
-            read += self.row(step.source) * rows_in * step.upsample**2
-        residual = 0 if step.residual is None else 2 * rows * max(self.row(step.residual), target)
-        return read + residual + 2 * target * rows
+            read += self.taken(step) * rows_in
+        elif step.conv.in_channels > self.program.channels[step.source]:
+            read += 2 * self.taken(step) * rows_in
+        residual = 0 if step.residual is None else 2 * rows * max(self.beside(step), target)
+        return read + residual + target * rows + self.made(step) * rows_made + self.then(step) * rows
+
+    def taken(self, step: ConvPass) -> int:
+        """What a convolution takes for a row of its source."""
+        width = self.sizes[step.source][1] * step.upsample**2
+        return width * step.conv.in_channels * self.element[step.target]
+
+    def made(self, step: ConvPass) -> int:
+        """A row of what a convolution makes."""
+        _, width = step.conv_size(*self.sizes[step.source])
+        return width * step.conv.out_channels * self.element[step.target]
+
+    def then(self, step: ConvPass) -> int:
+        """What is held of a row of the target while it is made of the convolution's result."""
+        if step.then is None:
+            return 0
+        rows_made = step.moves.to_channels / step.moves.to_pixels
+        elements = self.sizes[step.target][1] * self.program.channels[step.target]
+        return int(rows_made * self.made(step)) + NORM_BYTES * elements
+
+    def beside(self, step: ConvPass) -> int:
+        """What is read of the residual for a row of the target."""
+        assert step.residual is not None
+        moves = step.shortcut_moves
+        return -(-self.row(step.residual) * moves.to_channels // moves.to_pixels)
+
+    def heads(self, step: LinearAttentionPass) -> int:
+        """Queries, keys and values of a row at all scales: as projected and put together, in float32, ReLU'd."""
+        attention = step.attention
+        elements = 3 * attention.to_q.out_features * (1 + len(attention.to_qkv_multiscale))
+        return self.sizes[step.source][1] * elements * (4 * self.element[step.target] + 12)
 
     def fixed(self, number: int) -> int:
         """What a pass holds beside strips: keys and values of all positions."""
@@ -201,10 +243,17 @@ class _Sketch:
         peaks = []
         for number, step in enumerate(self.program.passes):
             alive = sum(self.map(which) for which in (*self.alive(number), *self.consumed(number)))
-            copies = 0
-            if isinstance(step, ConvPass):
-                copies = step.upsample**2 if step.upsample > 1 else int(step.norm is not None)
-            peaks.append(alive + copies * self.map(step.source) + self.map(step.target) + self.fixed(number))
+            if isinstance(step, LinearAttentionPass):
+                copies = self.heads(step) * self.part(step.source)
+            elif isinstance(step, AttentionPass):
+                copies = self.fixed(number)
+            else:
+                changed = step.upsample > 1 or step.norm is not None or step.act is not None
+                copies = self.taken(step) * self.part(step.source) if changed else 0
+                if step.then is not None:
+                    copies += self.map(step.target)
+                    copies += self.then(step) * self.part(step.target)
+            peaks.append(alive + copies + self.map(step.target))
         return max(peaks)
 
     def flops(self, number: int) -> float:
@@ -213,10 +262,14 @@ class _Sketch:
         height, width = self.sizes[step.target]
         positions = float(height * width)
         if isinstance(step, ConvPass):
-            weights = [step.conv.weight] + ([step.shortcut.weight] if step.shortcut is not None else [])
-            return 2 * positions * sum(weight.numel() for weight in weights)
+            height, width = step.conv_size(*self.sizes[step.source])
+            return 2 * (float(height * width) * step.conv.weight.numel() + positions * step.pointwise_weights)
         channels = self.program.channels[step.target]
-        return 2 * positions * channels * (4 * channels + 2 * positions)
+        if isinstance(step, AttentionPass):
+            return 2 * positions * channels * (4 * channels + 2 * positions)
+        weights = sum(parameter.numel() for parameter in step.attention.parameters())
+        sums = step.attention.to_out.in_features * (2 * step.attention.attention_head_dim + 1)
+        return 2 * positions * (weights + sums)
 
 
 def _weight_bytes(step: Pass) -> int:

@@ -6,38 +6,64 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from diffusers.models.attention_processor import Attention
-from diffusers.models.autoencoders.vae import Decoder, Encoder
-from diffusers.models.downsampling import Downsample2D
-from diffusers.models.resnet import ResnetBlock2D
-from diffusers.models.unets.unet_2d_blocks import (
-    AttnDownEncoderBlock2D,
-    AttnUpDecoderBlock2D,
-    DownEncoderBlock2D,
-    UNetMidBlock2D,
-    UpDecoderBlock2D,
-)
-from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
+
+Pointwise = Callable[[Tensor], Tensor]
+"""What is done at each pixel by itself, to [1, C, h, W]; it may change the number of channels."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rearrangement:
+    """Pixels become channels, or channels pixels, in squares of a side; 1 where nothing moves."""
+
+    to_pixels: int = 1
+    to_channels: int = 1
+
+    def size(self, height: int, width: int) -> tuple[int, int]:
+        """Return height and width after it.
+
+        Raises:
+            ValueError: The squares don't fit in.
+        """
+        side = self.to_channels
+        if height % side or width % side:
+            raise ValueError(f"a map of {height} x {width} can't be cut into squares of {side}; take other sides")
+        return height // side * self.to_pixels, width // side * self.to_pixels
+
+    def rows_before(self, start: int, stop: int) -> tuple[int, int]:
+        """The rows before it that the rows [start, stop) after it are made of."""
+        return start // self.to_pixels * self.to_channels, -(-stop // self.to_pixels) * self.to_channels
+
+    def cut(self, after: Tensor, *, start: int, stop: int) -> Tensor:
+        """The rows [start, stop) of what became of `rows_before` them."""
+        offset = start % self.to_pixels
+        return after[:, :, offset : offset + stop - start] if self.to_pixels > 1 else after
+
+
+NOTHING_MOVES = Rearrangement()
 
 
 @dataclass(frozen=True, kw_only=True)
 class ConvPass:
-    """target = after(conv(upsample(act(norm(source))))) + shortcut(residual), on maps named by their numbers."""
+    """target = after(then(conv(upsample(act(norm(source))))) + shortcut(residual)), on maps named by their numbers."""
 
     source: int
     target: int
     conv: nn.Conv2d
     norm: nn.GroupNorm | None = None
-    act: Callable[[Tensor], Tensor] | None = None
+    act: Pointwise | None = None
     upsample: int = 1  # nearest, by this factor
     pad: tuple[int, int, int, int]  # zeros left, right, above and below
+    then: Pointwise | None = None  # with the rearrangement `moves`
+    moves: Rearrangement = NOTHING_MOVES
     residual: int | None = None
-    shortcut: nn.Conv2d | None = None
-    after: Callable[[Tensor], Tensor] | None = None
+    shortcut: Pointwise | None = None  # with the rearrangement `shortcut_moves`
+    shortcut_moves: Rearrangement = NOTHING_MOVES
+    after: Pointwise | None = None
+    pointwise_weights: int = 0  # of what is done beside the convolution
 
-    def output_size(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width of the target, of the source's."""
+    def conv_size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of what the convolution makes, of the source's."""
         left, right, above, below = self.pad
         (kernel_h, kernel_w), (stride_h, stride_w) = self.conv.kernel_size, self.conv.stride
         return (
@@ -45,8 +71,13 @@ class ConvPass:
             (width * self.upsample + left + right - kernel_w) // stride_w + 1,
         )
 
+    def output_size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of the target, of the source's."""
+        return self.moves.size(*self.conv_size(height, width))
+
     def input_rows(self, start: int, stop: int) -> tuple[int, int]:
         """The rows of the upsampled source under the target's rows [start, stop): may begin above 0, end below."""
+        start, stop = self.moves.rows_before(start, stop)
         stride, kernel = self.conv.stride[0], self.conv.kernel_size[0]
         return start * stride - self.pad[2], (stop - 1) * stride - self.pad[2] + kernel
 
@@ -58,6 +89,15 @@ class ConvPass:
         last = min(last, height * self.upsample)
         return max(first, 0) // self.upsample, -(-last // self.upsample)
 
+    def reads(self, start: int, stop: int, *, height: int) -> dict[int, tuple[int, int]]:
+        """The rows of each map that the target's rows [start, stop) are made of, for a source of this height."""
+        rows = {self.source: self.source_rows(start, stop, height=height)}
+        if self.residual is not None:
+            first, last = self.shortcut_moves.rows_before(start, stop)
+            beside = rows.get(self.residual, (first, last))
+            rows[self.residual] = min(first, beside[0]), max(last, beside[1])
+        return rows
+
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionPass:
@@ -66,6 +106,7 @@ class AttentionPass:
     source: int
     target: int
     attention: Any
+    residual: None = None
 
     @property
     def norm(self) -> nn.GroupNorm:
@@ -73,16 +114,40 @@ class AttentionPass:
         norm: nn.GroupNorm = self.attention.group_norm
         return norm
 
+    def output_size(self, height: int, width: int) -> tuple[int, int]:
+        """As it was."""
+        return height, width
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearAttentionPass:
+    """target = source + linear attention over all positions, of queries, keys and values at several scales.
+
+    A scale beyond the first is a convolution of the others' queries, keys and values.
+    """
+
+    source: int
+    target: int
+    attention: Any
+    norm_out: Pointwise
+    norm: None = None
+    residual: None = None
+
     @property
-    def residual(self) -> None:
-        """No map beside the source."""
+    def halo(self) -> int:
+        """How many rows above and below a position its queries, keys and values depend on."""
+        return max((scale.proj_in.kernel_size[0] // 2 for scale in self.attention.to_qkv_multiscale), default=0)
+
+    def source_rows(self, start: int, stop: int, *, height: int) -> tuple[int, int]:
+        """The rows of the source that the target's rows [start, stop) are made of, once all positions were seen."""
+        return (0, 0) if start >= stop else (max(start - self.halo, 0), min(stop + self.halo, height))
 
     def output_size(self, height: int, width: int) -> tuple[int, int]:
         """As it was."""
         return height, width
 
 
-Pass = ConvPass | AttentionPass
+Pass = ConvPass | AttentionPass | LinearAttentionPass
 
 
 @dataclass(kw_only=True)
@@ -91,6 +156,7 @@ class Program:
 
     passes: list[Pass] = field(default_factory=list)
     channels: list[int] = field(default_factory=list)  # of each map
+    batch_norms: list[nn.Module] = field(default_factory=list)  # which are pointwise in eval mode alone
 
     def last_uses(self) -> dict[int, int]:
         """For each map, the number of the last pass that reads it."""
@@ -102,148 +168,49 @@ class Program:
         return uses
 
     def sizes(self, height: int, width: int) -> list[tuple[int, int]]:
-        """Height and width of each map, for an input of this size."""
+        """Height and width of each map, for an input of this size.
+
+        Raises:
+            ValueError: The network doesn't take such a size.
+        """
         sizes = {0: (height, width)}
         for step in self.passes:
             sizes[step.target] = step.output_size(*sizes[step.source])
+            if isinstance(step, ConvPass) and step.residual is not None:
+                beside = step.shortcut_moves.size(*sizes[step.residual])
+                assert beside == sizes[step.target], "a shortcut of another size than what it goes around"
         return [sizes[number] for number in range(len(self.channels))]
 
-    def add(self, module: nn.Module, source: int) -> int:
-        """Append what a module does to map `source`, and return the number of the result.
-
-        Raises:
-            ValueError: Strips are not known for one of its modules.
-        """
-        for kind, append in _KINDS.items():
-            if isinstance(module, kind):
-                return append(self, module, source)
-        raise ValueError(
-            f"{type(module).__name__} can't be run in strips; there are: {', '.join(kind.__name__ for kind in _KINDS)}"
-        )
-
-    def add_all(self, modules: Any, source: int) -> int:
-        """Append modules one after the other."""
-        for module in modules:
-            source = self.add(module, source)
-        return source
+    def add_map(self, channels: int) -> int:
+        """Append a map, and return its number."""
+        self.channels.append(channels)
+        return len(self.channels) - 1
 
     def add_conv(
-        self, conv: nn.Conv2d, source: int, *, pad: tuple[int, int, int, int] | None = None, **options: Any
+        self,
+        conv: nn.Conv2d,
+        source: int,
+        *,
+        pad: tuple[int, int, int, int] | None = None,
+        channels: int | None = None,
+        **options: Any,
     ) -> int:
-        """Append a convolution, by default with its own padding."""
-        _require(conv.padding_mode == "zeros" and conv.groups == 1 and conv.dilation == (1, 1), "such a convolution")
+        """Append a convolution, by default with its own padding and channels, and return the number of its target.
+
+        Raises:
+            ValueError: It is none that strips are known for.
+        """
+        require_plain(conv.padding_mode == "zeros" and conv.dilation == (1, 1), "such a convolution")
         if isinstance(conv.padding, str):
             raise ValueError("a convolution whose padding is a name can't be run in strips")
         height, width = conv.padding
-        self.channels.append(conv.out_channels)
-        target = len(self.channels) - 1
+        target = self.add_map(channels or conv.out_channels)
         pad = pad or (int(width), int(width), int(height), int(height))
         self.passes.append(ConvPass(source=source, target=target, conv=conv, pad=pad, **options))
         return target
 
 
-def _require(condition: bool, what: str) -> None:
+def require_plain(condition: bool, what: str) -> None:
+    """Raise a ValueError where a network has what strips are not known for."""
     if not condition:
         raise ValueError(f"{what} can't be run in strips")
-
-
-def _residual_block(program: Program, block: Any, source: int) -> int:
-    plain = block.upsample is None and block.downsample is None and block.time_emb_proj is None
-    _require(
-        plain and block.time_embedding_norm in ("default", "group"),
-        "a residual block that resamples or takes an embedding",
-    )
-    hidden = program.add_conv(block.conv1, source, norm=block.norm1, act=block.nonlinearity)
-    scale = float(block.output_scale_factor)
-    after = None if scale == 1 else (lambda summed: summed / scale)
-    return program.add_conv(
-        block.conv2,
-        hidden,
-        norm=block.norm2,
-        act=block.nonlinearity,
-        residual=source,
-        shortcut=block.conv_shortcut,
-        after=after,
-    )
-
-
-def _attention(program: Program, attention: Any, source: int) -> int:
-    plain = attention.spatial_norm is None and attention.norm_q is None and attention.group_norm is not None
-    _require(plain and attention.residual_connection, "attention of another kind than these autoencoders'")
-    program.channels.append(program.channels[source])
-    target = len(program.channels) - 1
-    program.passes.append(AttentionPass(source=source, target=target, attention=attention))
-    return target
-
-
-def _downsample(program: Program, block: Any, source: int) -> int:
-    _require(block.norm is None and block.use_conv, "a downsampler with a norm or without a convolution")
-    pad = (0, 1, 0, 1) if block.padding == 0 else None  # diffusers pads on two sides only
-    return program.add_conv(block.conv, source, pad=pad)
-
-
-def _upsample(program: Program, block: Any, source: int) -> int:
-    _require(block.norm is None and block.use_conv and not block.use_conv_transpose, "an upsampler of another kind")
-    _require(block.interpolate and block.name == "conv", "an upsampler of another kind")
-    return program.add_conv(block.conv, source, upsample=2)
-
-
-def _level(program: Program, level: Any, source: int) -> int:
-    attentions = getattr(level, "attentions", None) or [None] * len(level.resnets)
-    for block, attention in zip(level.resnets, attentions, strict=True):
-        source = program.add(block, source)
-        source = source if attention is None else program.add(attention, source)
-    for name in ("downsamplers", "upsamplers"):
-        source = program.add_all(getattr(level, name, None) or [], source)
-    return source
-
-
-def _middle(program: Program, block: Any, source: int) -> int:
-    source = program.add(block.resnets[0], source)
-    for attention, resnet in zip(block.attentions, block.resnets[1:], strict=True):
-        source = source if attention is None else program.add(attention, source)
-        source = program.add(resnet, source)
-    return source
-
-
-_KINDS: dict[type[nn.Module], Callable[[Program, Any, int], int]] = {
-    nn.Conv2d: lambda program, conv, source: program.add_conv(conv, source),
-    ResnetBlock2D: _residual_block,
-    Attention: _attention,
-    Downsample2D: _downsample,
-    Upsample2D: _upsample,
-    UNetMidBlock2D: _middle,
-    DownEncoderBlock2D: _level,
-    AttnDownEncoderBlock2D: _level,
-    UpDecoderBlock2D: _level,
-    AttnUpDecoderBlock2D: _level,
-}
-
-
-def _encoder(program: Program, encoder: Any, source: int) -> int:
-    hidden = program.add_all([encoder.conv_in, *encoder.down_blocks, encoder.mid_block], source)
-    return program.add_conv(encoder.conv_out, hidden, norm=encoder.conv_norm_out, act=encoder.conv_act)
-
-
-def _decoder(program: Program, decoder: Any, source: int) -> int:
-    hidden = program.add_all([decoder.conv_in, decoder.mid_block, *decoder.up_blocks], source)
-    return program.add_conv(decoder.conv_out, hidden, norm=decoder.conv_norm_out, act=decoder.conv_act)
-
-
-_HALVES: dict[type[nn.Module], Callable[[Program, Any, int], int]] = {Encoder: _encoder, Decoder: _decoder}
-
-
-def make_program(half: nn.Module) -> Program:
-    """The program of an encoder or decoder.
-
-    Raises:
-        ValueError: Strips are not known for the model's class.
-    """
-    append = next((append for kind, append in _HALVES.items() if isinstance(half, kind)), None)
-    if append is None:
-        known = ", ".join(sorted(kind.__name__ for kind in _HALVES))
-        raise ValueError(f"a {type(half).__name__} can't be run in strips; there are: {known}")
-    first: Any = half.conv_in
-    program = Program(channels=[first.in_channels])
-    append(program, half, 0)
-    return program

@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ldm_vae.models.exact.linear_attention import LinearScores, heads_at_all_scales
 from ldm_vae.models.exact.maps import RowMap, Tier, rows_of, strip_of
-from ldm_vae.models.exact.program import AttentionPass, ConvPass, Program
+from ldm_vae.models.exact.program import AttentionPass, ConvPass, LinearAttentionPass, Program
 from ldm_vae.models.exact.sharing import Sharing
 from ldm_vae.models.exact.statistics import ChannelStatistics
 from ldm_vae.system.memory import release_freed_memory
@@ -63,8 +64,10 @@ class Execution:
         for number, step in enumerate(self.program.passes):
             if isinstance(step, ConvPass):
                 self._convolve(number, step)
-            else:
+            elif isinstance(step, AttentionPass):
                 self._attend(number, step)
+            else:
+                self._attend_linearly(number, step)
             if step.target in self.statistics:
                 self.statistics[step.target] = self.statistics[step.target].reduce(self.sharing.group)
             for finished in (step.source, step.residual):
@@ -97,9 +100,10 @@ class Execution:
     def _convolve(self, number: int, step: ConvPass) -> None:
         source, residual = self.maps[step.source], None if step.residual is None else self.maps[step.residual]
         norm = None if step.norm is None else Normalisation(step.norm, self.statistics[step.source])
-        height = self.sizes[step.target][0]
-        ranges = [self.sharing.rows(height, rank) for rank in range(self.sharing.num_processes)]
-        self.sharing.exchange(source, [step.source_rows(*rows, height=source.height) for rows in ranges])
+        ranges = self._ranges(self.sizes[step.target][0])
+        for which in step.reads(*ranges[0], height=source.height):
+            needed = [step.reads(*rows, height=source.height)[which] for rows in ranges]
+            self.sharing.exchange(self.maps[which], needed)
         for start, stop in self._strips(number):
             top, bottom = step.source_rows(start, stop, height=source.height)
             hidden = source.read(top, bottom)
@@ -108,15 +112,16 @@ class Execution:
                 hidden = F.silu(hidden, inplace=norm is not None) if _is_silu(step.act) else step.act(hidden)
             hidden = _convolution(step, hidden, top=top, start=start, stop=stop, height=source.height)
             if residual is not None:
-                kept = residual.read(start, stop)
-                hidden += kept if step.shortcut is None else step.shortcut(kept.to(step.shortcut.weight.dtype))
+                kept = residual.read(*step.shortcut_moves.rows_before(start, stop))
+                if step.shortcut is not None:
+                    kept = step.shortcut(kept.to(step.conv.weight.dtype))
+                hidden += step.shortcut_moves.cut(kept, start=start, stop=stop)
             if step.after is not None:
                 hidden = step.after(hidden)
             self._write(step.target, hidden)
-            if self.last_uses[step.source] == number and step.source != step.residual:
-                source.let_go(max(step.input_rows(stop, stop + 1)[0], 0) // step.upsample)
-            if residual is not None and self.last_uses[step.residual] == number:  # type: ignore[index]
-                residual.let_go(stop)
+            for which, (first, _) in step.reads(stop, stop + 1, height=source.height).items():
+                if self.last_uses[which] == number:
+                    self.maps[which].let_go(first)
 
     def _attend(self, number: int, step: AttentionPass) -> None:
         attention, source = step.attention, self.maps[step.source]
@@ -148,6 +153,28 @@ class Execution:
             if self.last_uses[step.source] == number:
                 source.let_go(stop)
 
+    def _attend_linearly(self, number: int, step: LinearAttentionPass) -> None:
+        source, attention = self.maps[step.source], step.attention
+        ranges = self._ranges(source.height)
+        self.sharing.exchange(source, [step.source_rows(*rows, height=source.height) for rows in ranges])
+
+        def heads(start: int, stop: int) -> tuple[Tensor, Tensor, Tensor]:
+            top, bottom = step.source_rows(start, stop, height=source.height)
+            rows = source.read(top, bottom)
+            return heads_at_all_scales(attention, rows, top=top, start=start, stop=stop, height=source.height)
+
+        scores = LinearScores(device=self.device)
+        for start, stop in self._strips(number):
+            scores.add(*heads(start, stop)[1:])
+        scores.reduce(self.sharing.group)
+        for start, stop in self._strips(number):
+            strip = source.read(start, stop)
+            mixed = scores.of(heads(start, stop)[0], eps=attention.eps).to(strip.dtype)
+            mixed = attention.to_out(mixed.reshape(-1, stop - start, source.width).movedim(0, -1))
+            self._write(step.target, step.norm_out(strip_of(mixed)) + strip)
+            if self.last_uses[step.source] == number:
+                source.let_go(step.source_rows(stop, stop + 1, height=source.height)[0])
+
     def _strips(self, number: int) -> Iterator[tuple[int, int]]:
         """Rows [start, stop) of a pass's target, one strip after the other, of this process's part."""
         first, last = self.sharing.rows(self.sizes[self.program.passes[number].target][0])
@@ -156,8 +183,11 @@ class Execution:
 
     def _counts(self, height: int) -> list[int]:
         """How many rows each process holds of a map of this height."""
-        ranges = (self.sharing.rows(height, rank) for rank in range(self.sharing.num_processes))
-        return [last - first for first, last in ranges]
+        return [last - first for first, last in self._ranges(height)]
+
+    def _ranges(self, height: int) -> list[tuple[int, int]]:
+        """The rows that each process holds of a map of this height."""
+        return [self.sharing.rows(height, rank) for rank in range(self.sharing.num_processes)]
 
 
 class Normalisation:
@@ -192,7 +222,9 @@ def _convolution(step: ConvPass, hidden: Tensor, *, top: int, start: int, stop: 
     if above or below or left != right:
         hidden = F.pad(hidden, (left, right, above, below))
         left = 0
-    return F.conv2d(hidden, step.conv.weight, step.conv.bias, stride=step.conv.stride, padding=(0, left))
+    conv = step.conv
+    hidden = F.conv2d(hidden, conv.weight, conv.bias, stride=conv.stride, padding=(0, left), groups=conv.groups)
+    return hidden if step.then is None else step.moves.cut(step.then(hidden), start=start, stop=stop)
 
 
 def _tokens(strip: Tensor) -> Tensor:
