@@ -65,6 +65,10 @@ class Config(Options):
                 f"<loss.{name}> trains the encoder, which <model.decoder_only> leaves as it is; set it to 0",
             )
         require(
+            self.train.panel_steps is None or self.data.validation is not None,
+            "<train.panel_steps> measures validation images; name them with <data.validation>",
+        )
+        require(
             self.train.best_metric != "perceptual" or self.loss.perceptual != "none",
             "<train.best_metric> is perceptual, but <loss.perceptual> is none; take psnr, ssim or auto",
         )

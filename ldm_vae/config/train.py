@@ -50,6 +50,9 @@ class TrainConfig(Options):
     validation_memory_gib: Optional[float] = positive(None)
     """The most memory of the device, in GiB beside the weights, that the model may take in a validation. Larger
     pictures go through it strip by strip, with the same result. Without it there is no bound."""
+    panel_steps: Optional[int] = positive(None)
+    """Updates between panels: measures, on the validation images at data.resolution, of how well a diffusion model
+    could learn on the latents. Each passes over the images about 15 times. Without it there are none."""
     best_metric: BestMetric = "auto"
     """Figure of the validation by which a checkpoint is the best one. `auto` takes the perceptual distance if there is
     one, otherwise PSNR."""

@@ -21,6 +21,7 @@ from ldm_vae.training.checkpoint_files import remove_old_checkpoints
 from ldm_vae.training.data_names import DataNames
 from ldm_vae.training.health import Health, NonFiniteError
 from ldm_vae.training.inputs import RunData, open_batches, open_data, training_images, validation_images
+from ldm_vae.training.panel import log_panel, panel_images
 from ldm_vae.training.processes import (
     Processes,
     check_ranks_agree,
@@ -126,6 +127,7 @@ def train_stage(
     state = build_networks(session, config)
     training = training_images(session.data.training, config, state, early_stages=stage.early_stages)
     validation = validation_images(session.data.validation, config, state)
+    panel = panel_images(session.data.validation, config, state)
     step = TrainingStep(state, loss_config=config.loss, train_config=config.train, accelerator=accelerator)
 
     # Resume, or begin the stage.
@@ -184,6 +186,8 @@ def train_stage(
                 state.best = best_validation(summary, state.best, config=config, step=state.step)
             elif due(state, config, config.train.validation_steps):
                 draw_samples(state, training, samples, config=config, accelerator=accelerator)
+            if due(state, config, config.train.panel_steps):
+                log_panel(state, panel, config=config, processes=processes, tracking=tracking)
 
             # Save.
             if stopped_by or state.best is not best_before or due(state, config, config.train.checkpointing_steps):
@@ -261,9 +265,9 @@ def summary_of(posterior: Tensor | None) -> PosteriorSummary | None:
     return None if posterior is None else summarise_posterior(posterior, least_variance=ACTIVE_VARIANCE)
 
 
-def due(state: TrainingState, config: Config, every: int) -> bool:
+def due(state: TrainingState, config: Config, every: int | None) -> bool:
     """Return whether what happens every so many steps is due after this one; at the end of a stage it always is."""
-    return state.step % every == 0 or state.stage_step == config.train.max_train_steps
+    return every is not None and (state.step % every == 0 or state.stage_step == config.train.max_train_steps)
 
 
 def save(state: TrainingState, run: RunFolder, plan: RunPlan, *, tracking: Tracking) -> str | None:

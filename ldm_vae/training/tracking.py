@@ -105,6 +105,11 @@ class Tracking:
         remark = "; it can't be the best, since not all figures are finite" if "not_finite" in _finite(figures) else ""
         self.say(f"step {step}: validation {shown}{remark}")
 
+    def measured(self, figures: dict[str, Any], *, step: int) -> None:
+        """Write one line of the panel's figures."""
+        self._write(figures, step=step)
+        self.say(f"step {step}: a panel of {len(figures)} figures is in {self.run.metrics}")
+
     def say(self, line: str) -> None:
         """Print a line above the progress bar."""
         if self.is_main:
