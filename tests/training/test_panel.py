@@ -60,7 +60,7 @@ def test_the_averaged_weights_are_measured_and_nothing_else_changes(pictures: Pa
 
 
 def test_it_needs_validation_images(pictures: Path) -> None:
-    with pytest.raises(FieldError, match=r"train.panel_steps measures validation images; name them with data.validation"):
+    with pytest.raises(FieldError, match=r"panel_steps measures validation images; name them with data.valid"):
         tiny_config(data={"train": str(pictures)}, train={"panel_steps": 2})
 
 
