@@ -28,7 +28,7 @@ ROW: list[dict[str, dict[str, Any]]] = [
     {"train": {"max_train_steps": 4}, "data": {"early_resolutions": [16], "early_fractions": [0.25]}},
     {
         "train": {"max_train_steps": 3, "lr_scheduler": "linear", "learning_rate": 3e-4},
-        "data": {"resolution": 16, "early_resolutions": [8], "early_fractions": [0.3]},
+        "data": {"resolution": 48, "early_resolutions": [16], "early_fractions": [0.3]},
         "loss": {"kl_weight": Ramp(start=1e6, end=0.0, to_step=1), "disc_start": 1},
         "model": {"decoder_only": True},
     },
@@ -109,7 +109,7 @@ def test_all_else_begins_anew_in_a_stage(run: tuple[Path, list[Any], list[int]])
     assert begun["ema_step"] == begun["lam"] == 0
     assert begun["lecam"] == [0, 0, 0]
     assert begun["gates"] == [1, 1, 1, 1]
-    assert sides[:7] == [16, 32, 32, 32, 8, 16, 16]
+    assert sides[:7] == [16, 32, 32, 32, 16, 48, 48]
     lines = metrics(folder)
     assert [line["step"] for line in lines] == [2, 4, 6, 7]
     assert [line["lr"] for line in lines] == pytest.approx([1e-3, 1e-3, 1e-4, 0.0])  # of its own three updates
@@ -122,7 +122,7 @@ def test_all_else_begins_anew_in_a_stage(run: tuple[Path, list[Any], list[int]])
 def test_early_resolutions_of_a_later_stage_are_counted_from_its_start(pictures: Path, tmp_path: Path) -> None:
     config = config_of(tmp_path, pictures)
     ended = save_at(trained(config.stages[0], steps=0)[0], tmp_path, 4, plan=plan_of(config))
-    assert next_stage(config, checkpoint=ended).early_stages == [(5, 8)]
+    assert next_stage(config, checkpoint=ended).early_stages == [(5, 16)]
 
 
 def test_ramps_of_a_stage_are_counted_from_its_start(run: tuple[Path, list[Any], list[int]]) -> None:
@@ -132,7 +132,7 @@ def test_ramps_of_a_stage_are_counted_from_its_start(run: tuple[Path, list[Any],
 
 
 def test_an_export_has_the_settings_of_the_checkpoints_stage(run: tuple[Path, list[Any], list[int]]) -> None:
-    for name, resolution in (("checkpoint-000004", 32), ("latest", 16)):
+    for name, resolution in (("checkpoint-000004", 32), ("latest", 48)):
         config = load_run_autoencoder(run[0], checkpoint=name, weights="ema").config
         assert config.data.resolution == resolution
 
