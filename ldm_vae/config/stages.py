@@ -10,7 +10,9 @@ from ldm_vae.config.rules import Options, require
 _SHARED = (
     *("output_dir", "overwrite", "seed", "report_to", "model.", "data."),
     *("train.batch_size", "train.resume_from_checkpoint", "train.deterministic", "train.timeout_minutes"),
-    *("loss.discriminator", "loss.disc_norm", "loss.disc_channels", "loss.disc_num_layers"),
+    *("loss.discriminator", "loss.discriminator_weights"),
+    *("loss.disc_norm", "loss.disc_channels", "loss.disc_num_layers"),
+    *("loss.alignment", "loss.alignment_weights"),
 )
 """What all stages of a run have alike: fields, and sections with a dot."""
 _OWN = (
@@ -31,9 +33,10 @@ def check_stage(stage: Options, *, run: Options, number: int) -> None:
     """
     others = flat_settings(run)
     for name, value in flat_settings(stage).items():
+        left_out = name == "loss.alignment" and value == "none"  # the projection is one network in all stages
         shared = name in _SHARED or (f"{name.partition('.')[0]}." in _SHARED and name not in _OWN)
         require(
-            not shared or value == others[name],
+            not shared or left_out or value == others[name],
             f"stage {number} changes <{name}>, which all stages of a run share; give it for the whole run",
         )
 

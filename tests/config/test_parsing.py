@@ -24,6 +24,7 @@ from ldm_vae.config.run import Config
 from ldm_vae.config.train import TrainConfig
 from ldm_vae.models.build import build_autoencoder
 from ldm_vae.training.state import build_state
+from tests.vision import CLASSES, save_vision
 
 RECIPES = sorted(path.stem for path in recipes_folder().glob("*.yaml"))
 STAGES = [(name, stage) for name in RECIPES for stage in range(len(load_config(find_recipe(name)).row))]
@@ -67,6 +68,10 @@ def test_recipe_builds_its_model_and_objective(name: str, stage: int, tmp_path: 
         weights = {f"features.{key}": torch.zeros(weight.shape) for key, weight in trunk.items()}
         torch.save(weights, tmp_path / "vgg.pth")
         loss = dataclasses.replace(loss, perceptual_weights=str(tmp_path / "vgg.pth"))
+    for use in ("perceptual", "alignment", "discriminator"):
+        if (network := getattr(loss, use)) in CLASSES:
+            save_vision(network, tmp_path / network)
+            loss = dataclasses.replace(loss, **{f"{use}_weights": str(tmp_path / network)})
     config = dataclasses.replace(config, model=model, loss=loss)
     state = build_state(config, accelerator=Accelerator(cpu=True))
     assert ("perceptual" not in state.objective.frozen_networks) == (loss.perceptual == "none")

@@ -52,6 +52,11 @@ def test_each_stage_has_its_own_over_the_runs(row: Path) -> None:
     assert len(parse(Config, [], prog="train").row) == 1
 
 
+def test_a_stage_may_leave_out_the_alignment_of_the_others(row: Path) -> None:
+    stages = parsed(row, "--loss.alignment", "dinov2", "--stages.2.loss.alignment", "none").stages
+    assert [stage.loss.alignment for stage in stages] == ["dinov2", "none"]
+
+
 def test_a_row_reads_back_as_it_was_written(row: Path, tmp_path: Path) -> None:
     config = parsed(row, "--stages.1.loss.disc_start", "0.25", "--stages.2.loss.kl_weight.end", "2")
     (tmp_path / "written.yaml").write_text(dump_config(config))
@@ -81,6 +86,8 @@ def test_a_file_after_it_changes_the_run_or_has_another_row(row: Path, tmp_path:
          "a run share; give it for the whole run"),
         ("--stages.2.train.batch_size 4", "stage 2 changes --stages.2.train.batch_size, which"),
         ("--stages.2.loss.disc_channels 4", "stage 2 changes --stages.2.loss.disc_channels, which"),
+        ("--stages.2.loss.discriminator dinov2", "stage 2 changes --stages.2.loss.discriminator, which"),
+        ("--stages.1.loss.alignment dinov2", "stage 1 changes --stages.1.loss.alignment, which"),
         ("--stages.2.data.train x", "stage 2 changes --stages.2.data.train, which"),
         ("--stages.2.seed 1", "stage 2 changes --stages.2.seed, which"),
         ("--stages.1.train.learning_rate=-1", "stage 1: --stages.1.train.learning_rate is -1.0; it must be positive"),
