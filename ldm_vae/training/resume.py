@@ -133,7 +133,7 @@ def _changes(plan: RunPlan, *, checkpoint: Path, learning_rates: dict[str, float
         lines += [f"{name} is {new.get(name, 'absent')} now, after {old.get(name, 'absent')}" for name in changed]
         of_stage = plan.stage.config.train
         lengthened = any(name.endswith("train.max_train_steps") for name in changed)
-        if lengthened and of_stage.lr_scheduler not in _NEVER_FALL:
+        if lengthened and not plan.stage.begins and of_stage.lr_scheduler not in _NEVER_FALL:
             lines.append(
                 f"train.lr_scheduler {of_stage.lr_scheduler} falls over all of train.max_train_steps, so from now "
                 f"on it falls differently"
