@@ -7,10 +7,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from diffusers.models.autoencoders.vae import Decoder, Encoder
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
+from ldm_vae.models.kernels import fused
 
 NARROW_GROUP = 16  # groups of fewer channels are slow in torch's backward of group norm; see `_NarrowGroupNorm`
 MIN_POSITIONS = {torch.float32: 1024, torch.bfloat16: 4096}  # from so many input pixels on `upsample` is faster
@@ -31,6 +34,13 @@ def speed_up_blocks(network: nn.Module) -> None:
             isinstance(module, Upsample2D) and isinstance(module.conv, nn.Conv2d) and module.conv.kernel_size == (3, 3)
         ):
             module.forward = functools.partial(upsample, module)
+    for half in network.modules():
+        if (
+            isinstance(half, (Encoder, Decoder))
+            and isinstance(half.conv_norm_out, nn.GroupNorm)
+            and isinstance(half.conv_act, nn.SiLU)
+        ):
+            _fuse_last_norm(half)
 
 
 def residual_block(block: ResnetBlock2D, hidden: Tensor, temb: None = None) -> Tensor:
@@ -44,26 +54,31 @@ def residual_block(block: ResnetBlock2D, hidden: Tensor, temb: None = None) -> T
         hidden: [B, C, H, W].
         temb: Always None; diffusers' blocks pass it on.
     """
-    inplace = not torch.is_grad_enabled()
-    residual = block.conv1(F.silu(block.norm1(hidden), inplace=inplace))
-    residual = block.conv2(F.silu(block.norm2(residual), inplace=inplace))
+    residual = block.conv1(norm_and_silu(block.norm1, hidden))
+    residual = block.conv2(norm_and_silu(block.norm2, residual))
     return residual.add_(hidden if block.conv_shortcut is None else block.conv_shortcut(hidden))
 
 
 def upsample(block: Upsample2D, hidden: Tensor, output_size: None = None) -> Tensor:
     """Run an Upsample2D of diffusers: nearest doubling, then a 3x3 convolution. [B, C, H, W] to [B, C, 2H, 2W].
 
-    In training on CPUs one transposed 4x4 convolution does both. An output takes 4 products for each channel instead
-    of 9, and a quarter of the memory is kept for the backward. The result is as exact, but not bit-equal.
+    In training on CPUs, and on GPUs with kernels of ours, one transposed 4x4 convolution does both. An output takes 4
+    products for each channel instead of 9, and a quarter of the memory is kept for the backward. The result is as
+    exact, but not bit-equal.
     """
-    positions = hidden.numel() // hidden.shape[1]
-    worthwhile = hidden.device.type == "cpu" and positions >= MIN_POSITIONS.get(hidden.dtype, positions + 1)
-    if not worthwhile or not torch.is_grad_enabled():
+    if not (_is_folded_on_cpu(hidden) or fused.takes(hidden)):
         return type(block).forward(block, hidden)
     assert isinstance(block.conv, nn.Conv2d)
-    weight = block.conv.weight.permute(1, 2, 3, 0)  # [in, 3, 3, out]
+    weight = block.conv.weight.float().permute(1, 2, 3, 0)  # [in, 3, 3, out]
     weight = _doubled_taps(_doubled_taps(weight, dim=1), dim=2).permute(0, 3, 1, 2)  # [in, out, 4, 4]
-    return F.conv_transpose2d(hidden, weight, block.conv.bias, stride=2, padding=1)
+    return F.conv_transpose2d(hidden, weight.to(block.conv.weight.dtype), block.conv.bias, stride=2, padding=1)
+
+
+def _is_folded_on_cpu(hidden: Tensor) -> bool:
+    if hidden.device.type != "cpu" or not torch.is_grad_enabled():
+        return False
+    positions = hidden.numel() // hidden.shape[1]
+    return positions >= MIN_POSITIONS.get(hidden.dtype, positions + 1)
 
 
 def _doubled_taps(weight: Tensor, *, dim: int) -> Tensor:
@@ -72,8 +87,27 @@ def _doubled_taps(weight: Tensor, *, dim: int) -> Tensor:
     return torch.stack([third, second + third, first + second, first], dim)
 
 
+def norm_and_silu(norm: nn.GroupNorm, hidden: Tensor) -> Tensor:
+    """Return SiLU of the group norm of [B, C, H, W], in one pass where there is a kernel for it."""
+    if fused.takes(hidden):
+        return fused.group_norm(norm, hidden, silu=True)
+    return F.silu(group_norm(norm, hidden), inplace=not torch.is_grad_enabled())
+
+
+def _fuse_last_norm(half: Any) -> None:
+    """Let the norm before the last convolution do what the SiLU behind it does."""
+    half.conv_norm_out.forward = functools.partial(norm_and_silu, half.conv_norm_out)
+    half.conv_act.forward = _unchanged
+
+
+def _unchanged(hidden: Tensor) -> Tensor:
+    return hidden
+
+
 def group_norm(norm: nn.GroupNorm, hidden: Tensor) -> Tensor:
     """Return the group norm of [B, C, H, W] (or [B, C, L]), with a faster backward where torch's is slow."""
+    if fused.takes(hidden):
+        return fused.group_norm(norm, hidden, silu=False)
     if (
         hidden.device.type == "cpu"
         and hidden.dtype == torch.bfloat16

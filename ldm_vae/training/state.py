@@ -24,6 +24,7 @@ from ldm_vae.models.discriminators.features import FeatureDiscriminator
 from ldm_vae.models.discriminators.patch import PatchDiscriminator
 from ldm_vae.models.families.family import DiffusersModel, Family
 from ldm_vae.models.frozen.vision import load_vision
+from ldm_vae.models.kernels.fused import use_kernels
 from ldm_vae.models.precision import use_bf16
 from ldm_vae.models.teacher import load_teacher
 from ldm_vae.models.trainable import TrainableAutoencoder
@@ -171,6 +172,7 @@ class TrainingState:
 
 def build_state(config: Config, *, accelerator: Accelerator) -> TrainingState:
     """Build networks, optimizers and schedules, on the accelerator's device, wrapped for its processes."""
+    use_kernels(accelerator.device)
     family = build_autoencoder(config.model)
     check_resolution(config.data, spatial_factor=family.image_multiple)
     objective = build_objective(
