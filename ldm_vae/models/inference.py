@@ -9,11 +9,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from ldm_vae.models.attention import fold_attention
 from ldm_vae.models.blocks import speed_up_blocks
 from ldm_vae.models.bottlenecks.bottleneck import Latent
 from ldm_vae.models.exact import enable_exact_tiling, tell_plan
 from ldm_vae.models.families.family import Family
 from ldm_vae.models.families.parts import Half
+from ldm_vae.models.graphs import CudaRecorder, Graphed, Network, Recorder
+from ldm_vae.models.kernels.fused import use_kernels
 from ldm_vae.models.precision import exact_float32
 from ldm_vae.system.memory import keep_freed_memory
 from ldm_vae.system.pixels import from_pixels
@@ -62,6 +65,7 @@ class InferenceAutoencoder:
             torch.cuda.set_device(self.device)
         elif self.device.type == "cpu" and memory_gib is None:
             keep_freed_memory()
+        use_kernels(self.device)
         if not bf16:
             exact_float32()
         for half in family.halves:
@@ -69,8 +73,18 @@ class InferenceAutoencoder:
                 _round_weights(half)
             speed_up_blocks(half.network)
         family.to(self.device, memory_format=torch.channels_last)
+        self._encode: Network = family.encode
+        self._decode: Network = family.decode
         if memory_gib is not None:
             enable_exact_tiling(family.model, memory_gib=memory_gib, tell=tell)
+        elif self.device.type == "cuda":
+            self._launch_less(CudaRecorder())
+
+    def _launch_less(self, record: Recorder) -> None:
+        """Fold what attention multiplies by, and record calls of shapes that come again."""
+        fold_attention(self.family.model)
+        self._encode = Graphed(self.family.encode, record=record)
+        self._decode = Graphed(self.family.decode, record=record, pixels=self.family.spatial_factor**2)
 
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return the posterior's mean and standard deviation (None where nothing is random), float32 [B, c, h, w].
@@ -81,10 +95,11 @@ class InferenceAutoencoder:
         latent = self.encode_latent(images)
         return latent.mean, latent.stored.get("std")
 
+    @torch.no_grad()
     def encode_latent(self, images: Tensor) -> Latent:
         """Return the whole latent, without noise, of images [B, C, H, W] in [-1, 1]."""
         images = images.to(self.device, non_blocking=True).contiguous(memory_format=torch.channels_last)
-        return self.family.encode_latent(images)
+        return self.family.bottleneck(self._encode(images))
 
     def encode_pixels(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
         """Encode pixels [B, H, W, C], uint8, which are a quarter of the bytes to bring to the device."""
@@ -94,6 +109,7 @@ class InferenceAutoencoder:
         """Return pixels [B, H, W, C], uint8, as images [B, C, H, W] in [-1, 1] on the device, channels_last."""
         return from_pixels(pixels.to(self.device, non_blocking=True).permute(0, 3, 1, 2))
 
+    @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Return images, float32 [B, C, H, W], about in [-1, 1].
 
@@ -101,7 +117,7 @@ class InferenceAutoencoder:
             latents: [B, c, h, w], as the autoencoder itself makes them, without scaling.
         """
         latents = latents.to(self.device, torch.float32, non_blocking=True)
-        return self.family.decode(latents.contiguous(memory_format=torch.channels_last))
+        return self._decode(latents.contiguous(memory_format=torch.channels_last))
 
 
 def _round_weights(half: Half) -> None:

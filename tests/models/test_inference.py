@@ -9,6 +9,7 @@ from diffusers import AutoencoderKL
 
 from ldm_vae.models.families import family_of
 from ldm_vae.models.inference import InferenceAutoencoder
+from tests.models.recording import ReplayingRecorder
 from tests.tiny import tiny_autoencoder
 
 
@@ -59,3 +60,18 @@ def test_pixels(images: torch.Tensor) -> None:
     expected = pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
     assert torch.equal(fast.to_images(pixels), expected)
     assert torch.equal(fast.encode_pixels(pixels)[0], fast.encode(expected)[0])
+
+
+def test_recorded_calls_are_the_calls(images: torch.Tensor) -> None:
+    """What a GPU takes, with a recorder that needs none."""
+    plain = InferenceAutoencoder(family_of(tiny()), bf16=False)
+    fast = InferenceAutoencoder(family_of(tiny()), bf16=False)
+    recorder = ReplayingRecorder()
+    fast._launch_less(recorder)
+    for shift in (0.0, 0.1, 0.2, 0.3):
+        mean, std = plain.encode(images * 0.5 + shift)
+        found, spread = fast.encode(images * 0.5 + shift)
+        torch.testing.assert_close(found, mean, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(spread, std, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(fast.decode(mean), plain.decode(mean), rtol=1e-4, atol=1e-5)
+    assert recorder.replayed == 2 * (1 + 2)  # of each half: the comparison, and the last two calls
