@@ -29,8 +29,9 @@ class DataConfig(ReadingRules):
     """Smallest part of the image's area that a `random_resized` crop covers."""
     flip: bool = True
     """Mirror half of the images left to right."""
-    num_workers: int = at_least(0, 2)
-    """Decoding processes of each training process. With 0 the training process decodes by itself."""
+    num_workers: Optional[int] = at_least(0, None)
+    """Decoding processes of each training process. With 0 the training process decodes by itself. Without it there are
+    as many as a GPU's process has cores of its own to decode on, less one, and 2 where there is no GPU."""
     image_column: Optional[str] = None
     """Column that holds the images. Without it the only image column of the data is taken."""
     split: Optional[str] = None

@@ -31,6 +31,7 @@ from ldm_vae.latents.shards import Plan, ShardRecord
 from ldm_vae.models.inference import InferenceAutoencoder, local_device
 from ldm_vae.models.load import load_vae
 from ldm_vae.models.precision import use_bf16
+from ldm_vae.system.cores import count_workers
 from ldm_vae.system.files import Leases, remove_temporaries
 from ldm_vae.system.outputs import LATENTS, OutputFolder
 from ldm_vae.system.progress import progress
@@ -167,7 +168,7 @@ class _Encode:
                 self.folder,
                 self.images,
                 leases=leases,
-                num_workers=options.num_workers,
+                num_workers=count_workers(options.num_workers),
                 timeout_seconds=WORKER_TIMEOUT_SECONDS,
             )
             groups = bucket_groups(headers, choose=_bucket_choice(options), default=square)
@@ -187,7 +188,7 @@ class _Encode:
             claimed = False
             for batch in self.work.batches(
                 batch_size=self.options.batch_size,
-                num_workers=self.options.num_workers,
+                num_workers=count_workers(self.options.num_workers),
                 pin_memory=self.encoder.device.type == "cuda",
             ):
                 claimed = True

@@ -31,6 +31,7 @@ from ldm_vae.models.precision import exact_float32, use_bf16
 from ldm_vae.panel.measures import format_panel
 from ldm_vae.panel.panel import measure_panels
 from ldm_vae.panel.sums import PanelImages
+from ldm_vae.system.cores import count_workers
 from ldm_vae.system.files import write_whole
 from ldm_vae.system.launch import join_processes
 from ldm_vae.system.outputs import EVALUATION, OutputFolder
@@ -123,7 +124,7 @@ def evaluate(options: EvaluateOptions) -> EvaluateSummary:
             EvaluationImages(collection, channels=channels, resolution=resolution, multiple_of=factor),
             indices=spread_indices(len(collection), num_images=options.num_images),
             batch_size=options.batch_size,
-            num_workers=options.num_workers,
+            num_workers=count_workers(options.num_workers),
             bf16=bf16,
             perceptual=perceptual,
             set_features=set_features,
@@ -142,7 +143,7 @@ def evaluate(options: EvaluateOptions) -> EvaluateSummary:
                 dataset=EvaluationImages(collection, channels=channels, resolution=resolution),
                 indices=spread_indices(len(collection), num_images=options.num_images),
                 batch_size=options.batch_size,
-                num_workers=options.num_workers,
+                num_workers=count_workers(options.num_workers),
                 perceptual=perceptual,
                 label=collection.label,
                 strict=options.strict,

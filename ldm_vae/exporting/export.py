@@ -38,6 +38,7 @@ from ldm_vae.metrics.latents import LatentSummary
 from ldm_vae.models.exact.check import check_strips
 from ldm_vae.models.families.family import Family
 from ldm_vae.models.precision import exact_float32
+from ldm_vae.system.cores import count_workers
 from ldm_vae.system.telling import counted
 from ldm_vae.system.text import printable
 from ldm_vae.training.run_autoencoder import RunAutoencoder, load_run_autoencoder
@@ -122,7 +123,7 @@ def export(options: ExportOptions) -> ExportSummary:
             scaling_data.images,
             indices=scaling_data.indices,
             batch_size=options.batch_size,
-            num_workers=options.num_workers,
+            num_workers=count_workers(options.num_workers),
             strict=options.strict,
         )
         latents, latents_read = found.summary, found.images
@@ -271,7 +272,7 @@ def _measure_reconstructions(
         data.images,
         indices=data.indices,
         batch_size=options.batch_size,
-        num_workers=options.num_workers,
+        num_workers=count_workers(options.num_workers),
         bf16=False,
         perceptual=perceptual,
         set_features=None,

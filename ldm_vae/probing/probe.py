@@ -32,6 +32,7 @@ from ldm_vae.probing.protocol import choose_budget, with_hash
 from ldm_vae.probing.results import Probed, compare, probe_table
 from ldm_vae.probing.samples import score_names
 from ldm_vae.probing.trainings import Trainings, pictures_file
+from ldm_vae.system.cores import count_workers
 from ldm_vae.system.launch import join_processes
 from ldm_vae.system.markdown import markdown_text
 from ldm_vae.system.pixels import from_pixels
@@ -183,7 +184,7 @@ class _Probe:
             dataset=EvaluationImages(collection, channels=channels, resolution=self.budget.resolution),
             indices=spread_indices(len(collection), num_images=num_images),
             batch_size=options.batch_size,
-            num_workers=options.num_workers,
+            num_workers=count_workers(options.num_workers),
             perceptual=None,
             label=collection.label,
             strict=options.strict,

@@ -16,6 +16,7 @@ from ldm_vae.images.draws import DrawRules
 from ldm_vae.images.evaluation import EvaluationImages
 from ldm_vae.images.streaming import ImageStream, StreamingImages, open_stream
 from ldm_vae.images.training import TrainingBatch, TrainingImages
+from ldm_vae.system.cores import count_workers
 from ldm_vae.training.processes import timeout
 from ldm_vae.training.state import TrainingState
 from ldm_vae.training.tracking import Tracking
@@ -124,7 +125,7 @@ def open_batches(
         micro_batch_size=micro_batch_size,
         process_index=accelerator.process_index,
         num_processes=accelerator.num_processes,
-        num_workers=config.data.num_workers,
+        num_workers=count_workers(config.data.num_workers),
         timeout_seconds=timeout(config).total_seconds(),
         pin_memory=accelerator.device.type == "cuda",
     )

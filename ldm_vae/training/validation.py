@@ -23,6 +23,7 @@ from ldm_vae.metrics.reconstruction import ReconstructionMetrics, Reconstruction
 from ldm_vae.models.exact import within_memory
 from ldm_vae.models.families.parts import Reconstruction
 from ldm_vae.models.precision import autocast, use_bf16
+from ldm_vae.system.cores import count_workers
 from ldm_vae.system.files import naming
 from ldm_vae.training.processes import Processes
 from ldm_vae.training.state import BestValidation, TrainingState
@@ -69,7 +70,7 @@ def validate(
         dataset,
         indices=range(accelerator.process_index, num_images, processes.count),
         batch_size=1 if dataset.resolution is None else train.accumulation(num_processes=processes.count)[0],
-        num_workers=config.data.num_workers,
+        num_workers=count_workers(config.data.num_workers),
         timeout_seconds=60 * train.timeout_minutes,
         pin_memory=device.type == "cuda",
     )

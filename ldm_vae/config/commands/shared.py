@@ -16,8 +16,9 @@ class ReadsImages(ReadingRules):
 
     image_column: Optional[str] = None
     """Column that holds the images. Without it the only image column of the data is taken."""
-    num_workers: int = at_least(0, 2)
-    """Decoding processes of each process. With 0 a process decodes by itself."""
+    num_workers: Optional[int] = at_least(0, None)
+    """Decoding processes of each process. With 0 a process decodes by itself. Without it there are as many as a GPU's
+    process has cores of its own to decode on, less one, and 2 where there is no GPU."""
     strict: bool = False
     """Stop at the first unreadable image instead of skipping, counting and listing it."""
 
