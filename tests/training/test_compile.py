@@ -47,21 +47,22 @@ def test_compiled_run_is_the_eager_one_and_compiles_at_its_start_only(
     tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Half a minute where torch has compiled none of it before, seconds else."""
-    after_rehearsal = []
+    rehearsed = []  # graphs after each rehearsal
     rehearse = TrainingStep.rehearse
 
     def counted(step: TrainingStep, *, resolution: int) -> None:
         rehearse(step, resolution=resolution)
-        after_rehearsal.append(counters["stats"]["unique_graphs"])
+        rehearsed.append(counters["stats"]["unique_graphs"])
 
     monkeypatch.setattr(TrainingStep, "rehearse", counted)
     torch._dynamo.reset()
     counters.clear()
-    train(config_of(tmp_path / "compiled", pictures, compile="on", max_train_steps=3))
-    train(config_of(tmp_path / "compiled", pictures, compile="on", resume_from_checkpoint="latest"))
-    # encoder, decoder, discriminator of one batch and of two; each of the first size, then of any
-    assert after_rehearsal == [4, 8, 8, 8]
-    assert counters["stats"]["unique_graphs"] == 8
+    for further in ({"max_train_steps": 3}, {"resume_from_checkpoint": "latest"}):
+        train(config_of(tmp_path / "compiled", pictures, compile="on", **further))
+        # How many graphs there are is the release's affair; that none comes after the last rehearsal is ours.
+        assert counters["stats"]["unique_graphs"] == rehearsed[-1]
+    assert len(rehearsed) == 4  # of two sizes in each run
+    assert rehearsed[0] >= 4  # encoder, decoder, discriminator of one batch and of two
     assert not counters["graph_break"]
 
     train(config_of(tmp_path / "eager", pictures, compile="off"))

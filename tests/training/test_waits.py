@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,8 +10,25 @@ import torch
 from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ldm_vae.training.loop import train
 from tests.tiny import tiny_config
 from tests.training.steps import make, make_batch
+
+READING = (torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero, torch.ops.aten.masked_select)
+
+
+class Reads(TorchDispatchMode):
+    """Counts how often a tensor's value is handed to Python."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(
+        self, func: OpOverload, types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        self.count += func.overloadpacket in READING
+        return func(*args, **(kwargs or {}))
 
 
 class NothingIsRead(TorchDispatchMode):
@@ -19,8 +37,7 @@ class NothingIsRead(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: OpOverload, types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        reading = (torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero, torch.ops.aten.masked_select)
-        assert func.overloadpacket not in reading, f"{func} reads a value"
+        assert func.overloadpacket not in READING, f"{func} reads a value"
         return func(*args, **(kwargs or {}))
 
 
@@ -38,3 +55,18 @@ def test_a_step_reads_no_value(optimizer: str, adaptive_weight: str) -> None:
         step(iter(batches))
         with pytest.raises(AssertionError, match="reads a value"):
             batches[0].images.sum().item()
+
+
+def test_a_longer_run_reads_no_more_values(tmp_path: Path, pictures: Path) -> None:
+    """What the loop does between reports, validations and checkpoints reads nothing either."""
+    counts = []
+    for steps in (4, 9):
+        config = tiny_config(
+            output_dir=tmp_path / str(steps),
+            data={"train": str(pictures)},
+            train={"max_train_steps": steps, "log_steps": 100, "validation_steps": 100, "checkpointing_steps": 100},
+        )
+        with Reads() as reads:
+            train(config)
+        counts.append(reads.count)
+    assert counts[0] == counts[1] > 0
