@@ -7,6 +7,8 @@ loop that one would write with diffusers (Pillow, `vae.encode` in float32, a bat
 the bare bf16 encoder on a batch in memory, which is the limit.
 Each line is the median over the rounds, each ratio that of the rounds' ratios. What bf16 does to the latents is
 measured too: the relative error of the mean against float32, and the PSNR between the pictures decoded from both.
+The encoder's floor is what its convolutions, products and norms would take if each went as fast as the device's
+arithmetic or its memory allows; each line says how many times that it takes.
 Without --vae, the Stable Diffusion architecture (83.7 M parameters) with random weights is used: its speed is that of
 trained weights; its errors need not be.
 """
@@ -25,6 +27,7 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL
 from PIL import Image
+from roofline import Floor
 from torch import Tensor
 from torchvision.transforms import functional as transforms
 
@@ -124,7 +127,7 @@ def main() -> None:
     print(f"{'':44}{'s':>8}{'images/s':>10}")
     for name, seconds in results["seconds"].items():
         print(f"{name:44}{seconds:8.2f}{options.images / seconds:10.2f}")
-    for name, value in {**results["ratios"], **results.get("bf16", {})}.items():
+    for name, value in {**results["ratios"], **results["floor"], **results.get("bf16", {})}.items():
         print(f"{name.replace('_', ' '):44}{value:8.3g}")
     if options.output is not None:
         options.output.write_text(json.dumps(results, indent=1) + "\n")
@@ -164,6 +167,8 @@ def measure(directory: Path, options: argparse.Namespace) -> dict[str, dict[str,
             "ldm-vae encode, float32": lambda: our_encode(vae, photos, directory / "float32", options, precision="no"),
         }
     bare.encode(batches[0])  # the first call allocates
+    floor = Floor.of(lambda: bare.encode(batches[0]), device=bare.device, precision="bf16")
+    print(f"a batch of {len(batches[0])}: {floor}", flush=True)
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(options.rounds):
         for name, run in runs.items():
@@ -175,6 +180,7 @@ def measure(directory: Path, options: argparse.Namespace) -> dict[str, dict[str,
             "bf16_over_the_limit": median_ratio(limit, ours),
             "captions_and_digests_over_bf16": median_ratio(ours, everything),
         },
+        "floor": against_floor(floor, limit, batches=len(paths) / len(batches[0])),
     }
     if in_float32:
         loop, ours32 = in_float32
@@ -184,6 +190,12 @@ def measure(directory: Path, options: argparse.Namespace) -> dict[str, dict[str,
         }
         results["bf16"] = bf16_errors(vae, directory / "float32", directory / "bf16")
     return results
+
+
+def against_floor(floor: Floor, seconds: list[float], *, batches: float) -> dict[str, float]:
+    """The bare encoder beside its floor."""
+    compared = floor.compared(statistics.median(seconds) / batches)
+    return {f"bare_encoder_{name}": value for name, value in compared.items()}
 
 
 def median_ratio(slower: list[float], faster: list[float]) -> float:

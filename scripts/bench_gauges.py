@@ -1,4 +1,4 @@
-"""What bench_train.py measures by: marks in time, counts of operations, sizes of tensors."""
+"""What bench_train.py measures by: marks in time, and sizes of tensors."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
 
 class Marks:
@@ -45,23 +43,6 @@ class Marks:
             section: begin.elapsed_time(end) / 1000 if self.device.type == "cuda" else end - begin
             for (section, begin), (_, end) in pairwise(self._moments)
         }
-
-
-class FlopCount(TorchDispatchMode):
-    """Adds up torch's own counts of the operators that run.
-
-    torch's FlopCounterMode follows modules as well, which torch.autograd.grad with leaves does not allow.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.total = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if func.overloadpacket in flop_registry:
-            self.total += flop_registry[func.overloadpacket](*args, **(kwargs or {}), out_val=result)
-        return result
 
 
 def tensors_of(network: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[Tensor]:

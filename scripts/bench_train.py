@@ -18,6 +18,10 @@ the rounds, so that what else the machine does counts for all alike. Where it do
 wall-clock time is the steadier figure. Memory is the process's high-water mark on a CPU, the allocator's on CUDA;
 activations are what lies above weights, gradients, optimizer and EMA. lpips_vgg_random has random weights in the
 perceptual network: they take as long as the real ones, and need no download.
+
+The floor of a step is what its convolutions, products and norms would take if each went as fast as the device's
+arithmetic or its memory allows, by the manufacturer's sheet or as measured here. `x floor` is a step over that; MFU is
+its arithmetic alone; `convolutions` is what part of a step its convolutions would take one after the other.
 """
 
 from __future__ import annotations
@@ -34,17 +38,10 @@ from typing import Any
 
 import torch
 from bench_variants import Memory, Subject, Timing
+from roofline import Floor
 
 OPTIONS = {"bf16", "float32", "compile", "blocks", "full"}
 GIB = 2**30
-# Dense peaks as the manufacturer states them, in TFLOP/s; float32 with TF32, as torch convolves by default.
-PEAK_TFLOPS = {
-    "H100": {"bf16": 989.0, "float32": 494.5},
-    "H200": {"bf16": 989.0, "float32": 494.5},
-    "A100": {"bf16": 312.0, "float32": 156.0},
-    "L40S": {"bf16": 362.0, "float32": 183.0},
-    "RTX 4090": {"bf16": 165.2, "float32": 82.6},
-}
 
 
 @dataclass(kw_only=True)
@@ -75,9 +72,11 @@ class Result:
 def main() -> None:
     """Measure, print a table, write JSON."""
     arguments = parse_arguments()
-    flops, results = measure(arguments)
-    print(table(results, batch_size=arguments.batch_size, flops=flops))
+    floors, results = measure(arguments)
+    print(table(results, batch_size=arguments.batch_size, floors=floors))
     print(*ratios(results), sep="\n")
+    for precision, floor in floors.items():
+        print(f"{precision} step: {floor}")
     for result in results:
         if result.variant.startswith("ours"):
             parts = ", ".join(f"{name} {seconds:.3f}" for name, seconds in result.sections.items())
@@ -86,7 +85,7 @@ def main() -> None:
         report = {
             "settings": vars(arguments) | {"output": str(arguments.output)},
             "machine": {"device": device_name(), "processor": platform.processor(), "torch": torch.__version__},
-            "flops": flops,
+            "floors": {precision: asdict(floor) for precision, floor in floors.items()},
             "results": [
                 asdict(result)
                 | {
@@ -94,7 +93,7 @@ def main() -> None:
                     "cpu_seconds": result.cpu_seconds,
                     "images_per_second": arguments.batch_size / result.seconds,
                     "activations": result.memory.activations,
-                    "mfu": utilisation(result, flops),
+                    **against_floor(result, floors),
                     "sections": result.sections,
                 }
                 for result in results
@@ -130,8 +129,8 @@ def parse_arguments() -> argparse.Namespace:
     return arguments
 
 
-def measure(arguments: argparse.Namespace) -> tuple[int | None, list[Result]]:
-    """Let the variants take turns, each in its process; also count the FLOPs of a plain step of ours."""
+def measure(arguments: argparse.Namespace) -> tuple[dict[str, Floor], list[Result]]:
+    """Let the variants take turns, each in its process; also find the floor of a plain step of ours, by precision."""
     context = multiprocessing.get_context("spawn")
     children: dict[str, Connection] = {}
     for variant in arguments.variants:
@@ -152,7 +151,7 @@ def measure(arguments: argparse.Namespace) -> tuple[int | None, list[Result]]:
     ]
     for variant in arguments.variants if arguments.profile else []:
         print(f"{variant}\n{ask(children[variant], 'profile')}", flush=True)
-    return ask(children[plain[0]], "flops") if plain else None, results
+    return {precision_of(variant): ask(children[variant], "floor") for variant in plain}, results
 
 
 def serve(connection: Connection, variant: str, arguments: argparse.Namespace) -> None:
@@ -175,26 +174,31 @@ def ask(child: Connection, question: str) -> Any:
         raise SystemExit("a variant's process ended; its error is above") from None
 
 
-def table(results: list[Result], *, batch_size: int, flops: int | None) -> str:
+def table(results: list[Result], *, batch_size: int, floors: dict[str, Floor]) -> str:
     """A line a variant."""
-    lines = ["variant                   s/step  CPU s/step  images/s  peak GiB  activations GiB    MFU"]
+    columns = "s/step  CPU s/step  images/s  peak GiB  activations GiB    MFU  x floor  convolutions"
+    lines = [f"{'variant':<26}{columns}"]
     for result in results:
-        mfu = utilisation(result, flops)
-        lines.append(
+        line = (
             f"{result.variant:<24} {result.seconds:7.3f} {result.cpu_seconds:11.3f} {batch_size / result.seconds:9.2f}"
             f" {result.memory.peak / GIB:9.2f} {result.memory.activations / GIB:16.2f}"
-            f" {'' if mfu is None else f'{mfu:6.1%}'}"
         )
+        if compared := against_floor(result, floors):
+            mfu, times, share = compared.values()
+            line += f" {mfu:6.1%} {times:8.2f} {share:13.1%}"
+        lines.append(line)
     return "\n".join(lines)
 
 
-def utilisation(result: Result, flops: int | None) -> float | None:
-    """Model FLOPs utilisation: the FLOPs that our plain step needs, over what the device could have done."""
-    peaks = next((peaks for name, peaks in PEAK_TFLOPS.items() if name in device_name()), None)
-    if flops is None or peaks is None:
-        return None
-    precision = "bf16" if "bf16" in result.variant else "float32"
-    return flops / result.seconds / (peaks[precision] * 1e12)
+def precision_of(variant: str) -> str:
+    """The precision of a variant."""
+    return "bf16" if "bf16" in variant.split("-") else "float32"
+
+
+def against_floor(result: Result, floors: dict[str, Floor]) -> dict[str, float]:
+    """A step beside the floor of our plain one in its precision; nothing where that was not measured."""
+    floor = floors.get(precision_of(result.variant))
+    return {} if floor is None else floor.compared(result.seconds)
 
 
 def ratios(results: list[Result]) -> list[str]:

@@ -13,8 +13,9 @@ from typing import Any
 
 import lpips
 import torch
-from bench_gauges import FlopCount, Marks, size_of, tensors_of
+from bench_gauges import Marks, size_of, tensors_of
 from reference_step import ReferenceStep
+from roofline import Floor
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity
 
@@ -164,7 +165,7 @@ class Subject:
         torch.set_num_threads(arguments.threads)
         self.memory_before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         kind, *options = variant.split("-")
-        self.steps = arguments.steps
+        self.steps, self.bf16 = arguments.steps, "bf16" in options
         self.run = (Ours if kind == "ours" else Reference)(options, arguments)
         for _ in range(arguments.warmup):
             self.run()
@@ -195,11 +196,9 @@ class Subject:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         return Memory(peak=peak - self.memory_before, state=state)
 
-    def flops(self) -> int:
+    def floor(self) -> Floor:
         """Of a step."""
-        with FlopCount() as count:
-            self.run()
-        return count.total
+        return Floor.of(self.run, device=self.run.device, precision="bf16" if self.bf16 else "tf32")
 
     def profile(self) -> str:
         """Where the time of a step goes: the operators that took most of it."""

@@ -1,0 +1,103 @@
+"""What check_gpu.py calls right and fast, and the floor that times are measured by."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+
+from tests.launching import SCRIPTS
+
+
+@pytest.fixture(scope="module")
+def patched() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(SCRIPTS)
+        yield
+
+
+@pytest.fixture(scope="module")
+def roofline(patched: None) -> ModuleType:
+    return importlib.import_module("roofline")
+
+
+@pytest.fixture(scope="module")
+def training(patched: None) -> ModuleType:
+    return importlib.import_module("check_gpu_training")
+
+
+@pytest.fixture(scope="module")
+def verdicts(patched: None) -> ModuleType:
+    return importlib.import_module("check_gpu_verdicts")
+
+
+def test_work_is_counted(roofline: ModuleType) -> None:
+    images = torch.randn(2, 3, 8, 8)
+    weight, gain = torch.randn(4, 3, 3, 3, requires_grad=True), torch.ones(4, requires_grad=True)
+
+    def run() -> None:
+        hidden = F.conv2d(images, weight, padding=1)
+        F.silu(F.group_norm(hidden, 2, gain, torch.zeros(4))).sum().backward()
+
+    work = roofline.counted(run)
+    forward = 2 * (2 * 4 * 8 * 8) * (3 * 3 * 3)
+    assert work.flops == 2 * forward  # no gradient goes to the images
+    maps, pictures, kernel = 4 * 2 * 4 * 8 * 8, 4 * 2 * 3 * 8 * 8, 4 * 4 * 3 * 3 * 3
+    by_name = {call.name: call.bytes * times for call, times in work.calls.items()}
+    assert by_name["convolution"] == maps + pictures + kernel
+    assert by_name["native_group_norm"] == 2 * maps
+    assert by_name["native_group_norm_backward"] == 3 * maps
+    assert work.convolution_seconds(torch.device("cpu"), at_least=1e-4) > 0
+
+    quick = roofline.Ceiling(name="", flops=1e3, bytes=1e30, measured=False)
+    narrow = roofline.Ceiling(name="", flops=1e30, bytes=1e3, measured=False)
+    assert work.floor_seconds(quick) == pytest.approx(work.flops / 1e3)
+    assert work.floor_seconds(narrow) == pytest.approx(work.bytes / 1e3)
+
+
+def test_an_error_that_is_no_number_is_wrong(verdicts: ModuleType) -> None:
+    words = [verdicts.near("", error, limit=0.1, what="off by").verdict for error in (0.09, 0.11, float("nan"))]
+    assert words == ["right", "wrong", "wrong"]
+    shares = [verdicts.quick("", share, least=0.6, found="", figures={}).verdict for share in (0.7, 0.5)]
+    assert shares == ["fast", "slow"]
+
+
+def write(folder: Path, name: str, end: float, *, half: float = 1.0) -> None:
+    """Write what a run leaves: weights of so much at its half and its end."""
+    for step, value in ((3, half), (6, end)):
+        checkpoint = folder / name / f"checkpoint-{step:06d}"
+        checkpoint.mkdir(parents=True)
+        save_file({"w": torch.full((4,), value)}, checkpoint / "autoencoder.safetensors")
+
+
+def test_runs_are_compared(training: ModuleType, tmp_path: Path) -> None:
+    write(tmp_path, "cpu-float32", 2.0)
+    write(tmp_path, "cpu-bf16", 2.1)
+    write(tmp_path, "float32", 2.01)
+    write(tmp_path, "bf16", 2.3)
+    write(tmp_path, "compiled-float32", 2.5)
+    write(tmp_path, "whole", 2.0)
+    write(tmp_path, "resumed", 2.0 + 1e-6)
+    done = {path.name for path in tmp_path.iterdir()}
+    found = {verdict.check: verdict.verdict for verdict in training.compare(tmp_path, done)}
+    assert found == {
+        "training: resumed, bit by bit": "wrong",
+        "training: cpu-bf16 by cpu-float32": "found",
+        "training: float32 by cpu-float32": "right",
+        "training: bf16 by cpu-float32": "wrong",
+        "training: compiled-float32 by float32": "wrong",
+    }
+    without = {verdict.check for verdict in training.compare(tmp_path, done - {"float32", "resumed", "cpu-bf16"})}
+    assert without == {"training: compiled-float32 by cpu-float32"}
+
+
+def test_a_run_that_fails_is_told_by_its_last_line(training: ModuleType, tmp_path: Path) -> None:
+    (tmp_path / "pictures").mkdir()
+    failure = training.perform(training.Run(name="bad", settings={"train.batch_size": -1}), tmp_path)
+    assert "train.batch_size" in failure
