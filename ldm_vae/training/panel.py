@@ -11,6 +11,7 @@ from ldm_vae.models.inference import InferenceAutoencoder
 from ldm_vae.models.precision import same_float32, use_bf16
 from ldm_vae.panel.panel import measure_panels
 from ldm_vae.panel.sums import PanelImages
+from ldm_vae.system.cores import count_workers
 from ldm_vae.training.processes import Processes, waiting_for_others
 from ldm_vae.training.state import TrainingState
 from ldm_vae.training.tracking import Tracking
@@ -28,7 +29,7 @@ def panel_images(source: ImageCollection | None, config: Config, state: Training
         dataset=EvaluationImages(source, channels=config.model.in_channels, resolution=config.data.resolution),
         indices=range(min(len(source), config.data.validation_images)),
         batch_size=BATCH_SIZE,
-        num_workers=config.data.num_workers,
+        num_workers=count_workers(config.data.num_workers),
         perceptual=state.objective.frozen_networks.get("perceptual"),
         label=source.label,
     )
