@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -285,3 +286,14 @@ class _Runs:
 
     def __reduce__(self) -> tuple[object, ...]:
         return (Path.touch, (self.marker,))
+
+
+def test_a_full_disk_names_the_file_and_leaves_nothing(vaes: list[str], photos: Path, tmp_path: Path) -> None:
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2500, limit[1]))
+    try:
+        with pytest.raises(OSError, match=r"/grid\.png can't be written: File too large"):
+            run(vaes, photos, tmp_path / "out", resolution=[32])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert list(tmp_path.iterdir()) == []
