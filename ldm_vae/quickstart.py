@@ -23,6 +23,7 @@ from ldm_vae.encoding.encode import encode
 from ldm_vae.evaluation.evaluate import evaluate
 from ldm_vae.exporting.export import export
 from ldm_vae.models.load import load_vae
+from ldm_vae.reporting.report import write_report
 from ldm_vae.system.outputs import QUICKSTART, OutputFolder
 from ldm_vae.training.loop import train
 
@@ -52,10 +53,12 @@ class QuickstartSummary:
     export: Path
     latents: Path
     decoded: Path
+    report: Path | None
     psnr: float
 
     def __str__(self) -> str:
         """Return where everything is, in lines."""
+        report = [] if self.report is None else [f"  report, to open in a browser          {self.report}"]
         return "\n".join(
             [
                 "",
@@ -65,6 +68,7 @@ class QuickstartSummary:
                 f"  export, which diffusers loads        {self.export}",
                 f"  latents                              {self.latents}",
                 f"  latents decoded again                {self.decoded}",
+                *report,
             ]
         )
 
@@ -80,7 +84,11 @@ def quickstart(options: QuickstartOptions) -> QuickstartSummary:
     output.check(overwrite=options.overwrite)
     output.begin([], mark=json.dumps({"recipe": RECIPE}).encode())
     training, kept_out = gather_photographs(output.path / "photographs")
-    return run_all(config, output=output.path, training=options.data or str(training), kept_out=kept_out)
+    config = dataclasses.replace(config, report=False)
+    summary = run_all(config, output=output.path, training=options.data or str(training), kept_out=kept_out)
+    if not options.report:
+        return summary
+    return dataclasses.replace(summary, report=write_report([output.path]))
 
 
 def run_all(config: Config, *, output: Path, training: str, kept_out: Path) -> QuickstartSummary:
@@ -97,7 +105,9 @@ def run_all(config: Config, *, output: Path, training: str, kept_out: Path) -> Q
     print(encode(EncodeOptions(vae=str(folder), data=training, output=str(latents), resolution=resolution)))
     print(decode(DecodeOptions(vae=str(folder), latents=str(latents), output=str(decoded))))
 
-    evaluation = evaluate(EvaluateOptions(vae=[str(folder)], data=str(kept_out), output=str(output / "evaluation")))
+    evaluation = evaluate(
+        EvaluateOptions(vae=[str(folder)], data=str(kept_out), output=str(output / "evaluation"), report=False)
+    )
     print(evaluation)
 
     family = load_vae(folder).family
@@ -111,6 +121,7 @@ def run_all(config: Config, *, output: Path, training: str, kept_out: Path) -> Q
         export=folder,
         latents=latents,
         decoded=decoded,
+        report=None,
         psnr=evaluation.evaluations[0]["psnr"],
     )
 

@@ -33,6 +33,7 @@ def test_every_file_of_the_package_is_installed() -> None:
     installed, expected = files_of(PACKAGE), files_of(CHECKOUT / "ldm_vae")
     if PACKAGE != CHECKOUT / "ldm_vae":
         expected |= {f"configs/{name}": content for name, content in files_of(CHECKOUT / "configs").items()}
+        expected["docs/objective.md"] = (CHECKOUT / "docs" / "objective.md").read_bytes()
     assert installed == expected
 
 

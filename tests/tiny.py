@@ -37,7 +37,7 @@ def tiny_config(
     stages: Sequence[dict[str, Fields]] = (),
     **rest: Any,
 ) -> Config:
-    """Return a run of an f2 model of a few thousand weights, in float32, with the GAN from step 2 on.
+    """Return a run of an f2 model of a few thousand weights, in float32, the GAN from step 2 on, without a report.
 
     Args:
         output_dir: Folder of the run.
@@ -58,7 +58,7 @@ def tiny_config(
         data=DataConfig(**DATA | (data or {})),
         loss=LossConfig(**LOSS | (loss or {})),
         train=TrainConfig(**TRAIN | EVERY | (train or {})),
-        **rest,
+        **{"report": False} | rest,
     )
 
 

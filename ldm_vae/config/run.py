@@ -32,6 +32,8 @@ class Config(Options):
     """Seed of everything random: first weights, order, crops, flips and posterior noise."""
     report_to: Tracker = "tensorboard"
     """Tracker of the figures beside metrics.jsonl; wandb needs the extra of the same name."""
+    report: bool = True
+    """Write report.html at the end, a page with the curves and samples of the run, which needs no network."""
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     model: ModelConfig = field(default_factory=ModelConfig)

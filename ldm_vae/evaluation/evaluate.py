@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -18,6 +19,7 @@ from ldm_vae.evaluation.measure import (
     short_name,
     spread_indices,
 )
+from ldm_vae.evaluation.pictures import PictureLog, write_pictures
 from ldm_vae.evaluation.results import Evaluation, Protocol, describe_scores, format_table, package_versions
 from ldm_vae.images.collection import open_collection
 from ldm_vae.images.evaluation import EvaluationImages
@@ -28,13 +30,14 @@ from ldm_vae.models.fingerprint import fingerprint
 from ldm_vae.models.inference import InferenceAutoencoder
 from ldm_vae.models.load import load_vae
 from ldm_vae.models.precision import exact_float32, use_bf16
-from ldm_vae.panel.measures import format_panel
+from ldm_vae.panel.measures import describe_measures, format_panel
 from ldm_vae.panel.panel import measure_panels
 from ldm_vae.panel.sums import PanelImages
 from ldm_vae.system.cores import count_workers
+from ldm_vae.reporting.report import write_report
 from ldm_vae.system.files import write_whole
 from ldm_vae.system.launch import join_processes
-from ldm_vae.system.outputs import EVALUATION, OutputFolder
+from ldm_vae.system.outputs import EVALUATION, REPORT, OutputFolder
 from ldm_vae.system.strict_json import dump_json
 from ldm_vae.system.text import printable
 
@@ -51,6 +54,8 @@ class EvaluateSummary:
     metrics: Path
     table: Path
     grids: list[Path]
+    report: Path | None
+    """None where none was asked for."""
 
     @property
     def problem(self) -> str | None:
@@ -73,7 +78,8 @@ class EvaluateSummary:
             which = f"{printable(first.name)} ({printable(first.reason)})"
             lines.append(f"{len(self.skipped)} skipped, listed in {self.metrics}; the first: {which}")
         lines += [f"metrics: {self.metrics}", f"table: {self.table}"]
-        return "\n".join([*lines, *(f"pictures: {grid}" for grid in self.grids)])
+        lines += [f"pictures: {grid}" for grid in self.grids]
+        return "\n".join(lines if self.report is None else [*lines, f"report: {self.report}"])
 
 
 def evaluate(options: EvaluateOptions) -> EvaluateSummary:
@@ -118,11 +124,13 @@ def evaluate(options: EvaluateOptions) -> EvaluateSummary:
 
     evaluations: list[Evaluation] = []
     comparisons: list[Comparison] = []
-    for resolution in resolutions:
+    indices = spread_indices(len(collection), num_images=options.num_images)
+    logs = [PictureLog(indices=indices, num_kept=options.report_pictures, factor=factor) for _ in resolutions]
+    for resolution, log in zip(resolutions, logs, strict=True):
         comparison = measure_reconstructions(
             families,
             EvaluationImages(collection, channels=channels, resolution=resolution, multiple_of=factor),
-            indices=spread_indices(len(collection), num_images=options.num_images),
+            indices=indices,
             batch_size=options.batch_size,
             num_workers=count_workers(options.num_workers),
             bf16=bf16,
@@ -130,6 +138,7 @@ def evaluate(options: EvaluateOptions) -> EvaluateSummary:
             set_features=set_features,
             num_pictures=options.num_pictures,
             strict=options.strict,
+            log=log,
         )
         protocol = Protocol(
             resolution=resolution, factor=factor, bf16=bf16, perceptual=perceptual_name, set_features=set_features
@@ -141,7 +150,7 @@ def evaluate(options: EvaluateOptions) -> EvaluateSummary:
         panel_images = [
             PanelImages(
                 dataset=EvaluationImages(collection, channels=channels, resolution=resolution),
-                indices=spread_indices(len(collection), num_images=options.num_images),
+                indices=indices,
                 batch_size=options.batch_size,
                 num_workers=count_workers(options.num_workers),
                 perceptual=perceptual,
@@ -159,11 +168,24 @@ def evaluate(options: EvaluateOptions) -> EvaluateSummary:
         grids=[
             output.path / _grid_name(resolution, resolutions) for resolution in resolutions if options.num_pictures > 0
         ],
+        report=output.path / REPORT if options.report else None,
     )
     if processes.is_main_process:
-        pictures = [comparison.pictures for comparison in comparisons]
         with output.whole(overwrite=options.overwrite) as folder:
-            _write(folder, summary, options=options, pictures=pictures, device=device.type)
+            kept = [
+                write_pictures(
+                    folder,
+                    log,
+                    resolution=resolution,
+                    latents=[measurement.summary.latents for measurement in comparison.measurements],
+                    perceptual=perceptual_name,
+                )
+                for resolution, log, comparison in zip(resolutions, logs, comparisons, strict=True)
+            ]
+            pictures = [comparison.pictures for comparison in comparisons]
+            _write(folder, summary, options=options, pictures=pictures, kept=kept, device=device.type)
+        if options.report:
+            write_report([output.path])
     processes.wait_for_everyone()
     return summary
 
@@ -248,6 +270,7 @@ def _write(
     *,
     options: EvaluateOptions,
     pictures: list[list[list[Image.Image]]],
+    kept: list[dict[str, Any]],
     device: str,
 ) -> None:
     """Write all files into `folder`, which becomes the output."""
@@ -262,6 +285,8 @@ def _write(
         "device": device,
         "versions": package_versions(),
         "evaluations": [asdict(evaluation) for evaluation in summary.evaluations],
+        "measures": describe_measures() if options.panel else {},
+        "pictures": kept,
         "skipped": [asdict(skipped) for skipped in summary.skipped],
     }
     write_whole(folder / METRICS, (dump_json(content, indent=1) + "\n").encode())

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pixel_unshuffle
 
 from ldm_vae.evaluation.features import SetFeatures
+from ldm_vae.evaluation.pictures import PictureLog
 from ldm_vae.images.evaluation import EvaluationBatch, EvaluationImages, evaluation_batches
 from ldm_vae.images.training import SkippedImage
 from ldm_vae.images.transforms import to_image
@@ -133,6 +134,7 @@ def measure_reconstructions(
     set_features: SetFeatures | None,
     num_pictures: int,
     strict: bool,
+    log: PictureLog | None = None,
 ) -> Comparison:
     """Decode the posterior's mean of the images `indices` with each autoencoder, on its device.
 
@@ -147,6 +149,7 @@ def measure_reconstructions(
         set_features: Network of the distances between the sets of pictures; None measures none.
         num_pictures: Rows to keep for a picture grid, spread over the images.
         strict: Whether an unreadable image is an error.
+        log: Takes the figures of each image and some of the pictures, and has those of all processes in the end.
 
     Raises:
         ValueError: None of the images can be read, or, where `strict`, one of them can't.
@@ -166,11 +169,14 @@ def measure_reconstructions(
         if images is None:
             continue
         images = images.to(device)
-        columns = [images]
-        for family, metric in zip(families, metrics, strict=True):
-            made = reconstruct(family, images, bf16=bf16)
-            metric.update(images, made.images, made.mean, made.std, made.indices)
-            columns.append(made.images)
+        made = [reconstruct(family, images, bf16=bf16) for family in families]
+        scores = [
+            metric.update(images, each.images, each.mean, each.std, each.indices)
+            for metric, each in zip(metrics, made, strict=True)
+        ]
+        columns = [images, *(each.images for each in made)]
+        if log is not None:
+            log.add(batch, made, scores)
         if set_features is not None:
             reader.add_features(batch.indices, [set_features(column).cpu() for column in columns])
         for row in range(len(images)):
@@ -179,6 +185,8 @@ def measure_reconstructions(
     reader, states = _merge(reader, [metric.state() for metric in metrics])
     for metric, state in zip(metrics, states, strict=True):
         metric.load_state(state)
+    if log is not None:
+        log.merge(gather_object([log]))
     distances = reader.distances(set_features) or [None] * len(metrics)
     return Comparison(
         images=reader.summary(),

@@ -94,7 +94,7 @@ class ReconstructionMetrics:
         mean: Tensor,
         std: Tensor | None,
         indices: Tensor | None = None,
-    ) -> None:
+    ) -> dict[str, Tensor]:
         """Add a batch, which may be empty.
 
         Args:
@@ -103,9 +103,12 @@ class ReconstructionMetrics:
             mean: Posterior means [B, c, h, w], or the latents themselves.
             std: Posterior standard deviations [B, c, h, w]; None where nothing is random.
             indices: Which codes the latents are, [B, 1, h, w]; None where they aren't made of codes.
+
+        Returns:
+            Each picture's values by name, [B]: those of the summary that are means over pictures.
         """
         if images.shape[0] == 0:
-            return
+            return {}
         pixels, reconstructed = to_pixels(images), to_pixels(reconstruction)
         scores = {
             "psnr": psnr(pixels, reconstructed),
@@ -122,6 +125,7 @@ class ReconstructionMetrics:
             scores["perceptual"] = self.perceptual(from_pixels(pixels), from_pixels(reconstructed))
         for name, score in scores.items():
             self._sums.add(name, in_float64(score).sum())
+        return {name: score for name, score in scores.items() if name != "nonfinite"}
 
     def state(self) -> dict[str, Tensor]:
         """Return all sums by name: add up those of all processes and `load_state` the totals."""

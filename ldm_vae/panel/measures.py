@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Literal
 
 from ldm_vae.metrics.equivariance import GROUPS
@@ -86,6 +86,11 @@ def _measures() -> dict[str, Measure]:
 
 
 MEASURES = _measures()
+
+
+def describe_measures() -> dict[str, dict[str, str]]:
+    """Return what each measure is, for a file that is read without this package."""
+    return {name: asdict(measure) for name, measure in MEASURES.items()}
 
 
 def format_panel(names: Sequence[str], figures: Sequence[dict[str, float]]) -> str:

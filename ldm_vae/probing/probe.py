@@ -22,7 +22,7 @@ from ldm_vae.models.fingerprint import fingerprint
 from ldm_vae.models.inference import InferenceAutoencoder
 from ldm_vae.models.load import load_vae
 from ldm_vae.models.precision import exact_float32, use_bf16
-from ldm_vae.panel.measures import format_panel
+from ldm_vae.panel.measures import describe_measures, format_panel
 from ldm_vae.panel.panel import measure_panels
 from ldm_vae.panel.sums import PanelImages
 from ldm_vae.probing.control import ScrambledAutoencoder
@@ -33,8 +33,10 @@ from ldm_vae.probing.results import Probed, compare, probe_table
 from ldm_vae.probing.samples import score_names
 from ldm_vae.probing.trainings import Trainings, pictures_file
 from ldm_vae.system.cores import count_workers
+from ldm_vae.reporting.report import write_report
 from ldm_vae.system.launch import join_processes
 from ldm_vae.system.markdown import markdown_text
+from ldm_vae.system.outputs import REPORT
 from ldm_vae.system.pixels import from_pixels
 from ldm_vae.system.text import printable
 
@@ -49,12 +51,15 @@ class ProbeSummary:
     """The reference first."""
     table: str
     metrics: Path
+    report: Path | None
+    """None where none was asked for."""
     problem: str | None
     """In one line, why the figures tell nothing; None where they do."""
 
     def __str__(self) -> str:
         """Return the tables and where the files are."""
-        return f"{self.table}\n\nmetrics: {self.metrics}\ntable: {self.metrics.with_name(TABLE)}"
+        report = "" if self.report is None else f"\nreport: {self.report}"
+        return f"{self.table}\n\nmetrics: {self.metrics}\ntable: {self.metrics.with_name(TABLE)}{report}"
 
 
 def probe(options: ProbeOptions) -> ProbeSummary:
@@ -166,7 +171,7 @@ class _Probe:
 
     def _request(self) -> dict[str, Any]:
         """Return all that the figures depend on and that is known before the data is read."""
-        left_out = ("output", "overwrite", "num_workers", "vae", "reference", "budget")
+        left_out = ("output", "overwrite", "num_workers", "report", "vae", "reference", "budget")
         asked = {name: value for name, value in asdict(self.options).items() if name not in left_out}
         autoencoders = {subject.name: subject.fingerprint for subject in self.subjects}
         return {
@@ -243,6 +248,7 @@ class _Probe:
             "scores": scores,
             "reference": probed[0].name,
             "autoencoders": [self._record(each, among=probed, scores=scores) for each in probed],
+            "measures": {} if probed[0].panel is None else describe_measures(),
             "skipped": skipped,
             "settings": asdict(self.options),
             "device": self.device.type,
@@ -252,8 +258,14 @@ class _Probe:
         if scores and self.processes.is_main_process:
             self._draw(probed)
         self.folder.finish(metrics=metrics, table=table)
+        if self.options.report and self.processes.is_main_process:
+            write_report([self.folder.path])
         return ProbeSummary(
-            probed=probed, table=table, metrics=self.folder.path / METRICS, problem=self._problem(probed, scores)
+            probed=probed,
+            table=table,
+            metrics=self.folder.path / METRICS,
+            report=self.folder.path / REPORT if self.options.report else None,
+            problem=self._problem(probed, scores),
         )
 
     def _record(self, each: Probed, *, among: list[Probed], scores: list[str]) -> dict[str, Any]:

@@ -23,6 +23,8 @@ from ldm_vae.system.files import (
 from ldm_vae.system.paths import inside
 from ldm_vae.system.text import printable
 
+REPORT = "report.html"
+"""The page that `report` makes, in the folder whose results it shows."""
 _MARK_BYTES = 4096
 _OVERWRITE = mark("overwrite")
 _NAMED = 3
@@ -59,7 +61,16 @@ RUN = OutputKind(
     what="a run",
     mark="config.yaml",
     says=b"output_dir:",
-    parts=("metrics.jsonl", "skipped.jsonl", "data_names.txt.gz", "samples", "logs", "checkpoint-*", ".checkpoint-*"),
+    parts=(
+        "metrics.jsonl",
+        "skipped.jsonl",
+        "data_names.txt.gz",
+        "samples",
+        "logs",
+        REPORT,
+        "checkpoint-*",
+        ".checkpoint-*",
+    ),
     alone=False,
 )
 EXPORT = OutputKind(
@@ -84,20 +95,24 @@ LATENTS_EXPORT = OutputKind(
 )
 DECODED = OutputKind(what="a decode", mark="pictures.jsonl", says=b'"picture":', parts=("skipped.jsonl",), alone=False)
 EVALUATION = OutputKind(
-    what="an evaluation", mark="metrics.json", says=b'"options"', parts=("table.md", "grid*.png"), alone=True
+    what="an evaluation",
+    mark="metrics.json",
+    says=b'"options"',
+    parts=("table.md", "grid*.png", "per_picture.jsonl", "pictures", REPORT),
+    alone=True,
 )
 PROBE = OutputKind(
     what="a probe",
     mark="probe.json",
     says=b'"kind": "probe"',
-    parts=("metrics.json", "table.md", "samples.png", "work"),
+    parts=("metrics.json", "table.md", "samples.png", REPORT, "work"),
     alone=False,
 )
 QUICKSTART = OutputKind(
     what="a quickstart",
     mark=".ldm-vae-quickstart",
     says=b"",
-    parts=("photographs", "run", "export", "latents", "decoded", "evaluation"),
+    parts=("photographs", "run", "export", "latents", "decoded", "evaluation", REPORT),
     alone=True,
 )
 KINDS = (RUN, EXPORT, LATENTS, LATENTS_EXPORT, DECODED, EVALUATION, PROBE, QUICKSTART)

@@ -15,6 +15,7 @@ from ldm_vae.config.rules import FieldError
 from ldm_vae.config.run import Config
 from ldm_vae.losses.rate import PosteriorSummary, summarise_posterior
 from ldm_vae.metrics.latents import ACTIVE_VARIANCE
+from ldm_vae.reporting.report import write_report
 from ldm_vae.training.capacity import explained_memory, fit_to_memory
 from ldm_vae.training.checkpoint import RunPlan, begin_stage, load_checkpoint, save_checkpoint
 from ldm_vae.training.checkpoint_files import remove_old_checkpoints
@@ -52,6 +53,8 @@ class TrainSummary:
     """Why the last step was not saved; None where it was."""
     stopped_by: str | None
     """Name of the signal that ended the run early; None where none did."""
+    report: Path | None = None
+    """The page of the run's curves; None where none was asked for."""
 
     def __str__(self) -> str:
         if self.stopped_by:
@@ -62,7 +65,8 @@ class TrainSummary:
                 f"Stopped by {self.stopped_by} after {self.step} steps, {saved}; go on with "
                 f"--train.resume_from_checkpoint latest"
             )
-        return f"Trained for {self.step} steps; the last checkpoint is {self.checkpoint}"
+        report = "" if self.report is None else f"\nreport: {self.report}"
+        return f"Trained for {self.step} steps; the last checkpoint is {self.checkpoint}{report}"
 
 
 @dataclass(kw_only=True)
@@ -209,6 +213,7 @@ def train_stage(
         checkpoint=kept,
         unsaved=unsaved,
         stopped_by=stopped_by.name if stopped_by else None,
+        report=run.report if config.report else None,
     )
 
 

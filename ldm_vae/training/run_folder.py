@@ -7,6 +7,8 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from ldm_vae.system.outputs import REPORT
+
 _CHECKPOINT = "checkpoint-"
 _CHECKPOINT_NAME = re.compile(_CHECKPOINT + r"(\d{6,})")
 
@@ -38,6 +40,7 @@ class RunFolder:
     data_names.txt.gz              names of the images that the run trains on
     samples/step-000500.png        originals above reconstructions
     logs/                          the tracker's files
+    report.html                    the curves and samples, as a page
     checkpoint-000500/             what the run goes on from, and what is exported
     checkpoint-000500.damaged/     a checkpoint that was not whole when the run was resumed, kept
     .checkpoint-000500.unfinished  what a killed process was writing
@@ -76,6 +79,11 @@ class RunFolder:
         """The tracker's folder."""
         return self.path / "logs"
 
+    @property
+    def report(self) -> Path:
+        """The page of curves and samples."""
+        return self.path / REPORT
+
     def sample(self, step: int) -> Path:
         """Return the path of the sample picture that is drawn after `step` updates."""
         return self.samples / f"step-{step:06d}.png"
@@ -107,7 +115,7 @@ class RunFolder:
         damaged = self.path.glob(f"{_CHECKPOINT}*.damaged")
         for folder in [*self.checkpoints(), *damaged, self.samples, self.logs]:
             shutil.rmtree(folder, ignore_errors=True)
-        for file in (self.metrics, self.skipped, self.data_names, self.config):
+        for file in (self.metrics, self.skipped, self.data_names, self.report, self.config):
             file.unlink(missing_ok=True)
 
 

@@ -131,7 +131,9 @@ def test_output_of_another_kind_is_never_touched(vaes: list[str], photos: Path, 
     with pytest.raises(ValueError, match="overwrite"):
         run(vaes[:1], photos, output, resolution=[32])
     run(vaes[:1], photos, output, resolution=[32], overwrite=True)
-    assert sorted(path.name for path in output.iterdir()) == ["grid.png", "metrics.json", "table.md"]
+    assert sorted(path.name for path in output.iterdir()) == [
+        "grid.png", "metrics.json", "per_picture.jsonl", "pictures", "report.html", "table.md",
+    ]  # fmt: skip
     (output / "thesis.tex").write_text("years of work")
     with pytest.raises(ValueError, match=r"thesis\.tex"):
         run(vaes[:1], photos, output, resolution=[32], overwrite=True)

@@ -62,7 +62,9 @@ def first(vaes: list[str], photos: str, tmp_path_factory: pytest.TempPathFactory
 
 def test_what_is_written(first: ProbeSummary) -> None:
     folder = first.metrics.parent
-    assert sorted(path.name for path in folder.iterdir()) == ["metrics.json", "probe.json", "samples.png", "table.md"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "metrics.json", "probe.json", "report.html", "samples.png", "table.md",
+    ]  # fmt: skip
     assert output_kind(folder) is PROBE
     metrics = json.loads(first.metrics.read_text())
     assert metrics["reference"] == "f2"
@@ -89,6 +91,19 @@ def test_what_is_written(first: ProbeSummary) -> None:
     assert recorded["sha256"][:12] in table
     assert Image.open(folder / "samples.png").height > 8 * SIDE
     assert str(first).startswith(table.strip()[:50])
+
+
+def test_its_report_has_scores_verdicts_samples_and_the_panel(first: ProbeSummary) -> None:
+    assert first.report == first.metrics.parent / "report.html"
+    page = first.report.read_text(encoding="utf-8")
+    metrics = json.loads(first.metrics.read_text())
+    f4 = metrics["autoencoders"][1]["scores"]["fd_efficientnet_lite0"]
+    assert f"{f4['verdict']}, {f4['difference']:+.4g}" in page
+    assert "4 × 8 × 8" in page
+    assert page.count("data:image/png;base64,") == 1  # the samples
+    assert "Fréchet distance (efficientnet_lite0) of samples" in page
+    assert "mean over images of the PSNR of D(E(x)) to x" in page
+    assert "Spectrum of the latents" in page
 
 
 def test_the_same_call_gives_the_same_figures(

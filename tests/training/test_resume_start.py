@@ -91,7 +91,7 @@ def test_damaged_checkpoint_by_name_is_one_line_and_changes_nothing(run: Path) -
 def test_overwriting_removes_what_a_run_writes_and_nothing_else(run: Path, images: TrainingImages) -> None:
     (run / "notes.txt").write_text("mine")
     (run / "checkpoint-notes.txt").write_text("mine")
-    for name in ("metrics.jsonl", "skipped.jsonl", "data_names.txt.gz"):
+    for name in ("metrics.jsonl", "skipped.jsonl", "data_names.txt.gz", "report.html"):
         (run / name).write_text("{}\n")
     (run / "samples").mkdir()
     config = resuming(run, None, overwrite=True)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Optional
 
-from ldm_vae.config.commands.shared import ReadsImages, ReadsVae
+from ldm_vae.config.commands.shared import ReadsImages, ReadsVae, WritesReport
 from ldm_vae.config.names import MixedPrecision, PerceptualChoice
 from ldm_vae.config.rules import at_least, local_path, positive, require, source
 
 
 @dataclass(kw_only=True)
-class EvaluateOptions(ReadsImages, ReadsVae):
+class EvaluateOptions(ReadsImages, ReadsVae, WritesReport):
     """Measure the reconstruction quality of one or several autoencoders, side by side.
 
     Example: ldm-vae evaluate --vae export --vae stabilityai/sd-vae-ft-mse --data photos --output evaluation
@@ -22,7 +22,7 @@ class EvaluateOptions(ReadsImages, ReadsVae):
     data: str = source()
     """Images to reconstruct: a folder of images, a hub id, or parquet or webdataset files."""
     output: str = local_path()
-    """Folder for metrics.json, the table and the picture grids."""
+    """Folder for metrics.json, the table, the picture grids and the report."""
     resolution: Optional[list[int]] = positive(None)
     """Side in pixels that the short side of an image is resized to, and of the square that is cropped from its centre.
     Several sides are measured one after the other. Without it whole pictures are measured one at a time, each cut to a
@@ -37,6 +37,9 @@ class EvaluateOptions(ReadsImages, ReadsVae):
     """Measure also how well a diffusion model could learn on the latents, without training one (docs/probe.md)."""
     num_pictures: int = at_least(0, 8)
     """Rows of the picture grid. With 0 no grid is drawn."""
+    report_pictures: int = at_least(0, 12)
+    """Pictures to keep for the report: half of them spread over the images, the others the worst of each autoencoder.
+    Of a larger one the middle 768 pixels a side are kept."""
     perceptual: PerceptualChoice = "auto"
     """Network of the perceptual distance. `auto` takes LPIPS (vgg) where its weights are, otherwise the one that needs
     no download."""

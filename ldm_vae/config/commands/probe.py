@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Optional
 
-from ldm_vae.config.commands.shared import ReadsImages
+from ldm_vae.config.commands.shared import ReadsImages, WritesReport
 from ldm_vae.config.names import MixedPrecision, Normalisation, PerceptualChoice, ProbeBudget
 from ldm_vae.config.rules import at_least, local_path, positive, require, source
 
 
 @dataclass(kw_only=True)
-class ProbeOptions(ReadsImages):
+class ProbeOptions(ReadsImages, WritesReport):
     """Tell how well diffusion models would learn on the latents of autoencoders.
 
     A panel of measures is taken without training. Then the same small diffusion model is trained on the latents of
@@ -26,7 +26,7 @@ class ProbeOptions(ReadsImages):
     data: str = source()
     """Pictures to encode, to learn from and to compare samples with."""
     output: str = local_path()
-    """Folder for metrics.json, the table and the picture of samples; an interrupted probe is finished."""
+    """Folder for metrics.json, the table, the picture of samples and the report; an interrupted probe is finished."""
     latents: Optional[list[str]] = local_path(None)
     """Folders that `encode` wrote, to learn from in place of latents of `data`: one for the reference, if there is
     one, and one for each `vae`, in this order."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Optional
 
-from ldm_vae.config.rules import Options, local_path, source
+from ldm_vae.config.commands.shared import WritesReport
+from ldm_vae.config.rules import local_path, source
 
 
 @dataclass(kw_only=True)
-class QuickstartOptions(Options):
+class QuickstartOptions(WritesReport):
     """Train a small VAE, export it, encode, decode and evaluate with it, with nothing to download."""
 
     output: str = local_path("runs/quickstart")

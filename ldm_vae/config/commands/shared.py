@@ -35,6 +35,14 @@ class RunsAutoencoder(Options):
 
 
 @dataclass(kw_only=True)
+class WritesReport(Options):
+    """Whether a page is made of the results."""
+
+    report: bool = True
+    """Write report.html at the end, a page with the figures, plots and pictures, which needs no network."""
+
+
+@dataclass(kw_only=True)
 class ReadsVae(Options):
     """What the file or folder of an autoencoder doesn't say of it."""
 

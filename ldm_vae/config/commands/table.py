@@ -61,6 +61,12 @@ COMMANDS = {
         "ldm_vae.probing.probe:probe",
         "tell how well diffusion models would learn on the latents of VAEs",
     ),
+    "report": Command(
+        "ldm_vae.config.commands.report:ReportOptions",
+        "ldm_vae.reporting.report:report",
+        "make one page of evaluations, probes and runs: pictures, plots and tables",
+        positional=("outputs",),
+    ),
     "leaderboard": Command(
         "ldm_vae.config.commands.leaderboard:LeaderboardOptions",
         "ldm_vae.probing.leaderboard:leaderboard",

@@ -1,0 +1,1 @@
+"""Results as a page for people: one HTML file of evaluations, probes and runs."""

@@ -1,0 +1,119 @@
+"""`report`: one HTML page of what evaluations, probes and runs found."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ldm_vae.config.commands.report import ReportOptions
+from ldm_vae.config.rules import FieldError, require
+from ldm_vae.reporting.comparison import ComparisonView, view_comparison
+from ldm_vae.reporting.evaluations import METRICS as EVALUATION_METRICS
+from ldm_vae.reporting.evaluations import read_evaluations
+from ldm_vae.reporting.page import FIRST_BYTES, Page, render
+from ldm_vae.reporting.probes import read_probe
+from ldm_vae.reporting.reading import as_written
+from ldm_vae.reporting.runs import METRICS as RUN_METRICS
+from ldm_vae.reporting.runs import read_runs, view_runs
+from ldm_vae.system.files import write_whole
+from ldm_vae.system.outputs import EVALUATION, PROBE, QUICKSTART, REPORT, RUN, is_marked
+from ldm_vae.system.text import printable
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportSummary:
+    """Where the page is; `str()` is what the command line prints."""
+
+    path: Path
+
+    def __str__(self) -> str:
+        """Return the page's path."""
+        return f"report: {self.path}"
+
+
+def report(options: ReportOptions) -> ReportSummary:
+    """Write a page of the folders that `options` names.
+
+    Raises:
+        ValueError: In one line: a folder is none of evaluate, probe or train, a file of theirs is damaged, or another
+            file is where the page would be.
+    """
+    output = None if options.output is None else Path(options.output)
+    return ReportSummary(path=write_report([Path(folder) for folder in options.outputs], output=output))
+
+
+def write_report(folders: Sequence[Path], *, output: Path | None = None) -> Path:
+    """Write a page of evaluations, probes, runs and quickstarts; an earlier page is replaced.
+
+    Args:
+        folders: Where the results are.
+        output: The HTML file; None: `REPORT` in the first folder.
+
+    Returns:
+        The HTML file.
+
+    Raises:
+        ValueError: As `report`.
+    """
+    path = (folders[0] / REPORT if output is None else output).expanduser()
+    require(not path.is_dir(), f"<output> {printable(str(path))} is a folder; name an HTML file")
+    require(
+        not path.exists() or _is_report(path),
+        f"<output> {printable(str(path))} is there and is no report of ldm-vae; name another file",
+    )
+    content = render(_read([folder.expanduser() for folder in folders]))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, content.encode("utf-8"))
+    return path
+
+
+def _read(folders: Sequence[Path]) -> Page:
+    """Return what the folders hold, of each kind together."""
+    evaluations, probes, runs = _sorted([part for folder in folders for part in _parts(folder)])
+    views: list[ComparisonView] = []
+    for comparison in read_evaluations(evaluations):
+        with as_written(comparison.subjects[0].folder / EVALUATION_METRICS, by="evaluate"):
+            views.append(view_comparison(comparison))
+    read = read_runs(runs)
+    with as_written((runs[0] if runs else Path()) / RUN_METRICS, by="train"):
+        runs_view = view_runs(read) if read else None
+    return Page(
+        title=", ".join(dict.fromkeys(printable(folder.resolve().name) for folder in folders)),
+        comparisons=views,
+        probes=[read_probe(folder) for folder in probes],
+        runs=runs_view,
+    )
+
+
+def _parts(folder: Path) -> list[Path]:
+    """Return a folder, or in place of a quickstart's those within it."""
+    if is_marked(folder, QUICKSTART):
+        return [path for path in (folder / "evaluation", folder / "run") if path.is_dir()]
+    return [folder]
+
+
+def _sorted(folders: Sequence[Path]) -> tuple[list[Path], list[Path], list[Path]]:
+    """Return the folders of evaluations, of probes, and of runs, each once."""
+    evaluations: list[Path] = []
+    probes: list[Path] = []
+    runs: list[Path] = []
+    for folder in dict.fromkeys(folders):
+        if is_marked(folder, PROBE):
+            probes.append(folder)
+        elif is_marked(folder, RUN):
+            runs.append(folder)
+        elif is_marked(folder, EVALUATION):
+            evaluations.append(folder)
+        else:
+            what = "holds no results" if folder.is_dir() else "is no folder"
+            raise FieldError(
+                f"<outputs>: {printable(str(folder))} {what}; name folders that `ldm-vae evaluate`, `ldm-vae probe` "
+                f"or `ldm-vae train` wrote"
+            )
+    return evaluations, probes, runs
+
+
+def _is_report(path: Path) -> bool:
+    with open(path, "rb") as file:
+        return file.read(len(FIRST_BYTES)) == FIRST_BYTES
