@@ -12,8 +12,9 @@ from accelerate import PartialState
 
 from ldm_vae.config.rules import require
 from ldm_vae.probing.protocol import differences
+from ldm_vae.reporting.report import write_report
 from ldm_vae.system.files import write_whole
-from ldm_vae.system.outputs import PROBE, OutputFolder, is_marked
+from ldm_vae.system.outputs import PROBE, REPORT, OutputFolder, is_marked
 from ldm_vae.system.strict_json import dump_json
 
 METRICS, TABLE, SAMPLES = "metrics.json", "table.md", "samples.png"
@@ -80,13 +81,16 @@ class ProbeFolder:
             self._processes.wait_for_everyone()
         return json.loads(path.read_text())
 
-    def finish(self, *, metrics: dict[str, Any], table: str) -> None:
-        """Write the results, the figures last, and remove what only the work needed."""
+    def finish(self, *, metrics: dict[str, Any], table: str, report: bool) -> Path | None:
+        """Write the results, the figures last, and remove what only the work needed; return the report's path."""
         if self._processes.is_main_process:
             write_whole(self.path / TABLE, f"{table}\n".encode())
             write_whole(self.path / METRICS, (dump_json(metrics, indent=1) + "\n").encode())
             shutil.rmtree(self.work, ignore_errors=True)
+            if report:
+                write_report([self.path])
         self._processes.wait_for_everyone()
+        return self.path / REPORT if report else None
 
     def checkpoint(self, number: int, seed: int) -> Path:
         """Return where a training is kept."""

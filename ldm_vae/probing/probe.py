@@ -33,10 +33,8 @@ from ldm_vae.probing.results import Probed, compare, probe_table
 from ldm_vae.probing.samples import score_names
 from ldm_vae.probing.trainings import Trainings, pictures_file
 from ldm_vae.system.cores import count_workers
-from ldm_vae.reporting.report import write_report
 from ldm_vae.system.launch import join_processes
 from ldm_vae.system.markdown import markdown_text
-from ldm_vae.system.outputs import REPORT
 from ldm_vae.system.pixels import from_pixels
 from ldm_vae.system.text import printable
 
@@ -257,14 +255,12 @@ class _Probe:
         }
         if scores and self.processes.is_main_process:
             self._draw(probed)
-        self.folder.finish(metrics=metrics, table=table)
-        if self.options.report and self.processes.is_main_process:
-            write_report([self.folder.path])
+        report = self.folder.finish(metrics=metrics, table=table, report=self.options.report)
         return ProbeSummary(
             probed=probed,
             table=table,
             metrics=self.folder.path / METRICS,
-            report=self.folder.path / REPORT if self.options.report else None,
+            report=report,
             problem=self._problem(probed, scores),
         )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -37,36 +37,9 @@ from ldm_vae.training.soundness import why_unsound
 from ldm_vae.training.stages import Stage, next_stage, opening_lines
 from ldm_vae.training.state import TrainingState, build_state
 from ldm_vae.training.step import TrainingStep
+from ldm_vae.training.summary import TrainSummary, kept_words
 from ldm_vae.training.tracking import Tracking
 from ldm_vae.training.validation import best_validation, draw_samples, validate, validation_figures
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainSummary:
-    """How a run ended."""
-
-    step: int
-    """Number of updates that were made."""
-    checkpoint: Path | None
-    """The last checkpoint; None where none could be saved."""
-    unsaved: str | None
-    """Why the last step was not saved; None where it was."""
-    stopped_by: str | None
-    """Name of the signal that ended the run early; None where none did."""
-    report: Path | None = None
-    """The page of the run's curves; None where none was asked for."""
-
-    def __str__(self) -> str:
-        if self.stopped_by:
-            saved = f"saved in {self.checkpoint}"
-            if self.unsaved:
-                saved = f"which are not saved, since {self.unsaved}; {kept_words(self.checkpoint)}"
-            return (
-                f"Stopped by {self.stopped_by} after {self.step} steps, {saved}; go on with "
-                f"--train.resume_from_checkpoint latest"
-            )
-        report = "" if self.report is None else f"\nreport: {self.report}"
-        return f"Trained for {self.step} steps; the last checkpoint is {self.checkpoint}{report}"
 
 
 @dataclass(kw_only=True)
@@ -111,7 +84,11 @@ def train(config: Config) -> TrainSummary:
             stage = next_stage(config, checkpoint=summary.checkpoint)
             summary = train_stage(session, stage, checkpoint=summary.checkpoint, closing=closing)
     processes.accelerator.state.destroy_process_group()  # never after an error: it could wait for lost processes
-    return summary
+    if not config.report:
+        return summary
+    if processes.accelerator.is_main_process:
+        write_report([run.path])
+    return replace(summary, report=run.report)
 
 
 def train_stage(
@@ -213,7 +190,6 @@ def train_stage(
         checkpoint=kept,
         unsaved=unsaved,
         stopped_by=stopped_by.name if stopped_by else None,
-        report=run.report if config.report else None,
     )
 
 
@@ -295,8 +271,3 @@ def save(state: TrainingState, run: RunFolder, plan: RunPlan, *, tracking: Track
 def last_checkpoint(run: RunFolder) -> Path | None:
     """Return the newest checkpoint; None where none was saved."""
     return next(reversed(run.checkpoints()), None)
-
-
-def kept_words(checkpoint: Path | None) -> str:
-    """Return words for which checkpoint there is."""
-    return f"{checkpoint.name} is kept" if checkpoint is not None else "no checkpoint was saved before"

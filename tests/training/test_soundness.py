@@ -13,10 +13,11 @@ import torch
 from ldm_vae.config.run import Config
 from ldm_vae.images.training import TrainingBatch
 from ldm_vae.training.health import NonFiniteError
-from ldm_vae.training.loop import TrainSummary, train
+from ldm_vae.training.loop import train
 from ldm_vae.training.soundness import why_unsound
 from ldm_vae.training.state import TrainingState
 from ldm_vae.training.step import TrainingStep
+from ldm_vae.training.summary import TrainSummary
 from tests.tiny import tiny_config
 from tests.training.checkpoints import CONFIG, names, trained
 from tests.training.runs import metrics
