@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-_ROW = re.compile(r"^\| `(?P<name>[\w/]+)` \| (?P<meaning>.+) \| (?P<healthy>.*) \|$")
+_ROW = re.compile(r"^\| `(?P<name>[\w/]+)` \|(?P<meaning>[^|]+)\|(?P<healthy>[^|]*)\|$")
 
 
 @dataclass(frozen=True, kw_only=True)
