@@ -16,7 +16,7 @@ from ldm_vae.reporting.reading import number_of
 from ldm_vae.reporting.tables import Column, Row, Table, better_of, cells
 from ldm_vae.system.text import printable
 
-MAX_ROWS, MAX_CELLS = 200, 1600
+MAX_ROWS, MAX_CELLS = 200, 1000
 """The most images in the table of single images, and about the most figures."""
 _UNITS = {"psnr": "dB"}
 _LEFT_OUT = ("kl", "latent_mean")

@@ -15,7 +15,7 @@ from ldm_vae.system.text import printable
 
 NUM_COLOURS = 8
 _WIDTH, _HEIGHT = 440, 250
-_LEFT, _RIGHT, _TOP, _BOTTOM = 60, 14, 12, 46
+_LEFT, _RIGHT, _TOP, _BOTTOM = 70, 14, 12, 46
 _INNER_WIDTH, _INNER_HEIGHT = _WIDTH - _LEFT - _RIGHT, _HEIGHT - _TOP - _BOTTOM
 _ROW, _NAMES = 38, 150
 _LONGEST_NAME = 22
