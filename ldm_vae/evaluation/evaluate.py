@@ -33,8 +33,8 @@ from ldm_vae.models.precision import exact_float32, use_bf16
 from ldm_vae.panel.measures import describe_measures, format_panel
 from ldm_vae.panel.panel import measure_panels
 from ldm_vae.panel.sums import PanelImages
-from ldm_vae.system.cores import count_workers
 from ldm_vae.reporting.report import write_report
+from ldm_vae.system.cores import count_workers
 from ldm_vae.system.files import write_whole
 from ldm_vae.system.launch import join_processes
 from ldm_vae.system.outputs import EVALUATION, REPORT, OutputFolder
