@@ -23,7 +23,7 @@ def save_vision(kind: str, folder: Path, *, seed: int = 0) -> Any:
     """Write a network of random weights and its image processor into a folder; return the network, in eval mode."""
     import transformers
 
-    name, fields, processor = CLASSES[kind]
+    name, fields, _ = CLASSES[kind]
     config = getattr(transformers, f"{name}Config")(**SIZES | fields)
     torch.manual_seed(seed)
     model = getattr(transformers, f"{name}Model")(config).eval()
@@ -33,5 +33,13 @@ def save_vision(kind: str, folder: Path, *, seed: int = 0) -> Any:
     model.save_pretrained(folder)
     statistics = IMAGENET if kind.startswith("dino") else {}
     own = {"patch_size": PATCH, "max_num_patches": 24} if kind == "siglip2" else {}
-    getattr(transformers, processor)(**statistics, **own).save_pretrained(folder)
+    processor_of(kind)(**statistics, **own).save_pretrained(folder)
     return model
+
+
+def processor_of(kind: str) -> Any:
+    """Return the class of a network's image processor, which had another name in transformers 4."""
+    import transformers
+
+    name = CLASSES[kind][2]
+    return getattr(transformers, name, None) or getattr(transformers, f"{name}Fast")

@@ -15,7 +15,7 @@ from torch import Tensor
 from ldm_vae.models.frozen.vision import Depth, VisionNetwork, load_vision
 from ldm_vae.models.resizing import resized
 from ldm_vae.system.pixels import from_pixels
-from tests.vision import CLASSES, PATCH, save_vision
+from tests.vision import CLASSES, PATCH, processor_of, save_vision
 
 NAMES = {"siglip": "siglip2", "dinov2 with registers": "dinov2"}
 every_kind = pytest.mark.parametrize("kind", CLASSES)
@@ -41,9 +41,8 @@ def load(folder: Path | None, kind: str, *, depth: Depth = "last") -> VisionNetw
 
 def own_states(folder: Path, kind: str, pixels: Tensor) -> tuple[list[Tensor], Tensor]:
     """Return the blocks' outputs and what the network ends with, by transformers' processor and forward alone."""
-    name, _, processor_class = CLASSES[kind]
-    model = getattr(transformers, f"{name}Model").from_pretrained(folder / kind)
-    processor = getattr(transformers, processor_class).from_pretrained(folder / kind)
+    model = getattr(transformers, f"{CLASSES[kind][0]}Model").from_pretrained(folder / kind)
+    processor = processor_of(kind).from_pretrained(folder / kind)
     arguments: dict[str, Any] = {"return_tensors": "pt", "do_resize": False}
     if kind != "siglip2":
         arguments["do_center_crop"] = False
@@ -90,7 +89,7 @@ def test_any_size_is_scaled_as_its_own_processor_scales(folders: Path, kind: str
     images = from_pixels(pixels)
     assert network(images)[0].shape == (2, 16, 6, 8)  # the nearest multiples of a patch
     assert network(images, (2, 3))[0].shape == (2, 16, 2, 3)
-    processor = getattr(transformers, CLASSES[kind][2]).from_pretrained(folders / kind)
+    processor = processor_of(kind).from_pretrained(folders / kind)
     if kind == "siglip2":
         return  # its processor chooses the size itself
     size = {"height": 8, "width": 12}
