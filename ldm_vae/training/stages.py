@@ -136,7 +136,8 @@ def opening_lines(stage: Stage, config: Config) -> list[str]:
         line = f"Stage {stage.number + 1} of {len(config.row)}: updates {stage.first_step + 1} to {stage.last_step}"
         if stage.begins and stage.number > 0:
             old, new = flat_settings(config.row[stage.number - 1]), flat_settings(config.row[stage.number])
-            changes = [f"{name} is {new[name]} now, after {old[name]}" for name in new if new[name] != old[name]]
+            changed = [name for name in new if new[name] != old[name]]
+            changes = [f"{name} is {_shown(new[name])} now, after {_shown(old[name])}" for name in changed]
             line = "; ".join([f"{line}, from the averaged weights" if _averages(old) else line, *changes])
         lines.append(line)
     asked = config.row[stage.number].loss
@@ -144,6 +145,13 @@ def opening_lines(stage: Stage, config: Config) -> list[str]:
         begun = stage.first_step + stage.disc_start
         lines.append(f"loss.disc_start {asked.disc_start:g}: the discriminator is trained after update {begun}")
     return lines
+
+
+def _shown(value: object) -> str:
+    """Return a setting as it is told; of a ramp, what it has."""
+    if not isinstance(value, dict):
+        return str(value)
+    return f"{{{', '.join(f'{name}: {part}' for name, part in value.items() if part is not None)}}}"
 
 
 def _averages(settings: dict[str, object]) -> bool:
