@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -102,7 +103,8 @@ def bench(
     command = [sys.executable, str(SCRIPTS / script), *arguments, "--output", str(output)]
     done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True)
     if done.returncode != 0:
-        last = (done.stderr.strip().splitlines() or ["without a word"])[-1]
+        lines = done.stderr.strip().splitlines() or ["without a word"]
+        last = next((line for line in reversed(lines) if re.match(r"[\w.]*(Error|Exception)\b", line)), lines[-1])
         yield Verdict(check=f"speed: {script}{name}", verdict="failed", found=last)
         return
     yield from read(json.loads(output.read_text()), name)

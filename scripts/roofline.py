@@ -234,7 +234,7 @@ def _again(call: Call, device: torch.device) -> Callable[[], object]:
     assert call.signature is not None
     operator = getattr(torch.ops.aten, call.name).default
     args = [
-        torch.empty_strided(value[1], value[2], dtype=value[3], device=device).normal_()
+        _like(*value[1:], device=device)
         if isinstance(value, tuple) and value and value[0] is Tensor
         else list(value)
         if isinstance(value, tuple)
@@ -242,3 +242,9 @@ def _again(call: Call, device: torch.device) -> Callable[[], object]:
         for value in call.signature
     ]
     return lambda: operator(*args)
+
+
+def _like(size: tuple[int, ...], strides: tuple[int, ...], dtype: torch.dtype, *, device: torch.device) -> Tensor:
+    """Return numbers in a layout; elements of an expanded dimension share theirs."""
+    length = 1 + sum((count - 1) * stride for count, stride in zip(size, strides, strict=True))
+    return torch.randn(length, dtype=dtype, device=device).as_strided(size, strides)

@@ -44,13 +44,15 @@ def test_work_is_counted(roofline: ModuleType) -> None:
     def run() -> None:
         hidden = F.conv2d(images, weight, padding=1)
         F.silu(F.group_norm(hidden, 2, gain, torch.zeros(4))).sum().backward()
+        F.conv2d(images, weight).sum().backward()  # its gradient is one number, expanded
 
     work = roofline.counted(run)
     forward = 2 * (2 * 4 * 8 * 8) * (3 * 3 * 3)
-    assert work.flops == 2 * forward  # no gradient goes to the images
+    second = 2 * (2 * 4 * 6 * 6) * (3 * 3 * 3)
+    assert work.flops == 2 * (forward + second)  # no gradient goes to the images
     maps, pictures, kernel = 4 * 2 * 4 * 8 * 8, 4 * 2 * 3 * 8 * 8, 4 * 4 * 3 * 3 * 3
     by_name = {call.name: call.bytes * times for call, times in work.calls.items()}
-    assert by_name["convolution"] == maps + pictures + kernel
+    assert any(call.name == "convolution" and call.bytes == maps + pictures + kernel for call in work.calls)
     assert by_name["native_group_norm"] == 2 * maps
     assert by_name["native_group_norm_backward"] == 3 * maps
     assert work.convolution_seconds(torch.device("cpu"), at_least=1e-4) > 0

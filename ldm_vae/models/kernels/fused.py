@@ -6,8 +6,9 @@ a process. `LDM_VAE_KERNELS=off` leaves them out. Nowhere else does anything cha
 
 from __future__ import annotations
 
-import importlib.util
+import importlib.metadata
 import os
+import re
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from ldm_vae.system.telling import tell
 from ldm_vae.system.text import first_line
 
 SWITCH = "LDM_VAE_KERNELS"
+LEAST_TRITON = (3, 6)  # that of torch 2.11
 LEAST_CAPABILITY = (8, 0)  # from Ampere on bf16 is multiplied in hardware
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _IN_USE: dict[str, bool] = {}
@@ -119,9 +121,18 @@ def _expected(device: torch.device) -> bool:
     return (
         os.environ.get(SWITCH, "auto").lower() not in ("off", "0", "no", "false")
         and device.type == "cuda"
-        and importlib.util.find_spec("triton") is not None
+        and _has_triton()
         and torch.cuda.get_device_capability(device) >= LEAST_CAPABILITY
     )
+
+
+def _has_triton() -> bool:
+    """Whether there is a Triton of a release that the kernels are tested with."""
+    try:
+        installed = importlib.metadata.version("triton")
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return tuple(int(part) for part in re.findall(r"\d+", installed)[:2]) >= LEAST_TRITON
 
 
 def _right(device: torch.device) -> bool:

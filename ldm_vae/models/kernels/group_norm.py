@@ -49,8 +49,8 @@ class _Cut(NamedTuple):
         groups_of_tile = min(triton.next_power_of_2(num_groups), max(1, WIDEST // width))
         rows = max(1, TILE // (groups_of_tile * width))
         all_tiles = triton.cdiv(positions, rows)
-        tiles = max(TILES_A_PART, triton.cdiv(all_tiles, MOST_PARTS))
-        return cls(images, positions, num_groups, per_group, width, rows, groups_of_tile, min(tiles, all_tiles))
+        tiles = max(min(TILES_A_PART, all_tiles), triton.next_power_of_2(triton.cdiv(all_tiles, MOST_PARTS)))
+        return cls(images, positions, num_groups, per_group, width, rows, groups_of_tile, tiles)
 
     @property
     def parts(self) -> int:
@@ -61,10 +61,18 @@ class _Cut(NamedTuple):
         return int(triton.cdiv(self.groups, self.groups_of_tile))
 
     @property
-    def constants(self) -> dict[str, int]:
+    def of_norm(self) -> dict[str, int]:
         return {
             "NUM_GROUPS": self.groups, "PER_GROUP": self.per_group, "GROUPS": self.groups_of_tile, "WIDTH": self.width,
         }  # fmt: skip
+
+    @property
+    def constants(self) -> dict[str, int]:
+        return {**self.of_norm, "TILES": self.tiles, "ROWS": self.rows}
+
+    def chunks(self, parts: int) -> int:
+        """So many parts at once, how often; a power of two, so that few kernels are compiled."""
+        return int(triton.next_power_of_2(triton.cdiv(self.parts, parts)))
 
 
 def forward(
@@ -87,17 +95,15 @@ def forward(
     partial = hidden.new_empty(2, cut.images, cut.parts, num_groups, dtype=torch.float32)
     grid, constants = (cut.parts, cut.images, cut.blocks), cut.constants
     with _on_device(hidden):
-        norm_kernels.statistics[grid](
-            hidden, partial[0], partial[1], cut.positions, cut.tiles, ROWS=cut.rows, num_warps=NUM_WARPS, **constants
-        )
+        norm_kernels.statistics[grid](hidden, partial[0], partial[1], cut.positions, num_warps=NUM_WARPS, **constants)
         few = min(8, triton.next_power_of_2(num_groups))
         norm_kernels.merge_statistics[(cut.images, triton.cdiv(num_groups, few))](
             partial[0], partial[1], mean, rstd, cut.positions, cut.rows * cut.tiles, cut.parts, eps,
-            NUM_GROUPS=num_groups, PER_GROUP=cut.per_group, PARTS=64, GROUPS=few, num_warps=4,
+            NUM_GROUPS=num_groups, PER_GROUP=cut.per_group, CHUNKS=cut.chunks(64), PARTS=64, GROUPS=few, num_warps=4,
         )  # fmt: skip
         norm_kernels.normalise[grid](
-            hidden, weight, bias, mean, rstd, output, cut.positions, cut.tiles,
-            SILU=silu, ROWS=cut.rows, num_warps=NUM_WARPS, **constants,
+            hidden, weight, bias, mean, rstd, output, cut.positions,
+            SILU=silu, num_warps=NUM_WARPS, **constants,
         )  # fmt: skip
     return output, mean, rstd
 
@@ -132,16 +138,25 @@ def backward(
     grid, constants = (cut.parts, cut.images, cut.blocks), cut.constants
     with _on_device(hidden):
         norm_kernels.channel_sums[grid](
-            gradient, hidden, weight, bias, mean, rstd, partial, cut.positions, cut.tiles,
-            SILU=silu, ROWS=cut.rows, num_warps=NUM_WARPS, **constants,
+            gradient, hidden, weight, bias, mean, rstd, partial, cut.positions,
+            SILU=silu, num_warps=NUM_WARPS, **constants,
         )  # fmt: skip
-        few = {**constants, "GROUPS": min(cut.groups_of_tile, max(1, 64 // cut.width))}
+        few = {**cut.of_norm, "GROUPS": min(cut.groups_of_tile, max(1, 64 // cut.width))}
         norm_kernels.merge_sums[(cut.images, 2, triton.cdiv(cut.groups, few["GROUPS"]))](
-            partial, weight, of_image, of_groups, cut.positions, cut.parts, PARTS=32, num_warps=4, **few
+            partial,
+            weight,
+            of_image,
+            of_groups,
+            cut.positions,
+            cut.parts,
+            CHUNKS=cut.chunks(32),
+            PARTS=32,
+            num_warps=4,
+            **few,
         )
         norm_kernels.hidden_gradient[grid](
-            gradient, hidden, weight, bias, mean, rstd, of_groups, output, cut.positions, cut.tiles,
-            SILU=silu, ROWS=cut.rows, num_warps=NUM_WARPS, **constants,
+            gradient, hidden, weight, bias, mean, rstd, of_groups, output, cut.positions,
+            SILU=silu, num_warps=NUM_WARPS, **constants,
         )  # fmt: skip
     return output, of_image[:, 1].sum(0).to(weight.dtype), of_image[:, 0].sum(0).to(bias.dtype)
 

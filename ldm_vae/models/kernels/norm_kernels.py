@@ -2,6 +2,7 @@
 
 Arguments are pointers and numbers, for which Triton's compiler allows no annotations but its own. ROWS positions of
 GROUPS groups are a tile, [ROWS, GROUPS · WIDTH], where WIDTH is the next power of two from the channels of a group on.
+A part of an image's map is TILES tiles; CHUNKS · PARTS parts are at least all of them.
 """
 
 from __future__ import annotations
@@ -45,9 +46,9 @@ def statistics(
     means,  # [B, parts, groups]
     deviations,  # [B, parts, groups], sums of squared deviations
     num_positions,
-    num_tiles,  # of a part
     NUM_GROUPS: tl.constexpr,
     PER_GROUP: tl.constexpr,
+    TILES: tl.constexpr,
     ROWS: tl.constexpr,
     GROUPS: tl.constexpr,
     WIDTH: tl.constexpr,
@@ -60,8 +61,8 @@ def statistics(
     seen = tl.zeros([ROWS], tl.float32)
     mean = tl.zeros([ROWS, GROUPS * WIDTH], tl.float32)
     squares = tl.zeros([ROWS, GROUPS * WIDTH], tl.float32)
-    for tile in range(num_tiles):
-        start = (part * num_tiles + tile) * ROWS
+    for tile in range(TILES):
+        start = (part * TILES + tile) * ROWS
         valid = start + row < num_positions
         first = (image.to(tl.int64) * num_positions + start) * (NUM_GROUPS * PER_GROUP)
         mask = valid[:, None] & there[None, :]
@@ -95,6 +96,7 @@ def merge_statistics(
     eps,
     NUM_GROUPS: tl.constexpr,
     PER_GROUP: tl.constexpr,
+    CHUNKS: tl.constexpr,
     PARTS: tl.constexpr,
     GROUPS: tl.constexpr,
 ):
@@ -103,16 +105,16 @@ def merge_statistics(
     group = block * GROUPS + tl.arange(0, GROUPS)
     base = image * num_parts * NUM_GROUPS
     total = tl.zeros([GROUPS], tl.float32)
-    for start in range(0, num_parts, PARTS):
-        part = start + tl.arange(0, PARTS)
+    for chunk in range(CHUNKS):
+        part = chunk * PARTS + tl.arange(0, PARTS)
         mask = (part < num_parts)[:, None] & (group < NUM_GROUPS)[None, :]
         rows = tl.maximum(tl.minimum(num_positions - part * rows_of_part, rows_of_part), 0)
         share = rows.to(tl.float32) / num_positions
         value = tl.load(means + base + part[:, None] * NUM_GROUPS + group[None, :], mask=mask, other=0.0)
         total += tl.sum(value * share[:, None], axis=0)
     squares = tl.zeros([GROUPS], tl.float32)
-    for start in range(0, num_parts, PARTS):
-        part = start + tl.arange(0, PARTS)
+    for chunk in range(CHUNKS):
+        part = chunk * PARTS + tl.arange(0, PARTS)
         mask = (part < num_parts)[:, None] & (group < NUM_GROUPS)[None, :]
         rows = tl.maximum(tl.minimum(num_positions - part * rows_of_part, rows_of_part), 0)
         share = rows.to(tl.float32) / num_positions
@@ -134,10 +136,10 @@ def normalise(
     rstd,
     output,
     num_positions,
-    num_tiles,
     SILU: tl.constexpr,
     NUM_GROUPS: tl.constexpr,
     PER_GROUP: tl.constexpr,
+    TILES: tl.constexpr,
     ROWS: tl.constexpr,
     GROUPS: tl.constexpr,
     WIDTH: tl.constexpr,
@@ -153,8 +155,8 @@ def normalise(
     factor = tl.load(rstd + of_image, mask=there, other=0.0)
     factor *= tl.load(weight + channel, mask=there, other=0.0).to(tl.float32)
     shift = tl.load(bias + channel, mask=there, other=0.0).to(tl.float32)
-    for tile in range(num_tiles):
-        start = (part * num_tiles + tile) * ROWS
+    for tile in range(TILES):
+        start = (part * TILES + tile) * ROWS
         first = (image.to(tl.int64) * num_positions + start) * (NUM_GROUPS * PER_GROUP)
         mask = (start + row < num_positions)[:, None] & there[None, :]
         values = tl.load(hidden + first + place, mask=mask, other=0.0).to(tl.float32)
@@ -184,10 +186,10 @@ def channel_sums(
     rstd,
     sums,  # [B, parts, 2, C]: of the gradient, and of the gradient times the normalised values
     num_positions,
-    num_tiles,
     SILU: tl.constexpr,
     NUM_GROUPS: tl.constexpr,
     PER_GROUP: tl.constexpr,
+    TILES: tl.constexpr,
     ROWS: tl.constexpr,
     GROUPS: tl.constexpr,
     WIDTH: tl.constexpr,
@@ -204,8 +206,8 @@ def channel_sums(
     shift = tl.load(bias + channel, mask=there, other=0.0).to(tl.float32)
     plain = tl.zeros([ROWS, GROUPS * WIDTH], tl.float32)
     weighted = tl.zeros([ROWS, GROUPS * WIDTH], tl.float32)
-    for tile in range(num_tiles):
-        start = (part * num_tiles + tile) * ROWS
+    for tile in range(TILES):
+        start = (part * TILES + tile) * ROWS
         first = (image.to(tl.int64) * num_positions + start) * (NUM_GROUPS * PER_GROUP)
         mask = (start + row < num_positions)[:, None] & there[None, :]
         values = tl.load(hidden + first + place, mask=mask, other=0.0).to(tl.float32)
@@ -229,6 +231,7 @@ def merge_sums(
     num_parts,
     NUM_GROUPS: tl.constexpr,
     PER_GROUP: tl.constexpr,
+    CHUNKS: tl.constexpr,
     PARTS: tl.constexpr,
     GROUPS: tl.constexpr,
     WIDTH: tl.constexpr,
@@ -238,8 +241,8 @@ def merge_sums(
     channel, group, there = _channels(block, NUM_GROUPS, PER_GROUP, GROUPS, WIDTH)
     CHANNELS: tl.constexpr = NUM_GROUPS * PER_GROUP
     total = tl.zeros([GROUPS * WIDTH], tl.float32)
-    for start in range(0, num_parts, PARTS):
-        part = start + tl.arange(0, PARTS)
+    for chunk in range(CHUNKS):
+        part = chunk * PARTS + tl.arange(0, PARTS)
         at = ((image * num_parts + part) * 2 + kind)[:, None] * CHANNELS + channel[None, :]
         mask = (part < num_parts)[:, None] & there[None, :]
         total += tl.sum(tl.load(sums + at, mask=mask, other=0.0), axis=0)
@@ -261,10 +264,10 @@ def hidden_gradient(
     of_groups,
     output,
     num_positions,
-    num_tiles,
     SILU: tl.constexpr,
     NUM_GROUPS: tl.constexpr,
     PER_GROUP: tl.constexpr,
+    TILES: tl.constexpr,
     ROWS: tl.constexpr,
     GROUPS: tl.constexpr,
     WIDTH: tl.constexpr,
@@ -282,8 +285,8 @@ def hidden_gradient(
     shift = tl.load(bias + channel, mask=there, other=0.0).to(tl.float32)
     plain = tl.load(of_groups + image * 2 * NUM_GROUPS + group, mask=there, other=0.0)
     weighted = tl.load(of_groups + (image * 2 + 1) * NUM_GROUPS + group, mask=there, other=0.0)
-    for tile in range(num_tiles):
-        start = (part * num_tiles + tile) * ROWS
+    for tile in range(TILES):
+        start = (part * TILES + tile) * ROWS
         first = (image.to(tl.int64) * num_positions + start) * (NUM_GROUPS * PER_GROUP)
         mask = (start + row < num_positions)[:, None] & there[None, :]
         values = tl.load(hidden + first + place, mask=mask, other=0.0).to(tl.float32)

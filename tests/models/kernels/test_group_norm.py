@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib.metadata
 import os
 import re
 import subprocess
@@ -18,7 +19,7 @@ from ldm_vae.models.blocks import speed_up_blocks
 from ldm_vae.models.kernels import fused
 from tests.tiny import tiny_autoencoder
 
-pytest.importorskip("triton")
+pytest.importorskip("triton", minversion="3.6")
 
 SHAPES = [  # images, channels, height, width, groups
     (2, 8, 5, 7, 8),  # 1 channel a group
@@ -195,9 +196,10 @@ def test_kernels_compile_for_gpus(capability: int, per_group: int, rows: int) ->
 
     width = 1 << (per_group - 1).bit_length()
     constants = {
-        "NUM_GROUPS": 32, "PER_GROUP": per_group, "GROUPS": 32, "WIDTH": width, "ROWS": rows, "PARTS": 32, "SILU": True
+        "NUM_GROUPS": 32, "PER_GROUP": per_group, "GROUPS": 32, "WIDTH": width, "ROWS": rows, "TILES": 4, "PARTS": 32,
+        "CHUNKS": 2, "SILU": True,
     }  # fmt: skip
-    halves, numbers = {"hidden", "gradient", "output"}, {"num_positions", "num_tiles", "num_parts", "rows_of_part"}
+    halves, numbers = {"hidden", "gradient", "output"}, {"num_positions", "num_parts", "rows_of_part"}
     for kernel in (
         norm_kernels.statistics, norm_kernels.merge_statistics, norm_kernels.normalise,
         norm_kernels.channel_sums, norm_kernels.merge_sums, norm_kernels.hidden_gradient,
@@ -232,6 +234,19 @@ def test_kernels_that_fail_or_err_are_told_of_and_left(
     monkeypatch.setattr(fused, "relative_error", lambda device, dtype: float("nan"))
     assert not fused.use_kernels(device)
     assert "are off by nan here" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("installed", "used"), [("3.6.0", True), ("3.10.1+git", True), ("4.0", True), ("3.5.1", False), (None, False)]
+)
+def test_older_triton_is_left(monkeypatch: pytest.MonkeyPatch, installed: str | None, used: bool) -> None:
+    def version(name: str) -> str:
+        if installed is None:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return installed
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    assert fused._has_triton() == used
 
 
 @pytest.mark.parametrize("word", ["off", "0"])
