@@ -177,7 +177,7 @@ def write_pictures(
         stem = f"{size}-{index:06d}"
         for column, image in enumerate(kept.images):
             name = "original" if column == 0 else str(column - 1)
-            image.save(where / f"{stem}-{name}.webp", lossless=True, exact=True, quality=70, method=4)
+            image.save(where / f"{stem}-{name}.webp", lossless=True, exact=True, quality=50, method=2)
         for number, (latent, summary) in enumerate(zip(kept.latents, latents, strict=True)):
             draw_latent(latent, summary).save(where / f"{stem}-{number}-latent.png", optimize=True)
     return {"resolution": resolution, "kept": list(log.kept), "spectra": _spectra(list(log.kept.values()))}
