@@ -109,8 +109,10 @@ def test_its_report_has_scores_verdicts_samples_and_the_panel(first: ProbeSummar
 def test_the_same_call_gives_the_same_figures(
     first: ProbeSummary, vaes: list[str], photos: str, tmp_path: Path
 ) -> None:
-    again = probe(options(vaes, photos, tmp_path / "again", panel_images=8))
+    again = probe(options(vaes, photos, tmp_path / "again", panel_images=8, report=False))
     assert figures(again) == figures(first)
+    assert again.report is None
+    assert not (tmp_path / "again" / "report.html").exists()
     assert (tmp_path / "again" / "samples.png").read_bytes() == (first.metrics.parent / "samples.png").read_bytes()
 
 

@@ -186,6 +186,21 @@ def test_a_quickstart_is_its_evaluation_and_its_run(evaluated: Path, trained: Pa
     assert "12 updates" in text
 
 
+def test_runs_are_drawn_in_the_same_frames(trained: Path, tmp_path: Path) -> None:
+    other = copied(trained, tmp_path / "other")
+    alone = Elements(write_report([trained], output=tmp_path / "a.html").read_text(encoding="utf-8"))
+    both = Elements(write_report([trained, other], output=tmp_path / "b.html").read_text(encoding="utf-8"))
+
+    def plots(elements: Elements) -> list[str | None]:
+        return [attributes["aria-label"] for tag, attributes in elements.tags if tag == "svg"]
+
+    assert plots(both) == plots(alone)
+    assert {"rec", "loss", "grad_norm", "logits", "psnr"} <= set(plots(alone))
+    lines = [sum("line" in (a.get("class") or "") for tag, a in e.tags if tag == "path") for e in (alone, both)]
+    assert lines[1] == 2 * lines[0]
+    assert "other" in both.text
+
+
 def test_only_reports_are_replaced(trained: Path, tmp_path: Path) -> None:
     path = tmp_path / "mine.html"
     for _ in range(2):
