@@ -13,7 +13,6 @@ from markupsafe import Markup
 
 import ldm_vae
 from ldm_vae.reporting.comparison import ComparisonView
-from ldm_vae.reporting.plots import NUM_COLOURS
 from ldm_vae.reporting.probes import ProbeView
 from ldm_vae.reporting.runs import RunsView
 
@@ -59,7 +58,6 @@ def render(page: Page) -> str:
         style=Markup(style),
         script=Markup(script),
         version=ldm_vae.__version__,
-        num_colours=NUM_COLOURS,
     )  # fmt: skip
 
 
