@@ -64,14 +64,16 @@ def better_of(metric: str) -> Better:
 
 
 def figure(value: float, unit: str = "") -> str:
-    """Return a number as people read it: decibels with two digits behind the point, others with four that count."""
+    """Return a number as people read it: decibels and what is above 10 with two digits behind the point, others with four."""
     if not math.isfinite(value):
         return "not finite"
     if unit == "dB":
         return f"{value:.2f}"
     if value == int(value) and abs(value) < 1e6:
         return str(int(value))
-    return f"{value:.4f}" if 0.01 <= abs(value) < 1000 else f"{value:.4g}"
+    if 0.01 <= abs(value) < 1000:
+        return f"{value:.{4 if abs(value) < 10 else 2}f}"
+    return f"{value:.4g}"
 
 
 def cells(values: Sequence[float | None], *, unit: str = "", better: Better = "") -> list[Cell]:
