@@ -64,7 +64,7 @@ def better_of(metric: str) -> Better:
 
 
 def figure(value: float, unit: str = "") -> str:
-    """Return a number as people read it: decibels and what is above 10 with two digits behind the point, others with four."""
+    """Return a number as people read it: decibels, and from 10 on, with two digits behind the point, else four."""
     if not math.isfinite(value):
         return "not finite"
     if unit == "dB":
