@@ -19,6 +19,7 @@ from ldm_vae.reporting.report import write_report
 from ldm_vae.training.capacity import explained_memory, fit_to_memory
 from ldm_vae.training.checkpoint import RunPlan, begin_stage, load_checkpoint, save_checkpoint
 from ldm_vae.training.checkpoint_files import remove_old_checkpoints
+from ldm_vae.training.checkpoint_store import upload_checkpoint
 from ldm_vae.training.data_names import DataNames
 from ldm_vae.training.health import Health, NonFiniteError
 from ldm_vae.training.inputs import RunData, open_batches, open_data, training_images, validation_images
@@ -262,9 +263,11 @@ def save(state: TrainingState, run: RunFolder, plan: RunPlan, *, tracking: Track
         tracking.say(f"step {state.step}: no checkpoint is saved, since {unsound}; {kept_words(last_checkpoint(run))}")
         return unsound
     tracking.sync()
-    save_checkpoint(state, run, plan)
+    before = run.checkpoints()
+    checkpoint = save_checkpoint(state, run, plan)
     limit = plan.stage.config.train.checkpoints_total_limit
     remove_old_checkpoints(run, step=state.step, limit=limit, best=state.best)
+    upload_checkpoint(run, plan.config, checkpoint, before=before, say=tracking.say)
     return None
 
 

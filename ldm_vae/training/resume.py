@@ -12,6 +12,7 @@ from ldm_vae.images.training import TrainingImages
 from ldm_vae.system.files import remove_temporaries, write_whole
 from ldm_vae.training.checkpoint import RunPlan
 from ldm_vae.training.checkpoint_files import find_checkpoint, latest_checkpoint, read_record
+from ldm_vae.training.checkpoint_store import open_checkpoint_store
 from ldm_vae.training.data_names import LONGEST_LIST, DataNames, describe_change, digest_names, read_names, write_names
 from ldm_vae.training.run_folder import RunFolder, checkpoint_step, remove_checkpoint, set_aside
 from ldm_vae.training.stages import config_before, kept_lines
@@ -19,7 +20,7 @@ from ldm_vae.training.tracking import rewind, settings_of
 
 _NEVER_FALL = ("constant", "constant_with_warmup")  # learning-rate schedules that max_train_steps has no part in
 # Settings that are about how a run is started, so that a difference in them is no change of the run.
-_OF_THE_START = ("output_dir", "overwrite", "data.changed", "train.resume_from_checkpoint")
+_OF_THE_START = ("output_dir", "overwrite", "data.changed", "train.checkpoint_store", "train.resume_from_checkpoint")
 
 
 def choose_checkpoint(run: RunFolder, config: Config) -> Path | None:
@@ -32,7 +33,13 @@ def choose_checkpoint(run: RunFolder, config: Config) -> Path | None:
             config names is missing or damaged.
     """
     name = config.train.resume_from_checkpoint
+    store = open_checkpoint_store(run, config)
     if name is None:
+        if store is not None and store.names() and not config.overwrite:
+            raise FieldError(
+                f"<train.checkpoint_store>: {store.store.place()} holds checkpoints; go on with "
+                f"<train.resume_from_checkpoint> latest, or start anew with <overwrite> true"
+            )
         if run.holds_run() and not config.overwrite:
             raise FieldError(
                 f"<output_dir>: {run.path} holds a run; go on with <train.resume_from_checkpoint> latest, or start "
@@ -40,6 +47,8 @@ def choose_checkpoint(run: RunFolder, config: Config) -> Path | None:
             )
         return None
     if name == "latest":
+        if store is not None:
+            store.fetch_newest(report=print)
         checkpoint = latest_checkpoint(run, report=lambda line: print(f"{line}; the one before is taken"))
         if checkpoint is None:
             print(f"{run.path} holds no checkpoint yet: starting afresh")
@@ -104,6 +113,9 @@ def begin_run(
     """
     run.path.mkdir(parents=True, exist_ok=True)
     run.remove_interrupted()
+    store = open_checkpoint_store(run, plan.config)
+    if store is not None and plan.config.train.resume_from_checkpoint != "latest":  # it would go on from them
+        store.remove_after(-1 if checkpoint is None else checkpoint_step(checkpoint))
     remove_temporaries(run.path, older_than=3600)
     if checkpoint is None:
         run.remove_run()
