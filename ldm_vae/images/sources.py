@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import datasets
 
+from ldm_vae.images.addresses import StoreCells, is_store_address, list_address
 from ldm_vae.images.cells import Cells
 from ldm_vae.images.folder_dataset import folder_dataset
 from ldm_vae.images.folders import (
@@ -25,9 +26,10 @@ from ldm_vae.images.formats import IMAGE_EXTENSIONS
 from ldm_vae.images.metadata_files import METADATA_FILES, MetadataError
 from ldm_vae.images.request import HINT, Source, SourceRequest
 from ldm_vae.images.splits import split_name
-from ldm_vae.images.table_sources import open_hub, open_saved, open_tables
+from ldm_vae.images.table_sources import open_hub, open_listed_tables, open_saved, open_tables
 from ldm_vae.images.tables import choose_data
 from ldm_vae.images.tars import IMAGE
+from ldm_vae.system.store import StoreError
 from ldm_vae.system.telling import counted
 from ldm_vae.system.text import printable
 
@@ -44,6 +46,8 @@ def open_source(request: SourceRequest) -> Source:
             if os.path.lexists(path):
                 request.tell("the hub's is read, as when the run began, not what has that name here")
             return open_hub(request)
+        if is_store_address(path):
+            return _open_address(path, request)
         if os.path.isdir(path):
             return _open_folder(path, request)
         files = [path] if os.path.isfile(path) else sorted(filter(os.path.isfile, glob.glob(path, recursive=True)))
@@ -73,6 +77,26 @@ def _open_folder(path: str, request: SourceRequest) -> Source:
     if chosen.tables:
         return open_tables(path, [os.path.join(path, table) for table in chosen.tables], request)
     return _open_images(listing, request)
+
+
+def _open_address(address: str, request: SourceRequest) -> Source:
+    """Open what lies at an address: pictures, or files of many pictures of one kind."""
+    try:
+        store, listing, sizes = list_address(address)
+    except StoreError as error:
+        raise request.error(str(error)) from None
+    if not listing.images and not listing.tables:
+        raise request.error(f"{request.shown} holds no image{_instead(listing)}; {HINT}")
+    kinds = {os.path.splitext(path)[1].lower() for path in listing.tables}
+    if len(kinds) + bool(listing.images) > 1:
+        found = ", ".join([*(["pictures"] if listing.images else []), *sorted(kinds)])
+        raise request.error(f"{request.shown} holds several kinds of data ({found}); name one by a pattern")
+    for note in listing.notes():
+        request.tell(note)
+    if listing.tables:
+        addresses = {path: store.place(path) for path in listing.tables}
+        return open_listed_tables(store.place(), addresses, sizes, request)
+    return _open_images(listing, request, cells=StoreCells(store, rules=request.rules))
 
 
 def _instead(listing: Listing) -> str:
@@ -107,7 +131,7 @@ def _without_outputs(files: list[str], pattern: str, request: SourceRequest) -> 
     return kept
 
 
-def _open_images(listing: Listing, request: SourceRequest) -> Source:
+def _open_images(listing: Listing, request: SourceRequest, *, cells: Cells | None = None) -> Source:
     """Open image files."""
     if request.image_column not in (None, IMAGE):
         request.tell(f"files of images have no column {request.image_column!r}; the files are the images")
@@ -122,7 +146,7 @@ def _open_images(listing: Listing, request: SourceRequest) -> Source:
         raise request.error(f"the metadata in {printable(listing.root)}: {error}") from error
     for note in notes:
         request.tell(note)
-    cells = Cells(root=os.path.abspath(listing.root), rules=request.rules)
+    cells = cells or Cells(root=os.path.abspath(listing.root), rules=request.rules)
     return Source(dataset=dataset, image_column=IMAGE, cells=cells)
 
 

@@ -12,6 +12,7 @@ from datasets import Dataset, Features, IterableDataset, Value
 from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import RepositoryNotFoundError
 
+from ldm_vae.images.addresses import is_store_address
 from ldm_vae.images.cells import JSON_COLUMNS, Cells
 from ldm_vae.images.folders import (
     TABLE_FORMATS,
@@ -41,20 +42,32 @@ def open_tables(root: str, files: list[str], request: SourceRequest) -> Source:
     """Open parquet, webdataset or arrow files, all of one kind."""
     root, files = os.path.abspath(root), [os.path.abspath(file) for file in files]
     relative = {relative_path(file, root): file for file in files}
+    sizes = {path: os.path.getsize(file) for path, file in relative.items()}
+    return open_listed_tables(root, relative, sizes, request)
+
+
+def open_listed_tables(root: str, relative: dict[str, str], sizes: dict[str, int], request: SourceRequest) -> Source:
+    """Open files, all of one kind, by their paths or addresses under names relative to `root`, with their bytes."""
     paths = list(relative)
     by_folder = has_split_folders(paths)
     splits = split_paths(paths) if by_folder else split_names(paths)
     chosen = request.choose_split(splits, unnamed=not by_folder and not has_split_names(paths))
     name = split_name(chosen)
     used = [relative[path] for path in splits[name]]
-    kept = [f"{path}, {os.path.getsize(relative[path])} bytes" for path in splits[name]]
-    kind = TABLE_FORMATS[os.path.splitext(files[0])[1].lower()]
+    kept = [f"{path}, {sizes[path]} bytes" for path in splits[name]]
+    kind = TABLE_FORMATS[os.path.splitext(paths[0])[1].lower()]
     try:
-        dataset = _open_tars(used, request) if kind == "webdataset" else _load_files(kind, used, chosen, request)
+        if kind == "webdataset":
+            dataset = _open_tars(used, [sizes[path] for path in splits[name]], request)
+        else:
+            dataset = _load_files(kind, used, chosen, request)
     except Exception as error:
         raise request.error(f"{request.shown} can't be loaded: {one_line(error)}") from error
-    places = tuple(dict.fromkeys([root, *(os.path.dirname(file) for file in used)]))
-    cells = Cells(places=places, rules=request.rules)
+    if is_store_address(root):
+        cells = Cells(addresses=(f"{root}/",), rules=request.rules)
+    else:
+        places = tuple(dict.fromkeys([root, *(os.path.dirname(file) for file in used)]))
+        cells = Cells(places=places, rules=request.rules)
     if kind != "webdataset":
         return _with_undecoded_images(dataset, request, cells=cells, files=kept)
     if chosen != name:
@@ -71,8 +84,10 @@ def _load_files(kind: str, files: list[str], chosen: str, request: SourceRequest
     return datasets.load_dataset(kind, data_files=data_files, split=chosen, streaming=request.streaming, **options)
 
 
-def _open_tars(files: list[str], request: SourceRequest) -> Any:
-    arguments = {"files": identities(files), "image_field": request.image_column}
+def _open_tars(files: list[str], sizes: list[int], request: SourceRequest) -> Any:
+    at_addresses = is_store_address(files[0])
+    known = [(file, size, 0) for file, size in zip(files, sizes, strict=True)] if at_addresses else identities(files)
+    arguments = {"files": known, "image_field": request.image_column}
     if request.streaming:
         return IterableDataset.from_generator(read_samples, features=_TAR_FEATURES, gen_kwargs=arguments)
     return Dataset.from_generator(

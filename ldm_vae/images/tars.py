@@ -12,6 +12,7 @@ import tarfile
 from collections.abc import Iterator
 from typing import Any
 
+from ldm_vae.images.addresses import is_store_address, open_file
 from ldm_vae.images.cells import JSON_COLUMNS
 from ldm_vae.images.formats import IMAGE_EXTENSIONS, PLUGIN_EXTENSIONS
 from ldm_vae.images.metadata_files import LABEL_COLUMNS, decode_text
@@ -73,7 +74,7 @@ def _samples(path: str, *, read: bool = True) -> Iterator[tuple[str, dict[str, b
     members: dict[str, bytes] = {}
     repeated: list[str] = []
     try:
-        with tarfile.open(path, "r:*") as archive:
+        with _open(path) as archive:
             for member in archive:
                 place = _field(member.name)
                 if place is None or not member.isreg():
@@ -99,6 +100,10 @@ def _samples(path: str, *, read: bool = True) -> Iterator[tuple[str, dict[str, b
         ) from error
     if members:
         yield key, members, repeated
+
+
+def _open(path: str) -> tarfile.TarFile:
+    return tarfile.open(fileobj=open_file(path), mode="r:*") if is_store_address(path) else tarfile.open(path, "r:*")
 
 
 def _check_end(archive: tarfile.TarFile, path: str, *, num_samples: int) -> None:

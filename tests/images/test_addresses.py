@@ -1,0 +1,104 @@
+"""Data at addresses: the pictures, names and labels of the same data here, and what fails."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import tarfile
+import uuid
+from pathlib import Path
+
+import datasets
+import fsspec
+import pytest
+
+from ldm_vae.images import addresses
+from ldm_vae.images.collection import ImageCollection, open_collection
+from ldm_vae.images.decoding import UnreadableImage
+from ldm_vae.images.streaming import open_stream
+from ldm_vae.system.remote_store import RemoteStore, Retries
+from tests.pictures import picture
+from tests.stores import FaultyStore
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six pictures in two classes, the same in two archives and two parquet files."""
+    folder = tmp_path_factory.mktemp("here")
+    for kind in ("photos/cat", "photos/dog", "tars", "tables"):
+        (folder / kind).mkdir(parents=True)
+    contents = []
+    for i in range(6):
+        path = folder / "photos" / ("cat" if i < 3 else "dog") / f"{i} é.png"
+        picture(i, size=(24, 20)).save(path)
+        contents.append(path.read_bytes())
+    for part in range(2):
+        some = range(3 * part, 3 * part + 3)
+        with tarfile.open(folder / "tars" / f"{part}.tar", "w") as tar:
+            for i in some:
+                member = tarfile.TarInfo(f"{i}.png")
+                member.size = len(contents[i])
+                tar.addfile(member, io.BytesIO(contents[i]))
+        rows = {"image": [{"bytes": contents[i], "path": f"{i}.png"} for i in some], "caption": [f"{i}" for i in some]}
+        features = datasets.Features({"image": datasets.Image(), "caption": datasets.Value("string")})
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(folder / "tables" / f"{part}.parquet")
+    return folder
+
+
+@pytest.fixture
+def there(here: Path) -> str:
+    address = f"memory://{uuid.uuid4().hex}/data"
+    fsspec.filesystem("memory").put(f"{here}/", address.removeprefix("memory:/"), recursive=True)
+    return address
+
+
+def pixels(collection: ImageCollection) -> list[bytes]:
+    return [collection.read(i, channels=3).tobytes() for i in range(len(collection))]
+
+
+def test_a_folder_of_pictures(here: Path, there: str) -> None:
+    local, remote = open_collection(f"{here}/photos"), open_collection(f"{there}/photos")
+    assert [remote.name(i) for i in range(6)] == [local.name(i) for i in range(6)]
+    assert [remote.label(i) for i in range(6)] == [local.label(i) for i in range(6)] == [0, 0, 0, 1, 1, 1]
+    assert pixels(remote) == pixels(local)
+    assert len(open_collection(f"{there}/photos/**/4*.png")) == 1
+
+
+@pytest.mark.parametrize("kind", ["tars", "tables"])
+def test_files_of_many_pictures(
+    here: Path, there: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path))
+    local, remote = open_stream(f"{here}/{kind}"), open_stream(f"{there}/{kind}")
+    assert remote.dataset.num_shards == local.dataset.num_shards == 2
+    for one, other in itertools.zip_longest(local.dataset, remote.dataset):
+        assert remote.cells.content(other[remote.image_column], row=0) == local.cells.content(
+            one[local.image_column], row=0
+        )
+    assert len(list(open_stream(f"{there}/{kind}/1.*").dataset)) == 3
+
+
+def test_archives_are_read_where_calls_fail(there: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And a source that is dead is named, after the attempts."""
+    stores: list[FaultyStore] = []
+
+    def faulty(address: str) -> FaultyStore:
+        stores.append(FaultyStore(address, rate=0.4, seed=len(stores)))
+        return stores[-1]
+
+    monkeypatch.setattr(addresses, "RemoteStore", faulty)
+    assert len(list(open_stream(f"{there}/tars").dataset)) == 6
+    assert sum(store.faults for store in stores) >= 2
+
+
+def test_what_can_not_be_fetched_is_named(there: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    collection = open_collection(f"{there}/photos")
+    fsspec.filesystem("memory").rm(f"{there}/photos/cat/1 é.png".removeprefix("memory:/"))
+    with pytest.raises(UnreadableImage, match=r"cat/1 é\.png.*doesn't exist"):
+        collection.read(1, channels=3)
+    monkeypatch.setattr(RemoteStore, "retries", Retries(attempts=1))
+    with pytest.raises(ValueError, match=rf"data: {there}/nothing holds no image; give a folder"):
+        open_collection(f"{there}/nothing")
+    several = rf"data: {there} holds several kinds of data \(pictures, \.parquet, \.tar\); name one"
+    with pytest.raises(ValueError, match=several):
+        open_collection(there)
