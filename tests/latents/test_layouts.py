@@ -1,8 +1,11 @@
 """`latents export`: each layout as its consumer finds and reads it."""
 
 import json
+import uuid
 from glob import glob
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -14,8 +17,10 @@ from ldm_vae.config.commands.latents import LatentsExportOptions
 from ldm_vae.encoding.encode import encode
 from ldm_vae.latents.dataset import LatentDataset
 from ldm_vae.latents.layouts.export import export_latents
-from tests.encodings import options, save_vae
+from ldm_vae.system.store import open_store
+from tests.encodings import contents, options, save_vae
 from tests.pictures import picture
+from tests.stores import memory_contents
 
 SIZES = [(24, 20), (20, 30), (16, 16), (40, 20), (30, 20), (21, 20)]
 
@@ -66,7 +71,7 @@ def test_lightningdit(latents: str, tmp_path: Path) -> None:
     torch.testing.assert_close(stats["std"].flatten(), means.std.float())
 
 
-def check_rows(loaded: datasets.Dataset, dataset: LatentDataset, *, suffix: str) -> None:
+def check_rows(loaded: Any, dataset: LatentDataset, *, suffix: str) -> None:
     assert len(loaded) == len(dataset)
     for row, found in enumerate(loaded):
         for name, tensor in dataset.moments(row).items():
@@ -124,3 +129,75 @@ def test_buckets_and_what_is_refused(vae: str, data: str, latents: str, tmp_path
         export_latents(
             LatentsExportOptions(latents=str(tmp_path / "plain"), output=str(tmp_path / "b"), layout="lightningdit")
         )
+
+
+def read_mds(folder: Path) -> list[dict[str, object]]:
+    """Return the samples of MDS shards, by the lines of mosaicml-streaming's MDSReader (0.13) and its encodings."""
+
+    def decode(encoding: str, data: bytes) -> object:
+        kind, _, arguments = encoding.partition(":")
+        if kind == "ndarray":
+            dtype, _, shape = arguments.partition(":")
+            if shape:
+                return np.frombuffer(data, dtype).reshape([int(side) for side in shape.split(",")])
+            sides = np.frombuffer(data[1 : 1 + (data[0] >> 2) * 2 ** (data[0] % 4)], f"uint{8 << data[0] % 4}")
+            return np.frombuffer(data[1 + sides.nbytes :], dtype).reshape(sides)
+        plain = {"str": bytes.decode, "json": json.loads, "int": lambda value: int(np.frombuffer(value, np.int64)[0]),
+                 "float64": lambda value: float(np.frombuffer(value, np.float64)[0])}  # fmt: skip
+        return plain[kind](data)
+
+    samples = []
+    for shard in json.loads((folder / "index.json").read_text())["shards"]:
+        content = (folder / shard["raw_data"]["basename"]).read_bytes()
+        assert len(content) == shard["raw_data"]["bytes"]
+        offsets = np.frombuffer(content[4 : 8 + 4 * shard["samples"]], np.uint32)
+        for begin, end in pairwise(offsets):
+            data, index, sizes = content[begin:end], 0, []
+            for size in shard["column_sizes"]:
+                sizes.append(size or int(np.frombuffer(data[index : index + 4], np.uint32)[0]))
+                index += 0 if size else 4
+            sample = {}
+            for name, encoding, size in zip(shard["column_names"], shard["column_encodings"], sizes, strict=True):
+                sample[name] = decode(encoding, data[index : index + size])
+                index += size
+            assert index == len(data)
+            samples.append(sample)
+    return samples
+
+
+def test_mds(vae: str, data: str, latents: str, tmp_path: Path) -> None:
+    encode(options(vae, data, tmp_path / "buckets", buckets=True, bucket_step=4, dtype="bfloat16"))
+    for folder, output in ((latents, tmp_path / "mds"), (str(tmp_path / "buckets"), tmp_path / "mds-buckets")):
+        export_latents(LatentsExportOptions(latents=folder, output=str(output), layout="mds"))
+        dataset, samples = LatentDataset(folder, normalize="none"), read_mds(output)
+        check_rows(samples, dataset, suffix="")
+        for sample, line in zip(samples, dataset.rows(), strict=True):
+            assert (sample["label"], sample["sample"]) == (line["label"], line["sample"])
+            assert sample["source"] == line["source"]
+            assert sample["caption"] == line["columns"].get("caption")
+            assert sample["rating"] == line["columns"]["rating"]
+
+
+def test_mds_as_its_own_package_reads_it(latents: str, tmp_path: Path) -> None:
+    """Where it is installed; it wants older libraries than ours."""
+    streaming = pytest.importorskip("streaming")
+    export_latents(LatentsExportOptions(latents=latents, output=str(tmp_path / "mds"), layout="mds"))
+    loaded = streaming.StreamingDataset(local=str(tmp_path / "mds"), shuffle=False, batch_size=1)
+    check_rows([loaded[row] for row in range(len(loaded))], LatentDataset(latents, normalize="none"), suffix="")
+
+
+@pytest.mark.parametrize("layout", ["lightningdit", "mds", "parquet", "webdataset"])
+def test_an_address_gets_the_bytes_of_a_folder(latents: str, tmp_path: Path, layout: str) -> None:
+    address = f"memory://{uuid.uuid4().hex}/export"
+    for output in (str(tmp_path / "here"), address):
+        export_latents(LatentsExportOptions(latents=latents, output=output, layout=layout))
+    here, there = contents(tmp_path / "here"), memory_contents(address)
+    assert here.keys() == there.keys()
+    assert all(there[name] == here[name] for name in here if not name.endswith((".tar", ".pt")))
+    with pytest.raises(ValueError, match=rf"output {address} holds other things"):
+        export_latents(LatentsExportOptions(latents=latents, output=address, layout=layout))
+    open_store(address).write_whole("mine.txt", b"kept")
+    export_latents(LatentsExportOptions(latents=latents, output=address, layout="mds", overwrite=True))
+    assert set(memory_contents(address)) == {
+        ".ldm-vae-latents-export", "mine.txt", "index.json", "shard.00000.mds", "shard.00001.mds",
+    }  # fmt: skip

@@ -16,4 +16,4 @@ def storable(dataset: LatentDataset, row: int, name: str) -> np.ndarray:
 
 def has_one_shape(dataset: LatentDataset) -> bool:
     """Whether all latents have the same shape."""
-    return len({tuple(shard["shape"]) for shard in dataset.index["shards"] if shard["count"]}) == 1
+    return len(dataset.shards.shapes()) == 1

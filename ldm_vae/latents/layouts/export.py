@@ -10,16 +10,19 @@ from pathlib import Path
 from ldm_vae.config.commands.latents import LatentsExportOptions
 from ldm_vae.config.rules import require
 from ldm_vae.latents.dataset import LatentDataset
-from ldm_vae.latents.layouts import kohya, lightningdit, parquet, webdataset
+from ldm_vae.latents.layouts import kohya, lightningdit, mds, parquet, webdataset
 from ldm_vae.latents.layouts.arrays import has_one_shape
 from ldm_vae.latents.sealed import dump_json
-from ldm_vae.system.outputs import LATENTS_EXPORT, OutputFolder, is_marked
+from ldm_vae.system.output_stores import is_marked_store, output_at
+from ldm_vae.system.outputs import LATENTS_EXPORT
 from ldm_vae.system.progress import progress
+from ldm_vae.system.store import Store, is_address, open_store
 from ldm_vae.system.telling import counted
 from ldm_vae.system.text import printable
 
 _FILES = {
     "lightningdit": (lightningdit.file_names, lightningdit.write_files),
+    "mds": (mds.file_names, mds.write_files),
     "parquet": (parquet.file_names, parquet.write_files),
     "webdataset": (webdataset.file_names, webdataset.write_files),
 }
@@ -29,7 +32,8 @@ _FILES = {
 class LatentsExportSummary:
     """What was written."""
 
-    output: Path
+    output: str
+    """Path or address."""
     layout: str
     num_rows: int
     num_files: int
@@ -49,19 +53,18 @@ def export_latents(options: LatentsExportOptions) -> LatentsExportSummary:
     Raises:
         ValueError: In one line, naming what the layout needs and the folder hasn't, or what the output holds.
     """
-    keeps_moments = options.layout in ("parquet", "webdataset")
+    keeps_moments = options.layout in ("mds", "parquet", "webdataset")
     require(not (options.sample and keeps_moments), f"<sample> is not for {options.layout}, which keeps mean and std")
-    dataset = LatentDataset(
-        Path(options.latents).expanduser(), sample=options.sample, normalize="none", seed=options.seed
-    )
+    dataset = LatentDataset(options.latents, sample=options.sample, normalize="none", seed=options.seed)
     require(len(dataset) > 0, f"<latents> {options.latents} holds no rows")
-    output = OutputFolder(options.output, kind=LATENTS_EXPORT)
+    output = output_at(options.output, kind=LATENTS_EXPORT)
     if options.layout == "kohya":  # whose files lie beside the images
+        require(not is_address(options.output), f"<output> {options.output} is an address; sd-scripts reads folders")
         output.check_writable()
         planned = kohya.plan_files(dataset, output.path, options)
         _write(kohya.write_files(dataset, planned, options), total=len(planned.files))
         return LatentsExportSummary(
-            output=output.path,
+            output=str(output.path),
             layout=options.layout,
             num_rows=len(planned.files),
             num_files=len(planned.files),
@@ -77,9 +80,11 @@ def export_latents(options: LatentsExportOptions) -> LatentsExportSummary:
     output.check(overwrite=options.overwrite)
     names = file_names(dataset)
     mark = dump_json({"layout": options.layout, "files": names})
-    output.begin(names, mark=mark, listed=_listed(output.path))
-    _write(write_files(dataset, output.path), total=len(dataset))
-    return LatentsExportSummary(output=output.path, layout=options.layout, num_rows=len(dataset), num_files=len(names))
+    store = open_store(options.output)
+    output.begin(names, mark=mark, listed=_listed(store))
+    _write(write_files(dataset, store), total=len(dataset))
+    shown = store.place().rstrip("/")
+    return LatentsExportSummary(output=shown, layout=options.layout, num_rows=len(dataset), num_files=len(names))
 
 
 def _write(written: Iterator[int], *, total: int) -> None:
@@ -103,14 +108,14 @@ def _kohya_notes(planned: kohya.KohyaFiles, folder: Path) -> list[str]:
     return notes
 
 
-def _listed(folder: Path) -> list[str]:
+def _listed(store: Store) -> list[str]:
     """Return the names that an earlier export into the folder listed."""
-    if not is_marked(folder, LATENTS_EXPORT):
+    if not is_marked_store(store, LATENTS_EXPORT):
         return []
-    path = folder / LATENTS_EXPORT.mark
     try:
-        return [str(name) for name in json.loads(path.read_bytes())["files"]]
+        return [str(name) for name in json.loads(store.read(LATENTS_EXPORT.mark))["files"]]
     except (ValueError, KeyError, TypeError):
         raise ValueError(
-            f"{path} is damaged, so it isn't known what an earlier export wrote; take another folder"
+            f"{store.place(LATENTS_EXPORT.mark)} is damaged, so it isn't known what an earlier export wrote; take "
+            f"another folder"
         ) from None

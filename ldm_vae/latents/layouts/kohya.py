@@ -81,7 +81,7 @@ def plan_files(dataset: LatentDataset, folder: Path, options: LatentsExportOptio
     for row, line in enumerate(dataset.rows()):
         source = line["source"]
         require("size" in line, f"{dataset.directory} doesn't know the sizes of its images; encode them again")
-        image = inside(folder, source, source=dataset.directory / SAMPLES)
+        image = inside(folder, source, source=dataset.store.place(SAMPLES))
         stored = _stored_size(image) if image.is_file() else None
         if not image.is_file():
             planned.without_image.append(source)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 
 from ldm_vae.latents.dataset import LatentDataset
-from ldm_vae.system.files import whole_or_absent, write_whole
+from ldm_vae.system.store import Store
 from ldm_vae.system.tensors import write_tensors
 
 STATISTICS = "latents_stats.pt"
@@ -21,14 +20,14 @@ def file_names(dataset: LatentDataset) -> list[str]:
     return [*(f"latents_rank00_shard{file:03d}.safetensors" for file in range(count)), STATISTICS]
 
 
-def write_files(dataset: LatentDataset, folder: Path) -> Iterator[int]:
+def write_files(dataset: LatentDataset, store: Store) -> Iterator[int]:
     """Write the files and yield the number of rows of each.
 
     They are safetensors with `latents`, `latents_flip` and `labels`, and statistics: `mean` and `std`, [1, c, 1, 1].
     """
     for name, rows in zip(file_names(dataset), filter(len, dataset.shard_rows()), strict=False):
         labels = [max(dataset[row].label, 0) for row in rows]  # a collection without labels is one class
-        with whole_or_absent(folder / name) as temporary:
+        with store.writing(name) as temporary:
             write_tensors(
                 temporary,
                 {
@@ -42,5 +41,5 @@ def write_files(dataset: LatentDataset, folder: Path) -> Iterator[int]:
     means, stds = (values.float()[None, :, None, None] for values in (stats.mean, stats.std))
     content = io.BytesIO()  # torch names no file where a disk is full
     torch.save({"mean": means, "std": stds}, content)
-    write_whole(folder / STATISTICS, content.getvalue())
+    store.write_whole(STATISTICS, content.getvalue())
     yield 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -15,7 +14,7 @@ from datasets import Array3D, Dataset, Features, List, Value
 from ldm_vae.latents.dataset import LatentDataset
 from ldm_vae.latents.layouts.arrays import has_one_shape, storable
 from ldm_vae.latents.shards import NO_LABEL
-from ldm_vae.system.files import whole_or_absent
+from ldm_vae.system.store import Store
 
 _LINES_AT_ONCE = 10_000
 
@@ -26,7 +25,7 @@ def file_names(dataset: LatentDataset) -> list[str]:
     return [f"train-{file:05d}-of-{count:05d}.parquet" for file in range(count)]
 
 
-def write_files(dataset: LatentDataset, folder: Path) -> Iterator[int]:
+def write_files(dataset: LatentDataset, store: Store) -> Iterator[int]:
     """Write the files and yield the number of rows of each.
 
     Columns are the stored tensors as arrays, `label`, `sample`, `source` and the collection's other columns.
@@ -48,7 +47,7 @@ def write_files(dataset: LatentDataset, folder: Path) -> Iterator[int]:
             dtype = "float32" if tensor.dtype == torch.bfloat16 else str(tensor.dtype).removeprefix("torch.")
             nested = List(List(List(Value(dtype))))
             features[name] = Array3D(shape=tuple(tensor.shape), dtype=dtype) if one_shape else nested
-        with whole_or_absent(folder / file) as temporary:
+        with store.writing(file) as temporary:
             columnar = Dataset.from_dict(table, features=features).with_format("arrow")[:]
             pq.write_table(columnar.replace_schema_metadata(features.arrow_schema.metadata), temporary)
         yield len(rows)

@@ -5,14 +5,13 @@ from __future__ import annotations
 import io
 import tarfile
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 
 from ldm_vae.latents.dataset import LatentDataset
 from ldm_vae.latents.layouts.arrays import storable
 from ldm_vae.latents.sealed import dump_json
-from ldm_vae.system.files import whole_or_absent
+from ldm_vae.system.store import Store
 
 
 def file_names(dataset: LatentDataset) -> list[str]:
@@ -20,7 +19,7 @@ def file_names(dataset: LatentDataset) -> list[str]:
     return [f"latents-{file:05d}.tar" for file in range(sum(len(rows) > 0 for rows in dataset.shard_rows()))]
 
 
-def write_files(dataset: LatentDataset, folder: Path) -> Iterator[int]:
+def write_files(dataset: LatentDataset, store: Store) -> Iterator[int]:
     """Write the files and yield the number of rows of each.
 
     The members of a row share a key, the image's number: `.mean.npy` and `.std.npy` or `.latents.npy`, `.cls`, and
@@ -28,7 +27,7 @@ def write_files(dataset: LatentDataset, folder: Path) -> Iterator[int]:
     """
     lines = dataset.rows()
     for file, rows in zip(file_names(dataset), filter(len, dataset.shard_rows()), strict=True):
-        with whole_or_absent(folder / file) as temporary, tarfile.open(temporary, "w") as tar:
+        with store.writing(file) as temporary, tarfile.open(temporary, "w") as tar:
             for row, line in zip(rows, lines, strict=False):
                 members = {f"{name}.npy": _npy(storable(dataset, row, name)) for name in dataset.moments(row)}
                 if "label" in line:
