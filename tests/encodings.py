@@ -28,7 +28,7 @@ def save_vae(folder: Path, *, seed: int = 0, **config: Any) -> str:
     return str(folder)
 
 
-def options(vae: str, data: str, output: Path, **changes: Any) -> EncodeOptions:
+def options(vae: str, data: str, output: Path | str, **changes: Any) -> EncodeOptions:
     """Return options of a small encode in float32; `changes` are fields."""
     values: dict[str, Any] = {"resolution": RESOLUTION, "shard_size": 4, "batch_size": 3, "num_workers": 0}
     values |= {"mixed_precision": "no", "dtype": "float32"}

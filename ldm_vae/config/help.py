@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from ldm_vae.config.documents import shown_value
 from ldm_vae.config.fields import FieldInfo, Section, sections
+from ldm_vae.config.run import Config
 
 _WIDEST = 100
 _INDENT = " " * 6
@@ -30,12 +31,13 @@ def help_text(options: type, *, prog: str, positional: tuple[str, ...]) -> str:
     required = [info.name for info in own.fields if info.required]
     usage = [prog, *(name.upper() if name in required else f"[{name.upper()}]" for name in positional)]
     usage += [f"--{name} {name.upper()}" for name in required if name not in positional]
+    takes_config = issubclass(options, Config)
     if nested:
-        usage.append("[--config FILE] [--SECTION.FIELD VALUE ...]")
+        usage.append("[--config FILE] [--SECTION.FIELD VALUE ...]" if takes_config else "[options]")
     elif len(own.fields) > len(positional):
         usage.append("[options]")
     lines = [f"usage: {' '.join(usage)}", "", *_paragraphs(own.doc, width=width)]
-    if nested:
+    if takes_config:
         lines += _entry("--config FILE|RECIPE", _CONFIG, width)
         lines += _entry("--print_config", "Print the settings that this command line makes, and end.", width)
     lines += _section(own, positional=positional, width=width)

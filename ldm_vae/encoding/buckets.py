@@ -9,7 +9,6 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch.utils.data import Dataset
@@ -19,7 +18,8 @@ from ldm_vae.images.decoding import UnreadableImage
 from ldm_vae.images.transforms import Box
 from ldm_vae.latents.sealed import dump_json
 from ldm_vae.latents.shards import HEADERS, shard_stem
-from ldm_vae.system.files import Leases, write_whole
+from ldm_vae.system.leases import Leases
+from ldm_vae.system.store import Store
 from ldm_vae.system.workers import load
 
 Size = tuple[int, int]
@@ -125,16 +125,16 @@ def covering_box(picture: Size, *, size: Size) -> Box:
 
 
 def read_headers(
-    folder: Path, collection: ImageCollection, *, leases: Leases, num_workers: int, timeout_seconds: float
+    store: Store, collection: ImageCollection, *, leases: Leases, num_workers: int, timeout_seconds: float
 ) -> list[Size | None]:
     """Return every image's size, none where the header can't be read.
 
-    The sizes are kept in the folder with the size and time of change of each source, so that one process reads the
+    The sizes are kept in the output with the size and time of change of each source, so that one process reads the
     headers, once, and again only those of sources that changed.
     """
     stamps = [collection.source_stat(i) for i in range(len(collection))]
     while True:
-        known = _read_known(folder / HEADERS)
+        known = _read_known(store)
         stale = [i for i, stamp in enumerate(stamps) if i >= len(known) or known[i]["stamp"] != _listed(stamp)]
         if not stale:
             return [None if entry["size"] is None else (entry["size"][0], entry["size"][1]) for entry in known]
@@ -145,7 +145,7 @@ def read_headers(
         sizes = _sizes(collection, stale, num_workers=num_workers, timeout_seconds=timeout_seconds)
         for i, size in zip(stale, sizes, strict=True):
             entries[i] = {"size": _listed(size), "stamp": _listed(stamps[i])}
-        _write_known(folder / HEADERS, [entries[i] for i in range(len(collection))])
+        _write_known(store, [entries[i] for i in range(len(collection))])
         leases.release(_LEASE)
 
 
@@ -175,15 +175,16 @@ def _sizes(
         yield from batch
 
 
-def _write_known(path: Path, entries: list[dict[str, Any]]) -> None:
+def _write_known(store: Store, entries: list[dict[str, Any]]) -> None:
     """Write a line a header, and their digest as the last."""
     lines = b"".join(dump_json(entry) for entry in entries)
-    write_whole(path, lines + dump_json(hashlib.sha256(lines).hexdigest()))
+    store.write_whole(HEADERS, lines + dump_json(hashlib.sha256(lines).hexdigest()))
 
 
-def _read_known(path: Path) -> list[dict[str, Any]]:
+def _read_known(store: Store) -> list[dict[str, Any]]:
     """Return what `_write_known` wrote; nothing where that is damaged, so that all headers are read again."""
-    lines, _, end = path.read_bytes().rstrip(b"\n").rpartition(b"\n") if path.exists() else (b"", b"", b"")
+    content = store.read(HEADERS) if store.exists(HEADERS) else b""
+    lines, _, end = content.rstrip(b"\n").rpartition(b"\n")
     if dump_json(hashlib.sha256(lines + b"\n").hexdigest()).rstrip() != end:
         return []
     return [json.loads(line) for line in lines.splitlines()]

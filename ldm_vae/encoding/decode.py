@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
 import torch
@@ -26,10 +26,11 @@ from ldm_vae.models.fingerprint import fingerprint
 from ldm_vae.models.inference import InferenceAutoencoder, local_device
 from ldm_vae.models.load import load_vae
 from ldm_vae.models.precision import use_bf16
-from ldm_vae.system.files import whole_or_absent, write_whole
-from ldm_vae.system.outputs import DECODED, OutputFolder, is_marked
+from ldm_vae.system.output_stores import is_marked_store, output_at
+from ldm_vae.system.outputs import DECODED
 from ldm_vae.system.paths import LONGEST_NAME
 from ldm_vae.system.progress import progress
+from ldm_vae.system.store import Store, open_store
 from ldm_vae.system.text import printable
 
 PICTURES = DECODED.mark
@@ -43,7 +44,8 @@ _LONGEST_PATH = 1000
 class DecodeSummary:
     """What was decoded."""
 
-    output: Path
+    output: str
+    """Path or address."""
     num_images: int
     """Pictures that were written."""
     skipped: list[str] = field(default_factory=list)
@@ -59,7 +61,7 @@ class DecodeSummary:
             return None
         return (
             f"{len(self.skipped):,} of {self.num_images + len(self.skipped):,} latents decode to no finite numbers "
-            f"and were left out; they are listed in {self.output / SKIPPED}, the first: {printable(self.skipped[0])}. "
+            f"and were left out; they are listed in {self.output}/{SKIPPED}, the first: {printable(self.skipped[0])}. "
             f"Are the decoder's weights whole? Try --mixed_precision no"
         )
 
@@ -75,9 +77,9 @@ def decode(options: DecodeOptions) -> DecodeSummary:
     Raises:
         ValueError: In one line, naming the option, for what a user can mend.
     """
-    output = OutputFolder(options.output, kind=DECODED)
+    output = output_at(options.output, kind=DECODED)
     output.check(overwrite=options.overwrite)
-    dataset = LatentDataset(Path(options.latents).expanduser(), normalize="none")
+    dataset = LatentDataset(options.latents, normalize="none")
     family = load_vae(options.vae, needs_scaling=False, **options.vae_arguments).family
     require(
         options.other_vae or fingerprint(family).encoder == dataset.index["vae"]["encoder"],
@@ -91,8 +93,8 @@ def decode(options: DecodeOptions) -> DecodeSummary:
     )
     count = len(dataset) if options.num_images is None else min(options.num_images, len(dataset))
     names = picture_names([row for row, _ in zip(dataset.rows(), range(count), strict=False)])
-    folder = output.path
-    output.begin(names, mark=_listing(dataset, names), listed=_listed(folder))
+    store = open_store(options.output)
+    output.begin(names, mark=_listing(dataset, names), listed=_listed(store))
     bf16 = use_bf16(options.mixed_precision, device=local_device())
     decoder = InferenceAutoencoder(family, bf16=bf16, memory_gib=options.memory_gib)
     with (
@@ -106,7 +108,7 @@ def decode(options: DecodeOptions) -> DecodeSummary:
             finite = torch.isfinite(images).flatten(1).all(dim=1).tolist()
             skipped += [row for row, is_finite in zip(rows, finite, strict=True) if not is_finite]
             unwritten += [
-                threads.submit(_write, folder / names[row], image)
+                threads.submit(_write, store, names[row], image)
                 for row, image, is_finite in zip(rows, images, finite, strict=True)
                 if is_finite
             ]
@@ -121,8 +123,8 @@ def decode(options: DecodeOptions) -> DecodeSummary:
         lines = [
             {"row": row, "source": source, "reason": reason} for row, source in zip(skipped, sources, strict=True)
         ]
-        write_whole(folder / SKIPPED, b"".join(dump_json(line) for line in lines))
-    return DecodeSummary(output=folder, num_images=count - len(skipped), skipped=sources)
+        store.write_whole(SKIPPED, b"".join(dump_json(line) for line in lines))
+    return DecodeSummary(output=store.place().rstrip("/"), num_images=count - len(skipped), skipped=sources)
 
 
 def picture_names(rows: list[dict[str, Any]]) -> list[str]:
@@ -167,16 +169,16 @@ def _listing(dataset: LatentDataset, names: list[str]) -> bytes:
     return b"".join(dump_json(line) for line in lines)
 
 
-def _listed(folder: Path) -> list[str]:
+def _listed(store: Store) -> list[str]:
     """Return the names that an earlier decode into the folder listed."""
-    if not is_marked(folder, DECODED):
+    if not is_marked_store(store, DECODED):
         return []
     try:
-        return [str(json.loads(line)["picture"]) for line in (folder / PICTURES).read_bytes().splitlines()]
+        return [str(json.loads(line)["picture"]) for line in store.read(PICTURES).splitlines()]
     except (ValueError, KeyError, TypeError):
         raise ValueError(
-            f"{folder / PICTURES} is damaged, so it isn't known which pictures an earlier decode wrote; take another "
-            f"folder"
+            f"{store.place(PICTURES)} is damaged, so it isn't known which pictures an earlier decode wrote; take "
+            f"another folder"
         ) from None
 
 
@@ -187,7 +189,6 @@ def _batches(dataset: LatentDataset, *, count: int, batch_size: int) -> Iterator
             yield range(start, min(start + batch_size, rows.stop, count))
 
 
-def _write(path: Path, image: Tensor) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_or_absent(path, sync=False) as temporary:
+def _write(store: Store, name: str, image: Tensor) -> None:
+    with store.writing(name, sync=False) as temporary:
         to_image(image).save(temporary, format="PNG")

@@ -1,4 +1,4 @@
-"""`ldm-vae encode`: a collection of images to shards of latents, by any number of processes that share a folder."""
+"""`ldm-vae encode`: images to shards of latents, by any number of processes that share a folder or a store."""
 
 from __future__ import annotations
 
@@ -6,35 +6,38 @@ import functools
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
-from pathlib import Path
-
-import torch
-from torch import Tensor
+from dataclasses import dataclass, field
+from typing import Any
 
 from ldm_vae.config.commands.encode import EncodeOptions
-from ldm_vae.config.rules import FieldError
 from ldm_vae.encoding.buckets import Numbering, Size, bucket_groups, bucket_sizes, nearest_bucket, read_headers
-from ldm_vae.encoding.output import open_output, take_back_damaged
-from ldm_vae.encoding.plan import check_sizes, make_plan, make_preprocessing, stored_shape
-from ldm_vae.encoding.preprocessing import WORKER_TIMEOUT_SECONDS, EncodingImages, ImageBatch
+from ldm_vae.encoding.engines.ray_cluster import ray_cluster
+from ldm_vae.encoding.engines.ray_encode import EncodedShard, NodeShare, RayEngine, remote_precision, told_nodes
+from ldm_vae.encoding.output import open_output, shown, take_back_damaged
+from ldm_vae.encoding.plan import check_sizes, make_plan, make_preprocessing
+from ldm_vae.encoding.preprocessing import WORKER_TIMEOUT_SECONDS, EncodingImages
+from ldm_vae.encoding.shard_encoder import ShardEncoder
 from ldm_vae.encoding.stream_work import StreamShardWork
 from ldm_vae.encoding.work import PendingShards, ShardWork
-from ldm_vae.encoding.writer import EncodedBatch, ShardWriter
+from ldm_vae.encoding.writer import ShardWriter
 from ldm_vae.images.collection import ImageCollection, open_collection
-from ldm_vae.images.decoding import UnreadableImage
 from ldm_vae.images.streaming import ImageStream, open_stream
 from ldm_vae.latents.codebook import write_codebook
 from ldm_vae.latents.index import IndexTotals, read_index_totals, write_index
 from ldm_vae.latents.layouts.kohya_buckets import kohya_bucket, kohya_bucket_sizes
-from ldm_vae.latents.shards import Plan, ShardRecord
+from ldm_vae.latents.shard_table import MANY_SHARDS
+from ldm_vae.latents.shards import Plan, Row, ShardRecord
+from ldm_vae.models.families.family import Family
 from ldm_vae.models.inference import InferenceAutoencoder, local_device
 from ldm_vae.models.load import load_vae
 from ldm_vae.models.precision import use_bf16
 from ldm_vae.system.cores import count_workers
-from ldm_vae.system.files import Leases, remove_temporaries
-from ldm_vae.system.outputs import LATENTS, OutputFolder
+from ldm_vae.system.files import remove_temporaries
+from ldm_vae.system.leases import Leases
+from ldm_vae.system.output_stores import output_at
+from ldm_vae.system.outputs import LATENTS
 from ldm_vae.system.progress import progress
+from ldm_vae.system.store import open_store
 from ldm_vae.system.telling import counted
 
 _POLL_SECONDS = 0.5
@@ -44,7 +47,8 @@ _POLL_SECONDS = 0.5
 class EncodeSummary:
     """What the output holds, and what this process did of it."""
 
-    output: Path
+    output: str
+    """Path or address."""
     num_images: int
     """Images of the collection."""
     num_rows: int
@@ -59,17 +63,21 @@ class EncodeSummary:
     damaged_shards: int
     """Shards that this process found damaged; they were encoded again."""
     seconds: float
+    nodes: list[str] = field(default_factory=list)
+    """What each node of a cluster did, a line each."""
 
     def __str__(self) -> str:
         size = f"{self.num_bytes / 1e6:,.1f} MB"
         of = f"{self.num_rows:,} latents of {counted(self.num_images, 'image')}"
         done = f"{of} in {counted(self.num_shards, 'shard')}, {size}"
-        skipped = f"; {self.num_skipped:,} skipped, listed in skipped.jsonl" if self.num_skipped else ""
+        listed = "skipped.jsonl" if self.num_shards < MANY_SHARDS else "the shards' records"
+        skipped = f"; {self.num_skipped:,} skipped, listed in {listed}" if self.num_skipped else ""
         skipped += f"; {counted(self.damaged_shards, 'damaged shard')} encoded again" if self.damaged_shards else ""
         rate = self.encoded_images / self.seconds if self.seconds > 0 else 0.0
         return (
             f"{self.output}: {done}{skipped}\n"
             f"this process encoded {self.encoded_images:,} images in {self.seconds:,.1f} s, {rate:,.1f} images/s"
+            + "".join(f"\n{line}" for line in self.nodes)
         )
 
 
@@ -81,16 +89,20 @@ def encode(options: EncodeOptions) -> EncodeSummary:
     Raises:
         ValueError: In one line, naming the option, for what a user can mend.
     """
-    OutputFolder(options.output, kind=LATENTS).check_writable()
+    output_at(options.output, kind=LATENTS).check_writable()
     loaded = load_vae(options.vae, **options.vae_arguments)
     family = loaded.family
     check_sizes(options, family=family)
     open_images = open_stream if options.streaming else open_collection
     images = open_images(options.data, split=options.split, image_column=options.image_column, rules=options)
-    bf16 = use_bf16(options.mixed_precision, device=local_device())
-    plan = make_plan(options, images=images, vae=loaded, bf16=bf16)
-    encoder = InferenceAutoencoder(family, bf16=bf16, memory_gib=options.memory_gib)
-    return _Encode(options, plan=plan, images=images, encoder=encoder).run()
+    with ExitStack() as stack:
+        ray = stack.enter_context(ray_cluster(options.ray.address)) if options.engine == "ray" else None
+        if ray is not None:
+            bf16 = remote_precision(ray, options)
+        else:
+            bf16 = use_bf16(options.mixed_precision, device=local_device())
+        plan = make_plan(options, images=images, vae=loaded, bf16=bf16)
+        return _Encode(options, plan=plan, images=images, family=family, ray=ray).run()
 
 
 class _Encode:
@@ -102,40 +114,44 @@ class _Encode:
         *,
         plan: Plan,
         images: ImageCollection | ImageStream,
-        encoder: InferenceAutoencoder,
+        family: Family,
+        ray: Any,
     ) -> None:
-        assert options.output is not None
-        self.options, self.plan, self.images, self.encoder = options, plan, images, encoder
-        self.folder = Path(options.output).expanduser()
-        codes = encoder.family.bottleneck.codes if plan.mode == "indices" else None
+        self.options, self.plan, self.images, self.family, self.ray = options, plan, images, family, ray
+        self.store = open_store(options.output)
+        codes = family.bottleneck.codes if plan.mode == "indices" else None
         self.codes = None if codes is None else codes.cpu()
         total = len(images) if isinstance(images, ImageCollection) else None
         self.bar = progress(total, what="encode", unit="img")
         self.encoded_images = self.encoded_shards = self.written_bytes = self.skipped = 0
         self.checked_shards = self.damaged_shards = 0
+        self.nodes: dict[str, NodeShare] = {}
 
     def run(self) -> EncodeSummary:
         started = time.monotonic()
-        self.folder.mkdir(parents=True, exist_ok=True)
+        if self.store.folder is not None:
+            self.store.folder.mkdir(parents=True, exist_ok=True)
         with ExitStack() as stack:
             stack.enter_context(self.bar)
-            leases = stack.enter_context(Leases(self.folder, seconds=self.options.lease_seconds))
-            open_output(self.folder, plan=self.plan, overwrite=self.options.overwrite, leases=leases)
+            leases = stack.enter_context(Leases(self.store, seconds=self.options.lease_seconds))
+            open_output(self.store, plan=self.plan, overwrite=self.options.overwrite, leases=leases)
             if self.codes is not None:
-                write_codebook(self.folder, self.codes)
-            take_back_damaged(self.folder, plan=self.plan, leases=leases, on_shard=self._checked)
+                write_codebook(self.store, self.codes)
+            if self.options.check_shards:
+                take_back_damaged(self.store, plan=self.plan, leases=leases, on_shard=self._checked)
             self.work = self._work(leases)
-            self.writer = stack.enter_context(
-                ShardWriter(self.folder, plan=self.plan, codes=self.codes, on_written=self._written)
-            )
-            totals = None if self.work.num_left else read_index_totals(self.folder, plan=self.plan)
+            totals = None if self.work.num_left else read_index_totals(self.store, plan=self.plan)
             while totals is None:
-                self._finish_shards()
+                if self.ray is not None:
+                    self._finish_on_cluster()
+                else:
+                    self._finish_shards()
                 totals = self._write_index()
             leases.taken_elsewhere()  # clears away the leases of the dead
-            remove_temporaries(self.folder, older_than=max(600.0, 10 * self.options.lease_seconds))
+            if self.store.folder is not None:
+                remove_temporaries(self.store.folder, older_than=max(600.0, 10 * self.options.lease_seconds))
         return EncodeSummary(
-            output=self.folder,
+            output=shown(self.store),
             num_images=totals.num_rows + totals.num_skipped,
             num_rows=totals.num_rows,
             num_skipped=totals.num_skipped,
@@ -145,16 +161,17 @@ class _Encode:
             encoded_shards=self.encoded_shards,
             damaged_shards=self.damaged_shards,
             seconds=time.monotonic() - started,
+            nodes=told_nodes(self.nodes, seconds=time.monotonic() - started),
         )
 
     def _work(self, leases: Leases) -> PendingShards:
         """Find what is left to do."""
         options = self.options
-        preprocessing = make_preprocessing(self.encoder.family, mode=self.plan.mode, seed=options.seed)
+        preprocessing = make_preprocessing(self.family, mode=self.plan.mode, seed=options.seed)
         square = (options.resolution, options.resolution)
         if isinstance(self.images, ImageStream):
             return StreamShardWork(
-                self.folder,
+                self.store,
                 plan=self.plan,
                 leases=leases,
                 stream=self.images,
@@ -165,7 +182,7 @@ class _Encode:
         groups: Sequence[tuple[Size, Sequence[int]]] = [(square, range(len(self.images)))]
         if options.buckets:
             headers = read_headers(
-                self.folder,
+                self.store,
                 self.images,
                 leases=leases,
                 num_workers=count_workers(options.num_workers),
@@ -173,7 +190,7 @@ class _Encode:
             )
             groups = bucket_groups(headers, choose=_bucket_choice(options), default=square)
         return ShardWork(
-            self.folder,
+            self.store,
             plan=self.plan,
             leases=leases,
             numbering=Numbering(groups, shard_size=options.shard_size),
@@ -184,69 +201,57 @@ class _Encode:
 
     def _finish_shards(self) -> None:
         """Encode what can be claimed, and wait for what others have claimed, until every shard is whole."""
-        while self.work.num_left:
-            claimed = False
-            for batch in self.work.batches(
-                batch_size=self.options.batch_size,
-                num_workers=count_workers(self.options.num_workers),
-                pin_memory=self.encoder.device.type == "cuda",
-            ):
-                claimed = True
-                self._encode(batch)
-            self.writer.wait()
-            if not claimed:
-                self.bar.set_postfix_str(f"waiting for {self.work.num_left} shards of other processes")
-                time.sleep(_POLL_SECONDS)
+        if not self.work.num_left:
+            return
+        bf16 = self.plan.preprocessing["precision"] == "bf16"
+        encoder = InferenceAutoencoder(self.family, bf16=bf16, memory_gib=self.options.memory_gib)
+        shards = ShardEncoder(self.options, mode=self.plan.mode, encoder=encoder)
+        with ShardWriter(self.store, plan=self.plan, codes=self.codes, on_written=self._written) as writer:
+            while self.work.num_left:
+                claimed = False
+                for batch in self.work.batches(
+                    batch_size=self.options.batch_size,
+                    num_workers=count_workers(self.options.num_workers),
+                    pin_memory=encoder.device.type == "cuda",
+                ):
+                    claimed = True
+                    writer.add(shards.encode(batch))
+                    self._count(batch.rows)
+                writer.wait()
+                if not claimed:
+                    self._wait()
+                    time.sleep(_POLL_SECONDS)
+
+    def _finish_on_cluster(self) -> None:
+        """Have what can be claimed encoded by a cluster, and wait for what others have claimed."""
+        assert isinstance(self.work, ShardWork)
+
+        def on_encoded(encoded: EncodedShard) -> None:
+            self.encoded_shards += 1
+            self.written_bytes += encoded.record.size
+            self._count(encoded.record.rows)
+
+        engine = RayEngine(
+            ray=self.ray, options=self.options, plan=self.plan, family=self.family, images=self.work.images,
+            work=self.work, on_encoded=on_encoded, nodes=self.nodes,
+        )  # fmt: skip
+        engine.finish_shards(waiting=self._wait)
+
+    def _wait(self) -> None:
+        self.bar.set_postfix_str(f"waiting for {self.work.num_left} shards of other processes")
 
     def _write_index(self) -> IndexTotals | None:
         """Write the index; none where a shard vanished meanwhile, because another process replaces the output."""
         try:
-            return write_index(self.folder, plan=self.plan, stems=self.work.stems)
+            return write_index(self.store, plan=self.plan, stems=self.work.stems)
         except FileNotFoundError:
             self.work.find_vanished()
             return None
 
-    def _encode(self, batch: ImageBatch) -> None:
-        """Encode a batch and hand it to the writer, without waiting for the device."""
-        for row in batch.rows:
-            if row.reason is not None and self.options.strict:
-                raise UnreadableImage(row.source, row.reason)
-        tensors = {} if batch.pixels is None else self._latents(batch.pixels, batch.noise)
-        ready = None
-        if self.encoder.device.type == "cuda":
-            # contiguous first: the copy of a strided tensor would wait
-            tensors = {name: values.contiguous().to("cpu", non_blocking=True) for name, values in tensors.items()}
-            ready = torch.cuda.Event()
-            ready.record()
-        shape = stored_shape(batch.size, family=self.encoder.family, mode=self.plan.mode)
-        self.writer.add(
-            EncodedBatch(stem=batch.stem, rows=batch.rows, tensors=tensors, shape=shape, last=batch.last, ready=ready)
-        )
-        self.encoded_images += len(batch.rows)
-        self._advance(len(batch.rows), skipped=sum(row.reason is not None for row in batch.rows))
-
-    def _latents(self, pixels: Tensor, noise: Tensor | None) -> dict[str, Tensor]:
-        try:
-            images = self.encoder.to_images(pixels)
-            tensors = self._stored(images, noise)
-            if self.options.flip:
-                flipped = self._stored(images.flip(-1), noise)
-                tensors |= {f"{name}_flip": values for name, values in flipped.items()}
-        except torch.OutOfMemoryError:
-            raise FieldError(
-                f"<batch_size> is {self.options.batch_size}, and so many images of <resolution> "
-                f"{self.options.resolution} don't fit in the device's memory; take fewer, or bound the memory with "
-                f"<memory_gib>"
-            ) from None
-        return tensors
-
-    def _stored(self, images: Tensor, noise: Tensor | None) -> dict[str, Tensor]:
-        latent = self.encoder.encode_latent(images)
-        if self.plan.mode in ("moments", "indices"):
-            return latent.stored
-        if noise is None:
-            return {"latents": latent.mean}
-        return {"latents": latent.mean + latent.stored["std"] * noise.to(latent.mean.device, non_blocking=True)}
+    def _count(self, rows: list[Row]) -> None:
+        """Count images that were encoded for this process."""
+        self.encoded_images += len(rows)
+        self._advance(len(rows), skipped=sum(row.reason is not None for row in rows))
 
     def _checked(self, damaged: bool) -> None:
         """Count a shard that was there already and was compared with its digest."""

@@ -7,14 +7,16 @@ import time
 import warnings
 import zlib
 from collections.abc import Callable
-from pathlib import Path
+from fnmatch import fnmatchcase
 from typing import Any
 
 from ldm_vae.config.rules import FieldError, require
 from ldm_vae.latents.sealed import read_sealed, seal
-from ldm_vae.latents.shards import INDEX, PLAN, SAMPLES, SKIPPED, Plan, differences, read_record
-from ldm_vae.system.files import Leases, sha256_file, write_whole
-from ldm_vae.system.outputs import LATENTS, OutputFolder
+from ldm_vae.latents.shards import INDEX, PLAN, SAMPLES, SHARDS, SKIPPED, Plan, differences, read_record
+from ldm_vae.system.leases import Leases
+from ldm_vae.system.output_stores import output_at
+from ldm_vae.system.outputs import LATENTS
+from ldm_vae.system.store import Store
 from ldm_vae.system.telling import Note
 
 _OVERWRITE = "overwrite"
@@ -23,7 +25,7 @@ _REPLACE_SECONDS = 60.0
 _DIGEST_PARTS = 64
 
 
-def open_output(folder: Path, *, plan: Plan, overwrite: bool, leases: Leases) -> None:
+def open_output(store: Store, *, plan: Plan, overwrite: bool, leases: Leases) -> None:
     """Make a folder the output of `plan`, or find that it is already.
 
     Processes of one job may all be told to overwrite: the first of them empties the folder, the others join it.
@@ -32,76 +34,62 @@ def open_output(folder: Path, *, plan: Plan, overwrite: bool, leases: Leases) ->
         ValueError: It is the output of another plan, naming what differs, or holds something else.
     """
     if not overwrite:
-        _mend_plan(folder, plan)
-    elif _read_plan(folder) is not None:
-        _replace(folder, plan=plan, leases=leases)
-    if _read_plan(folder) is None:
-        OutputFolder(folder, kind=LATENTS).check(overwrite=overwrite)
-        _write_plan_first(folder, plan)
-    check_plan(folder, plan=plan)
+        _mend_plan(store, plan)
+    elif _read_plan(store) is not None:
+        _replace(store, plan=plan, leases=leases)
+    if _read_plan(store) is None:
+        output_at(store, kind=LATENTS).check(overwrite=overwrite)
+        store.create(PLAN, seal(plan.to_json()), sync=True)  # unless another process already has
+    check_plan(store, plan=plan)
 
 
-def check_plan(folder: Path, *, plan: Plan) -> None:
+def check_plan(store: Store, *, plan: Plan) -> None:
     """Raise `ValueError`, naming what differs, where a folder is the output of another plan."""
-    differing = differences(_read_plan(folder) or plan.to_json(), plan.to_json())
+    differing = differences(_read_plan(store) or plan.to_json(), plan.to_json())
     if differing:
         raise FieldError(
-            f"<output> {folder} holds latents of another kind ({'; '.join(differing)}); take another folder, or "
+            f"<output> {shown(store)} holds latents of another kind ({'; '.join(differing)}); take another folder, or "
             f"<overwrite> them"
         )
 
 
-def _replace(folder: Path, *, plan: Plan, leases: Leases) -> None:
-    busy = FieldError(f"<output> {folder}: another encode is at work there; stop it before you <overwrite> it")
+def _replace(store: Store, *, plan: Plan, leases: Leases) -> None:
+    busy = FieldError(f"<output> {shown(store)}: another encode is at work there; stop it before you <overwrite> it")
     deadline = time.monotonic() + _REPLACE_SECONDS
     while not leases.claim(_OVERWRITE):  # held until its process ends, so that the others of its job know
-        if _read_plan(folder) == plan.to_json():
+        if _read_plan(store) == plan.to_json():
             return
         if time.monotonic() > deadline:
             raise busy
         time.sleep(_POLL_SECONDS)
     if leases.taken_elsewhere():
         raise busy
-    OutputFolder(folder, kind=LATENTS).clear(mark_first=True)
+    output_at(store, kind=LATENTS).clear(mark_first=True)
 
 
-def _read_plan(folder: Path) -> dict[str, Any] | None:
+def _read_plan(store: Store) -> dict[str, Any] | None:
     """Return the plan of an output: None where there is none, without fields where it is damaged."""
     try:
-        return read_sealed(folder / PLAN) or {}
+        return read_sealed(store, PLAN) or {}
     except FileNotFoundError:
         return None
 
 
-def _mend_plan(folder: Path, plan: Plan) -> None:
+def _mend_plan(store: Store, plan: Plan) -> None:
     """Write a damaged plan.json anew where the shards that are there show that it was this plan."""
-    if _read_plan(folder) != {}:
+    if _read_plan(store) != {}:
         return
-    stems = [path.stem for path in folder.glob("latents-[0-9]*.safetensors")]
+    stems = _shard_stems(store)
     require(
-        not stems or any(read_record(folder, stem=stem, plan_digest=plan.digest) is not None for stem in stems),
-        f"{folder / PLAN} is damaged, and none of the shards there is of this encode; start the encode that wrote "
+        not stems or any(read_record(store, stem=stem, plan_digest=plan.digest) is not None for stem in stems),
+        f"{store.place(PLAN)} is damaged, and none of the shards there is of this encode; start the encode that wrote "
         f"them again, or give <overwrite> to replace them",
     )
-    warnings.warn(f"{folder / PLAN} was damaged; it is written anew", Note, stacklevel=2)
-    write_whole(folder / PLAN, seal(plan.to_json()))
+    warnings.warn(f"{store.place(PLAN)} was damaged; it is written anew", Note, stacklevel=2)
+    store.write_whole(PLAN, seal(plan.to_json()))
 
 
-def _write_plan_first(folder: Path, plan: Plan) -> None:
-    """Write the plan unless another process already has."""
-    leftover = folder / f".{PLAN}.{os.getpid()}"
-    write_whole(leftover, seal(plan.to_json()))
-    try:
-        os.link(leftover, folder / PLAN)
-    except FileExistsError:
-        pass
-    except OSError:  # a file system without hard links
-        os.replace(leftover, folder / PLAN)
-    finally:
-        leftover.unlink(missing_ok=True)
-
-
-def take_back_damaged(folder: Path, *, plan: Plan, leases: Leases, on_shard: Callable[[bool], None]) -> None:
+def take_back_damaged(store: Store, *, plan: Plan, leases: Leases, on_shard: Callable[[bool], None]) -> None:
     """Compare every whole shard of an output with its digest, and have damaged ones encoded again.
 
     The records of damaged shards are removed, so that these shards count as missing. Processes that start together
@@ -109,25 +97,25 @@ def take_back_damaged(folder: Path, *, plan: Plan, leases: Leases, on_shard: Cal
     whose process died is taken over.
 
     Args:
-        folder: The output.
+        store: The output.
         plan: What the output is.
         leases: The claims by which processes share the work.
         on_shard: Called after each shard, with whether it is damaged.
     """
     parts: dict[int, list[str]] = {}
-    for path in sorted(folder.glob("latents-[0-9]*.safetensors")):
-        parts.setdefault(zlib.crc32(path.stem.encode()) % _DIGEST_PARTS, []).append(path.stem)
+    for stem in _shard_stems(store):
+        parts.setdefault(zlib.crc32(stem.encode()) % _DIGEST_PARTS, []).append(stem)
 
     def check(part: int) -> bool:
         """Check the shards of a part; False where another process is at it."""
         if not leases.claim(_part_name(part)):
             return False
         for stem in parts[part]:
-            record = read_record(folder, stem=stem, plan_digest=plan.digest)
+            record = read_record(store, stem=stem, plan_digest=plan.digest)
             if record is not None:
-                is_damaged = _digest(folder / f"{stem}.safetensors") != record.sha256
+                is_damaged = _digest(store, f"{stem}.safetensors") != record.sha256
                 if is_damaged:
-                    (folder / f"{stem}.json").unlink(missing_ok=True)
+                    store.remove(f"{stem}.json")
                 on_shard(is_damaged)
         leases.claim(_done_name(part))
         return True
@@ -139,15 +127,26 @@ def take_back_damaged(folder: Path, *, plan: Plan, leases: Leases, on_shard: Cal
         taken = [part for part in open_parts if not check(part)]
 
 
-def withdraw_index(folder: Path) -> None:
+def withdraw_index(store: Store) -> None:
     """Remove the index of an output that is not whole any more."""
-    for name in (INDEX, SAMPLES, SKIPPED):
-        (folder / name).unlink(missing_ok=True)
+    for name in (INDEX, SAMPLES, SKIPPED, SHARDS):
+        store.remove(name)
 
 
-def _digest(path: Path) -> str | None:
+def shown(store: Store) -> str:
+    """Return what messages call an output."""
+    return store.place().rstrip("/")
+
+
+def _shard_stems(store: Store) -> list[str]:
+    """Return the sorted names, without suffix, of the shards' files that are there."""
+    names = [name for name in store.names() if fnmatchcase(name, "latents-[0-9]*.safetensors")]
+    return [name.removesuffix(".safetensors") for name in names]
+
+
+def _digest(store: Store, name: str) -> str | None:
     try:
-        return sha256_file(path)
+        return store.sha256(name)
     except FileNotFoundError:  # taken away meanwhile
         return None
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator
 
 from ldm_vae.encoding.buckets import Size
 from ldm_vae.encoding.output import check_plan, withdraw_index
@@ -14,9 +14,11 @@ from ldm_vae.encoding.stream_files import StreamedFiles, only_batch, part_stem
 from ldm_vae.images.streaming import ImageStream
 from ldm_vae.latents.sealed import read_sealed, seal
 from ldm_vae.latents.shards import Plan, ShardRecord, read_record
-from ldm_vae.system.files import Leases, write_whole
+from ldm_vae.system.leases import Leases
+from ldm_vae.system.store import Store
 from ldm_vae.system.workers import load
 
+_PART_RECORD = re.compile(r"latents-(\d+)-(\d+)\.json")
 _SHORT_SECONDS, _MOST_CLAIMS = 20.0, 32
 
 
@@ -35,7 +37,7 @@ class StreamShardWork:
 
     def __init__(
         self,
-        folder: Path,
+        store: Store,
         *,
         plan: Plan,
         leases: Leases,
@@ -44,7 +46,7 @@ class StreamShardWork:
         size: Size,
         on_whole: Callable[[ShardRecord], None],
     ) -> None:
-        self._folder, self._plan, self._leases, self._on_whole = folder, plan, leases, on_whole
+        self._store, self._plan, self._leases, self._on_whole = store, plan, leases, on_whole
         self._files = StreamedFiles(stream, preprocessing=preprocessing, size=size, shard_size=plan.shard_size)
         self._num_files = stream.dataset.num_shards
         self._lock = threading.Lock()
@@ -56,7 +58,7 @@ class StreamShardWork:
         for stem in self.stems:
             self._note(stem)
         if self._left:
-            withdraw_index(folder)
+            withdraw_index(store)
 
     @property
     def num_left(self) -> int:
@@ -76,10 +78,11 @@ class StreamShardWork:
         """Claim some input files for each worker and yield their images."""
         started = time.monotonic()
         files: list[tuple[int, set[int]]] = []
+        there = self._parts_there()
         for file in sorted(self._left):
-            check_plan(self._folder, plan=self._plan)
+            check_plan(self._store, plan=self._plan)
             if len(files) < max(1, num_workers) * self._claims_a_worker and self._claim(file):
-                files.append((file, self._whole_parts(file)))
+                files.append((file, self._whole_parts(file, there.get(file, ()))))
         if not files:
             return
         streamed = self._files.of(files, batch_size=batch_size)
@@ -109,7 +112,7 @@ class StreamShardWork:
         """Find input files whose shards vanished since they were whole."""
         self._left = {file for file in range(self._num_files) if not self._is_done(file)}
         for file in self._left:
-            (self._folder / _end_name(file)).unlink(missing_ok=True)
+            self._store.remove(_end_name(file))
 
     def _claim(self, file: int) -> bool:
         name = _end_name(file)
@@ -127,30 +130,40 @@ class StreamShardWork:
         """Write the end of an input file once it is read and all its shards are whole."""
         with self._lock:
             num_images = self._num_images.get(file)
-            if num_images is None or len(self._whole_parts(file)) < self._num_parts(num_images):
+            if num_images is None or not self._are_whole(file, num_images):
                 return
             del self._num_images[file]
         end = {"plan": self._plan.digest, "file": file, "num_images": num_images}
-        write_whole(self._folder / _end_name(file), seal(end))
+        self._store.write_whole(_end_name(file), seal(end))
         self._left.discard(file)
         self._leases.release(_end_name(file))
 
     def _images_of(self, file: int) -> int | None:
         """Images of an input file that was read to its end."""
         try:
-            end = read_sealed(self._folder / _end_name(file))
+            end = read_sealed(self._store, _end_name(file))
         except FileNotFoundError:
             return None
         return end["num_images"] if end is not None and end["plan"] == self._plan.digest else None
 
     def _is_done(self, file: int) -> bool:
         num_images = self._images_of(file)
-        return num_images is not None and len(self._whole_parts(file)) == self._num_parts(num_images)
+        return num_images is not None and self._are_whole(file, num_images)
 
-    def _whole_parts(self, file: int) -> set[int]:
-        paths = self._folder.glob(f"{part_stem(file, 0)[:-5]}{'[0-9]' * 5}*.json")
-        parts = {int(path.stem.split("-")[2]) for path in paths if path.stem.split("-")[2].isdigit()}
-        return {part for part in parts if self._record(part_stem(file, part)) is not None}
+    def _are_whole(self, file: int, num_images: int) -> bool:
+        """Whether all shards of an input file of so many images are whole."""
+        return all(self._record(part_stem(file, part)) is not None for part in range(self._num_parts(num_images)))
+
+    def _parts_there(self) -> dict[int, list[int]]:
+        """Return the parts of each input file that have a record, whole or not."""
+        parts: dict[int, list[int]] = {}
+        for name in self._store.names():
+            if match := _PART_RECORD.fullmatch(name):
+                parts.setdefault(int(match[1]), []).append(int(match[2]))
+        return parts
+
+    def _whole_parts(self, file: int, there: Iterable[int]) -> set[int]:
+        return {part for part in there if self._record(part_stem(file, part)) is not None}
 
     def _num_parts(self, num_images: int) -> int:
         return -(-num_images // self._plan.shard_size)
@@ -161,4 +174,4 @@ class StreamShardWork:
             self._on_whole(record)
 
     def _record(self, stem: str) -> ShardRecord | None:
-        return read_record(self._folder, stem=stem, plan_digest=self._plan.digest)
+        return read_record(self._store, stem=stem, plan_digest=self._plan.digest)

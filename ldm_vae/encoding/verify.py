@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,6 +13,8 @@ from torch import Tensor
 from ldm_vae.config.commands.latents import LatentsVerifyOptions
 from ldm_vae.config.rules import require
 from ldm_vae.encoding.buckets import ImageKey
+from ldm_vae.encoding.engines.ray_cluster import ray_cluster
+from ldm_vae.encoding.engines.ray_map import RayMap
 from ldm_vae.encoding.plan import make_preprocessing
 from ldm_vae.encoding.preprocessing import EncodingImage, EncodingImages
 from ldm_vae.images.collection import open_collection
@@ -22,6 +24,7 @@ from ldm_vae.models.fingerprint import fingerprint
 from ldm_vae.models.inference import InferenceAutoencoder
 from ldm_vae.models.load import load_vae
 from ldm_vae.system.progress import progress
+from ldm_vae.system.store import open_store
 from ldm_vae.system.telling import counted
 from ldm_vae.system.text import printable
 
@@ -41,7 +44,8 @@ class LatentsDamaged(ValueError):
 class VerifyReport:
     """What was verified; there were no problems."""
 
-    folder: Path
+    folder: str
+    """Path or address."""
     num_rows: int
     num_shards: int
     deep_images: int
@@ -63,23 +67,28 @@ def verify(options: LatentsVerifyOptions) -> VerifyReport:
         LatentsDamaged: There are problems; the message lists all.
         ValueError: The folder is no output of `ldm-vae encode`, or the VAE or data for `deep` don't belong to it.
     """
-    folder = Path(options.latents).expanduser()
-    with progress(None, what="verify", unit="shard") as bar:
-        problems = check_folder(folder, on_shard=bar.update)
+    store = open_store(options.latents)
+    folder = store.place().rstrip("/")
+    with ExitStack() as stack:
+        each = None
+        if options.engine == "ray":
+            each = RayMap(stack.enter_context(ray_cluster(options.ray.address))).each
+        bar = stack.enter_context(progress(None, what="verify", unit="shard"))
+        problems = check_folder(store, on_shard=bar.update, each=each)
     _raise(folder, problems)
-    dataset = LatentDataset(folder, normalize="none")
+    dataset = LatentDataset(store, normalize="none")
     errors = _encode_again(dataset, options, problems) if options.deep and len(dataset) else []
     _raise(folder, problems)
     return VerifyReport(
         folder=folder,
         num_rows=len(dataset),
-        num_shards=len(dataset.index["shards"]),
+        num_shards=len(dataset.shards),
         deep_images=len(errors),
         largest_error=max(errors, default=0.0),
     )
 
 
-def _raise(folder: Path, problems: list[Problem]) -> None:
+def _raise(folder: str, problems: list[Problem]) -> None:
     if problems:
         counts = ", ".join(f"{count} {kind}" for kind, count in Counter(problem.kind for problem in problems).items())
         lines = "; ".join(str(problem) for problem in problems)

@@ -1,20 +1,22 @@
-"""Which shards of an output are left to do, and who does them: any number of processes, through the file system."""
+"""Which shards of an output are left to do, and who does them: any number of processes, through the output's store."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from fnmatch import fnmatchcase
 from itertools import chain
-from pathlib import Path
+from pathlib import PurePosixPath
 from typing import Protocol
 
 from ldm_vae.config.names import DetectChanges
-from ldm_vae.encoding.buckets import Numbering
+from ldm_vae.encoding.buckets import Numbering, ShardImages
 from ldm_vae.encoding.output import check_plan, withdraw_index
 from ldm_vae.encoding.preprocessing import EncodingImages, ImageBatch, shard_batches, source_stamp
 from ldm_vae.latents.shards import Plan, ShardRecord, read_record
-from ldm_vae.system.files import Leases
+from ldm_vae.system.leases import Leases
+from ldm_vae.system.store import Store
 
-_SHARDS = "latents-*"
+_RECORDS = "latents-*.json"
 
 
 class PendingShards(Protocol):
@@ -42,7 +44,7 @@ class ShardWork:
     """`PendingShards` of a collection with random access.
 
     Args:
-        folder: The output.
+        store: The output.
         plan: What the output is.
         leases: The claims by which processes share the work.
         numbering: Which images are in which shard.
@@ -54,7 +56,7 @@ class ShardWork:
 
     def __init__(
         self,
-        folder: Path,
+        store: Store,
         *,
         plan: Plan,
         leases: Leases,
@@ -63,20 +65,21 @@ class ShardWork:
         detect_changes: DetectChanges,
         on_whole: Callable[[ShardRecord], None],
     ) -> None:
-        self._folder, self._plan, self._leases, self._numbering = folder, plan, leases, numbering
-        self._images, self._detect_changes, self._on_whole = images, detect_changes, on_whole
+        self._store, self._plan, self._leases, self._numbering = store, plan, leases, numbering
+        self.images, self._detect_changes, self._on_whole = images, detect_changes, on_whole
         self._left: dict[str, None] = dict.fromkeys(numbering.stems)
         self.num_changed = 0
         self._remove_surplus()
-        for stem in numbering.stems:
-            record = self._record(stem)
+        there = set(store.names())
+        there_of_these = [stem for stem in numbering.stems if f"{stem}.json" in there]
+        for stem, record in zip(there_of_these, store.each(self._record, there_of_these), strict=True):
             if record is not None and not self._is_current(record):
                 self.num_changed += 1
-                (folder / f"{stem}.json").unlink(missing_ok=True)
+                store.remove(f"{stem}.json")
             elif record is not None:
                 self._whole(record)
         if self._left:
-            withdraw_index(folder)
+            withdraw_index(store)
 
     @property
     def num_left(self) -> int:
@@ -90,13 +93,12 @@ class ShardWork:
 
     def batches(self, *, batch_size: int, num_workers: int, pin_memory: bool) -> Iterator[ImageBatch]:
         """Claim shard after shard and yield their images; ends when those left are all claimed."""
-        claims = self._claims()
+        claims = self.claims()
         first = next(claims, None)
         if first is None:
             return
-        shards = (self._numbering.shard(stem) for stem in chain([first], claims))
         yield from shard_batches(
-            shards, self._images, batch_size=batch_size, num_workers=num_workers, pin_memory=pin_memory
+            chain([first], claims), self.images, batch_size=batch_size, num_workers=num_workers, pin_memory=pin_memory
         )
 
     def written(self, record: ShardRecord) -> None:
@@ -111,20 +113,22 @@ class ShardWork:
     def _remove_surplus(self) -> None:
         """Remove shards that there are no images for, since changed sources went to other buckets."""
         stems = set(self.stems)
-        for path in self._folder.glob(f"{_SHARDS}.json"):
-            if path.stem not in stems and self._record(path.stem) is not None:
-                path.unlink(missing_ok=True)
-                path.with_suffix(".safetensors").unlink(missing_ok=True)
+        for name in self._store.names():
+            stem = PurePosixPath(name).stem
+            if fnmatchcase(name, _RECORDS) and stem not in stems and self._record(stem) is not None:
+                self._store.remove(name)
+                self._store.remove(f"{stem}.safetensors")
 
-    def _claims(self) -> Iterator[str]:
+    def claims(self) -> Iterator[ShardImages]:
+        """Claim shard after shard and yield its images, until those left are all claimed."""
         for stem in list(self._left):
-            check_plan(self._folder, plan=self._plan)
+            check_plan(self._store, plan=self._plan)
             if self._done_elsewhere(stem) or not self._leases.claim(stem):
                 continue
             if self._done_elsewhere(stem):  # between the look and the claim
                 self._leases.release(stem)
             else:
-                yield stem
+                yield self._numbering.shard(stem)
 
     def _done_elsewhere(self, stem: str) -> bool:
         record = self._record(stem)
@@ -137,7 +141,7 @@ class ShardWork:
         self._on_whole(record)
 
     def _record(self, stem: str) -> ShardRecord | None:
-        return read_record(self._folder, stem=stem, plan_digest=self._plan.digest)
+        return read_record(self._store, stem=stem, plan_digest=self._plan.digest)
 
     def _is_current(self, record: ShardRecord) -> bool:
         """Whether a shard holds the images that it should, from the sources as they are now."""
@@ -146,7 +150,7 @@ class ShardWork:
             return False
         if self._detect_changes == "off":
             return True
-        collection = self._images.collection
+        collection = self.images.collection
         return all(
             row.stamp == source_stamp(collection, row.image, detect_changes=self._detect_changes)
             for row in record.rows

@@ -28,7 +28,8 @@ from ldm_vae.latents.shards import (
 )
 from ldm_vae.latents.statistics import ChannelMoments, Rounding, RowMoments, RowRounding
 from ldm_vae.models.precision import DTYPES
-from ldm_vae.system.files import sha256_file, whole_or_absent, write_whole
+from ldm_vae.system.files import sha256_file
+from ldm_vae.system.store import Store, open_store
 from ldm_vae.system.tensors import write_tensors
 from ldm_vae.system.text import printable
 
@@ -69,16 +70,21 @@ class ShardWriter:
     disk, latents that are no finite numbers) is raised by the next `add`, or on leaving.
 
     Args:
-        folder: The output.
+        folder: The output: a folder, an address or a store.
         plan: What the output is.
         codes: The codes [n, d] that are meant where numbers of codes are stored.
         on_written: Called in the writer's thread with the record of each shard that is whole.
     """
 
     def __init__(
-        self, folder: Path, *, plan: Plan, codes: Tensor | None = None, on_written: Callable[[ShardRecord], None]
+        self,
+        folder: Path | Store,
+        *,
+        plan: Plan,
+        codes: Tensor | None = None,
+        on_written: Callable[[ShardRecord], None],
     ) -> None:
-        self._folder, self._plan, self._codes, self._on_written = folder, plan, codes, on_written
+        self._store, self._plan, self._codes, self._on_written = open_store(folder), plan, codes, on_written
         self._open: dict[str, _OpenShard] = {}
         self._queue: queue.Queue[EncodedBatch | None] = queue.Queue(maxsize=QUEUED_BATCHES)
         self._error: BaseException | None = None
@@ -141,7 +147,7 @@ class ShardWriter:
             self._write(self._open.pop(batch.stem), batch)
 
     def _write(self, shard: _OpenShard, batch: EncodedBatch) -> None:
-        theirs = read_record(self._folder, stem=batch.stem, plan_digest=self._plan.digest)
+        theirs = read_record(self._store, stem=batch.stem, plan_digest=self._plan.digest)
         if theirs is not None:  # a process that took this one's lease over was faster; its device may round otherwise
             self._on_written(theirs)
             return
@@ -155,7 +161,7 @@ class ShardWriter:
             empty = torch.zeros(0, *batch.shape, dtype=STORED_DTYPES[self._plan.dtype])
             tensors[name] = torch.cat(parts) if parts else empty
         record = write_shard(
-            self._folder, stem=batch.stem, plan=self._plan, tensors=tensors, rows=shard.rows,
+            self._store, stem=batch.stem, plan=self._plan, tensors=tensors, rows=shard.rows,
             moments=ChannelMoments.of_rows(shard.moments), shape=batch.shape,
             rounding={name: Rounding.of_rows(rows) for name, rows in shard.rounding.items()},
         )  # fmt: skip
@@ -163,7 +169,7 @@ class ShardWriter:
 
 
 def write_shard(
-    folder: Path,
+    store: Store,
     *,
     stem: str,
     plan: Plan,
@@ -176,7 +182,7 @@ def write_shard(
     """Write a shard, with the checksums of its rows, then the record that makes it whole.
 
     Args:
-        folder: The output.
+        store: The output.
         stem: Name of the shard's files, without suffix.
         plan: What the output is.
         tensors: `mean` and `std`, or `latents`, [n, c, h, w], and what goes with them, [n, ...].
@@ -185,20 +191,27 @@ def write_shard(
         rounding: What was rounded off each tensor.
         shape: [c, h, w] of a latent.
     """
-    path, record_path = folder / f"{stem}.safetensors", folder / f"{stem}.json"
     # A single key: safetensors writes several in no fixed order.
     metadata = {"ldm_vae": json.dumps({"format": FORMAT, "plan": plan.digest, "stem": stem}, sort_keys=True)}
-    with whole_or_absent(path) as temporary:
+    with store.writing(f"{stem}.safetensors") as temporary:
         write_tensors(temporary, {**tensors, CHECKSUMS: row_checksums(tensors)}, metadata=metadata)
         size, sha256 = temporary.stat().st_size, sha256_file(temporary)
         record = ShardRecord(
             stem=stem, plan=plan.digest, size=size, sha256=sha256, shape=list(shape), rows=rows,
             moments=moments, rounding=rounding,
         )  # fmt: skip
-        if record_path.exists() and record_path.read_bytes() != record.to_bytes():
-            record_path.unlink()  # it must never stand beside another shard than its own
-    write_whole(record_path, record.to_bytes())
+        if _other_record(store, record):
+            store.remove(f"{stem}.json")  # it must never stand beside another shard than its own
+    store.write_whole(f"{stem}.json", record.to_bytes())
     return record
+
+
+def _other_record(store: Store, record: ShardRecord) -> bool:
+    """Whether another record is there than this one."""
+    try:
+        return store.read(f"{record.stem}.json") != record.to_bytes()
+    except FileNotFoundError:
+        return False
 
 
 def _check_finite(stored: Tensor, *, batch: EncodedBatch, dtype: str) -> None:

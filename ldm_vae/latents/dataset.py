@@ -1,9 +1,9 @@
-"""Latents that `ldm-vae encode` wrote, as a torch data set: memory-mapped, normalised, sampled on request."""
+"""Latents that `ldm-vae encode` wrote, as a torch data set: read row by row, normalised, sampled on request."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -14,13 +14,19 @@ from torch import Tensor
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 from torch.utils.data import Dataset
 
+from ldm_vae.latents.blocks import BlockCache
 from ldm_vae.latents.codebook import look_up, read_codebook
 from ldm_vae.latents.index import plan_digest, read_index
-from ldm_vae.latents.mapping import MEND, map_shard
-from ldm_vae.latents.shards import CHECKSUMS, CODEBOOK, NO_LABEL, SAMPLES, row_checksums, tensor_names
+from ldm_vae.latents.mapping import MEND, Rows, open_shard
+from ldm_vae.latents.row_lines import RecordLines, RowLines
+from ldm_vae.latents.shard_table import ShardTable
+from ldm_vae.latents.shards import CHECKSUMS, CODEBOOK, NO_LABEL, row_checksums, tensor_names
 from ldm_vae.system.float64 import float64_tensor
-from ldm_vae.system.paths import inside
 from ldm_vae.system.randomness import sample_rng
+from ldm_vae.system.store import Store, open_store
+
+_OPEN_SHARDS = 4096
+"""Shards that are open at once: systems bound the number of files that a process maps (65,530 on Linux)."""
 
 
 class LatentSample(NamedTuple):
@@ -41,12 +47,13 @@ class LatentStats:
 
 
 class LatentDataset(Dataset[LatentSample]):
-    """The rows of a folder of latents.
+    """The rows of a folder of latents, here or at an address such as `s3://bucket/latents`.
 
-    Shards are mapped into memory when a row of theirs is first asked for, and a row is read without its shard, so
-    opening a folder costs one small file whatever its size. An instance can be pickled, forked and sent to spawned
-    DataLoader workers, which each map the shards for themselves. Where images were encoded in buckets, rows differ in
-    shape; `ldm_vae.latents.sampler.ShapeBatchSampler` makes batches of one shape.
+    Shards that are here are mapped into memory when a row of theirs is first asked for; of others the rows are read by
+    range requests, in blocks that are kept in memory up to a bound. Either way a row is read without its shard, and
+    opening a folder costs one small file, or two where it has ten thousand shards or more. An instance can be pickled,
+    forked and sent to spawned DataLoader workers, which each open the shards for themselves. Where images were encoded
+    in buckets, rows differ in shape; `ldm_vae.latents.sampler.ShapeBatchSampler` makes batches of one shape.
 
     >>> import torch
     >>> from ldm_vae import LatentDataset
@@ -58,7 +65,7 @@ class LatentDataset(Dataset[LatentSample]):
     tensor([0, 1])
 
     Args:
-        directory: What `ldm-vae encode --output` wrote.
+        directory: What `ldm-vae encode --output` wrote: a folder, or an address.
         sample: Draw from the posterior instead of returning its mean (folders of mode `moments` only). The noise is a
             function of (seed, epoch, the image's number), so it doesn't depend on workers, processes or order.
         normalize: `scaling` gives the latents that diffusers' pipelines denoise, (z - shift)·scale with the VAE's
@@ -71,23 +78,28 @@ class LatentDataset(Dataset[LatentSample]):
         verify: Compare each row with its checksum whenever it is read, so that a bit that flipped on the disk raises
             `ValueError` instead of becoming training data. Shards that are cut off, exchanged or of another output
             are found without it.
+        cache_bytes: The most bytes of an address's shards that each process keeps in memory.
 
     Raises:
         ValueError: In one line, where the folder isn't whole or hasn't what is asked for.
+        OSError: In one line, where an address can't be reached.
     """
 
     def __init__(
         self,
-        directory: str | Path,
+        directory: str | Path | Store,
         *,
         sample: bool = False,
         normalize: Literal["scaling", "channel", "none"] = "scaling",
         random_flip: bool = False,
         seed: int = 0,
         verify: bool = False,
+        cache_bytes: int = 1 << 28,
     ) -> None:
-        self.directory = Path(directory)
-        self.index = read_index(self.directory)
+        self.store = open_store(directory)
+        self.directory: str | Path = self.store.folder or self.store.place()
+        self.index = read_index(self.store)
+        self.shards = ShardTable.of(self.index, self.store)
         self.verify = verify
         self._plan = plan_digest(self.index)
         self.codes = self._read_codes()
@@ -99,11 +111,14 @@ class LatentDataset(Dataset[LatentSample]):
             )
         if random_flip and not self.index["flip"]:
             raise ValueError(f"{directory} holds no mirrored latents; encode with --flip")
-        counts = [shard["count"] for shard in self.index["shards"]]
-        self._starts = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
+        self._starts = self.shards.starts
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # seen by the workers that run already
-        self._shards: dict[int, dict[str, Tensor]] = {}
-        self._lines: np.ndarray | None = None
+        self._cache = BlockCache(self.store, limit_bytes=cache_bytes)
+        self._open: OrderedDict[int, Mapping[str, Rows]] = OrderedDict()
+        has_lists = isinstance(self.index["shards"], list)
+        self._lines: RowLines | RecordLines = RowLines(self.store)
+        if not has_lists:
+            self._lines = RecordLines(self.store, shards=self.shards, plan=self._plan)
         self.patch_size = 1 if normalize != "scaling" else self.index["vae"].get("patch_size", 1)
         self.shift, self.scale = self._normalization()
 
@@ -166,7 +181,7 @@ class LatentDataset(Dataset[LatentSample]):
         if self.codes is None:
             raise ValueError(f"{self.directory} holds mode {self.index['mode']}, not numbers of codes")
         tensors, at = self._locate(row)
-        return tensors["indices_flip" if flipped else "indices"][at, 0].to(torch.int64)
+        return tensors["indices_flip" if flipped else "indices"][at][0].to(torch.int64)
 
     def moments(self, row: int) -> dict[str, Tensor]:
         """Return a row's tensors as stored: `mean` and `std`, `latents` or `indices`; and their `_flip` twins."""
@@ -175,17 +190,11 @@ class LatentDataset(Dataset[LatentSample]):
 
     def row(self, row: int) -> dict[str, Any]:
         """Return a row's line of samples.jsonl: its `source`, `label`, and other `columns` such as captions."""
-        path = self.directory / SAMPLES
-        if self._lines is None:
-            self._lines = _line_starts(path)
-        with open(path, "rb") as file:
-            file.seek(self._lines[self._row(row)])
-            return json.loads(file.readline())
+        return self._lines[self._row(row)]
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """Go through samples.jsonl in order."""
-        with open(self.directory / SAMPLES, "rb") as file:
-            yield from map(json.loads, file)
+        """Go through the rows' lines of samples.jsonl in order."""
+        yield from self._lines
 
     def shard_rows(self) -> Iterator[range]:
         """Go through the shards as ranges of rows; all latents of one shard have the same shape."""
@@ -194,16 +203,16 @@ class LatentDataset(Dataset[LatentSample]):
 
     def shape(self, row: int) -> tuple[int, int, int]:
         """Return the shape [c, h, w] of a row's latents, which differs between rows that are of different buckets."""
-        c, h, w = self.index["shards"][self._shard(self._row(row))]["shape"]
+        c, h, w = self.shards[self._shard(self._row(row))]["shape"]
         return c if self.codes is None else self.codes.shape[1], h, w
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_shards": {}}
+        return {**self.__dict__, "_open": OrderedDict()}
 
     def _read_codes(self) -> Tensor | None:
         if self.index["mode"] != "indices":
             return None
-        return read_codebook(self.directory, sha256=self.index["files"].get(CODEBOOK, ""))
+        return read_codebook(self.store, sha256=self.index["files"].get(CODEBOOK, ""))
 
     def _row(self, row: int) -> int:
         if not -len(self) <= row < len(self):
@@ -213,23 +222,26 @@ class LatentDataset(Dataset[LatentSample]):
     def _shard(self, row: int) -> int:
         return int(np.searchsorted(self._starts, row, side="right")) - 1
 
-    def _locate(self, row: int) -> tuple[dict[str, Tensor], int]:
+    def _locate(self, row: int) -> tuple[Mapping[str, Rows], int]:
         row = self._row(row)
         shard = self._shard(row)
-        if shard not in self._shards:
-            entry = self.index["shards"][shard]
-            path = inside(self.directory, entry["file"])
-            self._shards[shard] = map_shard(path, entry=entry, plan=self._plan, names=self._names)
-        tensors, at = self._shards[shard], row - int(self._starts[shard])
+        if shard not in self._open:
+            self._open[shard] = open_shard(
+                self.store, entry=self.shards[shard], plan=self._plan, names=self._names, cache=self._cache
+            )
+            if len(self._open) > _OPEN_SHARDS:
+                self._open.popitem(last=False)
+        self._open.move_to_end(shard)
+        tensors, at = self._open[shard], row - int(self._starts[shard])
         if self.verify:
             self._verify_row(tensors, at, row=row)
         return tensors, at
 
-    def _verify_row(self, tensors: dict[str, Tensor], at: int, *, row: int) -> None:
+    def _verify_row(self, tensors: Mapping[str, Rows], at: int, *, row: int) -> None:
         actual = row_checksums({name: values[at : at + 1] for name, values in tensors.items()})
         if CHECKSUMS not in tensors or int(actual) != int(tensors[CHECKSUMS][at]):
-            file = self.index["shards"][self._shard(row)]["file"]
-            raise ValueError(f"{self.directory / file}: row {row} is damaged, its checksum isn't right; {MEND}")
+            place = self.store.place(self.shards[self._shard(row)]["file"])
+            raise ValueError(f"{place}: row {row} is damaged, its checksum isn't right; {MEND}")
 
     def _normalized(self, latents: Tensor) -> Tensor:
         if self.normalize == "none":
@@ -255,12 +267,3 @@ class LatentDataset(Dataset[LatentSample]):
         else:
             shift, scale = torch.zeros(1), torch.ones(1)
         return shift.float()[:, None, None], scale.float()[:, None, None]
-
-
-def _line_starts(path: Path) -> np.ndarray:
-    """Return where each line of a file begins."""
-    starts = [0]
-    with open(path, "rb") as file:
-        for line in file:
-            starts.append(starts[-1] + len(line))
-    return np.array(starts[:-1], dtype=np.int64)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ldm_vae.latents.sealed import digest_json, dump_json, read_sealed, seal
+from ldm_vae.latents.shard_table import ShardEntries, ShardTable
 from ldm_vae.latents.shards import (
     CODEBOOK,
     FORMAT,
@@ -16,6 +18,7 @@ from ldm_vae.latents.shards import (
     PLAN,
     PLAN_FIELDS,
     SAMPLES,
+    SHARDS,
     SKIPPED,
     VERSION,
     Plan,
@@ -24,7 +27,8 @@ from ldm_vae.latents.shards import (
     read_record,
 )
 from ldm_vae.latents.statistics import ChannelMoments, Rounding
-from ldm_vae.system.files import sha256_file, whole_or_absent, write_whole
+from ldm_vae.system.files import sha256_file
+from ldm_vae.system.store import Store, StoreError, open_store
 
 
 @dataclass(kw_only=True)
@@ -36,19 +40,22 @@ class IndexTotals:
     num_bytes: int
 
 
-def read_index(directory: Path) -> dict[str, Any]:
+def read_index(directory: str | Path | Store) -> dict[str, Any]:
     """Read the index of a folder of latents.
 
     Raises:
         ValueError: In one line, where there is none, it is damaged, of another format, or names files outside.
     """
-    path = directory / INDEX
+    store = open_store(directory)
+    path, folder = store.place(INDEX), store.place().rstrip("/")
     try:
-        index = read_sealed(path)
+        index = read_sealed(store, INDEX)
     except FileNotFoundError:
-        if (directory / PLAN).exists():
-            raise ValueError(f"{directory} isn't finished: start the same encode again, it does the rest") from None
-        raise ValueError(f"{directory} holds no {INDEX}: it is no folder that `ldm-vae encode` wrote") from None
+        if store.exists(PLAN):
+            raise ValueError(f"{folder} isn't finished: start the same encode again, it does the rest") from None
+        raise ValueError(f"{folder} holds no {INDEX}: it is no folder that `ldm-vae encode` wrote") from None
+    except StoreError:
+        raise
     except OSError as error:
         raise ValueError(f"{path} can't be read: {error.strerror}") from None
     if index is None:
@@ -67,70 +74,96 @@ def plan_digest(index: dict[str, Any]) -> str:
     return digest_json({key: index[key] for key in PLAN_FIELDS})
 
 
-def read_index_totals(folder: Path, *, plan: Plan) -> IndexTotals | None:
+def read_index_totals(store: Store, *, plan: Plan) -> IndexTotals | None:
     """Return what the index of an output counts; None where it or one of its lists isn't there, or isn't whole."""
     try:
-        index = read_index(folder)
-        lists_are_whole = all(sha256_file(folder / name) == index["files"][name] for name in (SAMPLES, SKIPPED))
+        index = read_index(store)
+        lists = (SAMPLES, SKIPPED) if isinstance(index["shards"], list) else ()
+        lists_are_whole = all(store.sha256(name) == index["files"][name] for name in lists)
+        num_bytes = ShardTable.of(index, store).num_bytes
+    except StoreError:
+        raise
     except (ValueError, KeyError, FileNotFoundError):
         return None
     if not lists_are_whole or plan_digest(index) != plan.digest:
         return None
-    num_bytes = sum(shard["size"] for shard in index["shards"])
     return IndexTotals(num_rows=index["num_rows"], num_skipped=index["num_skipped"], num_bytes=num_bytes)
 
 
-def write_index(folder: Path, *, plan: Plan, stems: Iterable[str]) -> IndexTotals:
-    """Write samples.jsonl, skipped.jsonl and, last, index.json, from the records of whole shards, in order.
+def write_index(folder: Path | Store, *, plan: Plan, stems: Sequence[str]) -> IndexTotals:
+    """Write the lists and, last, index.json, from the records of whole shards, in order.
+
+    The lists are samples.jsonl and skipped.jsonl or, where there are many shards, shards.npy.
 
     Raises:
         FileNotFoundError: A shard is not whole.
     """
-    sums = _Sums()
-    with whole_or_absent(folder / SAMPLES) as samples_path, whole_or_absent(folder / SKIPPED) as skipped_path:
+    store = open_store(folder)
+    sums = _Sums(len(stems))
+    if sums.entries.are_many:
+        for record in _records(store, plan=plan, stems=stems):
+            sums.add(record)
+        content = sums.entries.to_bytes()
+        store.write_whole(SHARDS, content)
+        digests = {SHARDS: hashlib.sha256(content).hexdigest()}
+    else:
+        digests = _write_lists(store, plan=plan, stems=stems, sums=sums)
+    if plan.mode == "indices":
+        digests[CODEBOOK] = store.sha256(CODEBOOK)
+    store.write_whole(INDEX, seal(sums.index(plan, digests=digests), indent=1))
+    return sums.totals
+
+
+def _write_lists(store: Store, *, plan: Plan, stems: Sequence[str], sums: _Sums) -> dict[str, str]:
+    """Write samples.jsonl and skipped.jsonl, add the records to the sums, and return the lists' digests."""
+    with store.writing(SAMPLES) as samples_path, store.writing(SKIPPED) as skipped_path:
         with open(samples_path, "wb") as samples, open(skipped_path, "wb") as skipped:
-            for stem in stems:
-                record = read_record(folder, stem=stem, plan_digest=plan.digest)
-                if record is None:
-                    raise FileNotFoundError(f"{folder / stem}.safetensors is missing or not whole")
-                for line in sums.sample_lines(record):
+            for record in _records(store, plan=plan, stems=stems):
+                for line in sample_lines(record, first=sums.totals.num_rows):
                     samples.write(dump_json(line))
                 for row in record.rows:
                     if row.reason is not None:
                         skipped.write(dump_json({**_where(row), "reason": row.reason}))
                 sums.add(record)
-        digests = {SAMPLES: sha256_file(samples_path), SKIPPED: sha256_file(skipped_path)}
-        if plan.mode == "indices":
-            digests[CODEBOOK] = sha256_file(folder / CODEBOOK)
-    write_whole(folder / INDEX, seal(sums.index(plan, digests=digests), indent=1))
-    return sums.totals
+        return {SAMPLES: sha256_file(samples_path), SKIPPED: sha256_file(skipped_path)}
+
+
+def _records(store: Store, *, plan: Plan, stems: Sequence[str]) -> Iterator[ShardRecord]:
+    records = store.each(lambda stem: read_record(store, stem=stem, plan_digest=plan.digest), stems)
+    for stem, record in zip(stems, records, strict=True):
+        if record is None:
+            raise FileNotFoundError(f"{store.place(stem)}.safetensors is missing or not whole")
+        yield record
+
+
+def sample_lines(record: ShardRecord, *, first: int) -> Iterator[dict[str, Any]]:
+    """Yield the lines of samples.jsonl for a shard's rows, the first of which is row `first` of the output."""
+    number = first
+    for row in record.rows:
+        if row.reason is None:
+            line: dict[str, Any] = {"row": number, **_where(row), "shard": f"{record.stem}.safetensors"}
+            line |= {"size": row.size} if row.size is not None else {}
+            line |= {"label": row.label} if row.label is not None else {}
+            yield line | ({"columns": row.columns} if row.columns else {})
+            number += 1
 
 
 class _Sums:
     """Sums over the records, in the order of the shards."""
 
-    def __init__(self) -> None:
+    def __init__(self, num_shards: int) -> None:
         self.totals = IndexTotals(num_rows=0, num_skipped=0, num_bytes=0)
-        self.shards: list[dict[str, Any]] = []
+        self.entries = ShardEntries(num_shards)
         self.moments = ChannelMoments()
         self.rounding: dict[str, Rounding] = {}
-
-    def sample_lines(self, record: ShardRecord) -> Iterator[dict[str, Any]]:
-        number = self.totals.num_rows
-        for row in record.rows:
-            if row.reason is None:
-                line: dict[str, Any] = {"row": number, **_where(row), "shard": f"{record.stem}.safetensors"}
-                line |= {"size": row.size} if row.size is not None else {}
-                line |= {"label": row.label} if row.label is not None else {}
-                yield line | ({"columns": row.columns} if row.columns else {})
-                number += 1
 
     def add(self, record: ShardRecord) -> None:
         self.totals.num_rows += record.count
         self.totals.num_skipped += len(record.rows) - record.count
         self.totals.num_bytes += record.size
-        entry = {"file": f"{record.stem}.safetensors", "count": record.count, "shape": record.shape}
-        self.shards.append(entry | {"size": record.size, "sha256": record.sha256})
+        self.entries.add(
+            stem=record.stem, count=record.count, shape=record.shape, size=record.size, sha256=record.sha256
+        )
         self.moments = self.moments.merge(record.moments)
         for name, rounding in record.rounding.items():
             self.rounding[name] = self.rounding.get(name, Rounding()).merge(rounding)
@@ -143,7 +176,7 @@ class _Sums:
             "files": digests,
             "stats": self.moments.statistics(),
             "rounding_error": {name: rounding.summary() for name, rounding in sorted(self.rounding.items())},
-            "shards": self.shards,
+            "shards": self.entries.for_index(),
         }
 
 
@@ -159,6 +192,12 @@ def _check_fields(index: dict[str, Any]) -> None:
     assert isinstance(index["stats"]["count"], int), "stats"
     assert {"encoder", "fingerprint", "scaling_factor", "shift_factor"} <= index["vae"].keys(), "vae"
     assert isinstance(index["preprocessing"], dict), "preprocessing"
+    assert isinstance(index["num_rows"], int), "num_rows"
+    if isinstance(index["shards"], dict):
+        assert index["shards"]["file"] == SHARDS, "shards"
+        assert isinstance(index["shards"]["count"], int), "shards"
+        assert isinstance(index["files"][SHARDS], str), "files"
+        return
     for shard in index["shards"]:
         assert isinstance(shard["file"], str), "file"
         assert re.fullmatch(r"latents-[\w.-]+\.safetensors", shard["file"]), f"file {shard['file']!r}"

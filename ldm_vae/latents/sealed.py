@@ -6,8 +6,9 @@ import base64
 import hashlib
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
+
+from ldm_vae.system.store import Store
 
 _SEAL = "digest"
 
@@ -43,13 +44,13 @@ def unseal(content: bytes) -> dict[str, Any] | None:
         return None
 
 
-def read_sealed(path: Path) -> dict[str, Any] | None:
+def read_sealed(store: Store, name: str) -> dict[str, Any] | None:
     """Return what a sealed file holds; None where it is damaged.
 
     Raises:
         FileNotFoundError: There is no such file.
     """
-    return unseal(path.read_bytes())
+    return unseal(store.read(name))
 
 
 def _jsonable(value: Any) -> Any:

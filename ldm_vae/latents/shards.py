@@ -5,6 +5,7 @@
     latents-00000.json           its record: size, digest, source of each row, what was skipped; makes the shard whole
     codebook.npy                 the codes, where numbers of codes are stored
     index.json                   written when every shard is whole, with samples.jsonl and skipped.jsonl
+    shards.npy                   instead of these lists, and of index.json's own, where there are 10,000 shards or more
 
 Every file is whole or absent. The JSON files hold a digest of themselves, the index those of the shards and the lists,
 and each row of a shard has a checksum in it. No file depends on the time, on which process wrote it, or on how many
@@ -19,7 +20,6 @@ import math
 import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,6 +27,7 @@ from torch import Tensor
 
 from ldm_vae.latents.sealed import digest_json, read_sealed, seal
 from ldm_vae.latents.statistics import ChannelMoments, Rounding
+from ldm_vae.system.store import Store
 
 FORMAT = "ldm-vae latents"
 VERSION = 1
@@ -34,6 +35,7 @@ NO_LABEL = -1
 PLAN, INDEX, SAMPLES, SKIPPED = "plan.json", "index.json", "samples.jsonl", "skipped.jsonl"
 HEADERS = "headers.jsonl"
 CODEBOOK = "codebook.npy"
+SHARDS = "shards.npy"
 CHECKSUMS = "crc32"
 """Name of the tensor with the rows' checksums."""
 
@@ -170,16 +172,16 @@ def row_checksums(tensors: Mapping[str, Tensor]) -> Tensor:
     return torch.tensor(checksums, dtype=torch.int64)
 
 
-def read_record(folder: Path, *, stem: str, plan_digest: str) -> ShardRecord | None:
+def read_record(store: Store, *, stem: str, plan_digest: str) -> ShardRecord | None:
     """Return the record of a shard, or None.
 
     The record must be whole and of this plan, and the shard's file must have the size that the record tells; the
     file's bytes are not read.
     """
     try:
-        values = read_sealed(folder / f"{stem}.json")
+        values = read_sealed(store, f"{stem}.json")
         record = None if values is None else ShardRecord.from_json(values)
-        size = (folder / f"{stem}.safetensors").stat().st_size
+        size = store.size(f"{stem}.safetensors")
     except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
         return None
     if record is None or record.plan != plan_digest or record.size != size or record.stem != stem:

@@ -1,4 +1,4 @@
-"""Files that are whole or absent, and leases by which processes share work through nothing but the file system."""
+"""Files that are whole or absent."""
 
 from __future__ import annotations
 
@@ -7,18 +7,15 @@ import hashlib
 import os
 import shutil
 import socket
-import threading
 import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import TracebackType
 
 from ldm_vae.system.paths import LONGEST_NAME
 
 _TEMPORARY = ".tmp"
-_LEASE = ".lease"
 _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 
@@ -161,101 +158,3 @@ def sha256_file(path: Path) -> str:
 
 def _host_tag() -> str:
     return hashlib.sha256(process_host().encode()).hexdigest()[:8]
-
-
-class Leases:
-    """Claims on pieces of work, as files in a shared folder.
-
-    A lease is created exclusively, so two processes can't take the same one; it is touched while its owner works, and
-    expires when it has not been touched for `seconds`. Expiry is judged by how long *this* process has seen a lease
-    unchanged, so the clocks of different nodes need not agree. The lease of a process that died on this host expires
-    at once. In the rare case that two processes end up with one piece of work (a process that was stopped for longer
-    than `seconds` goes on, or two take over an expired lease at the same moment), both do it: the work must be such
-    that this does no harm.
-
-    Use it as a context manager: leaving it gives back what is still held.
-    """
-
-    def __init__(self, folder: Path, *, seconds: float) -> None:
-        self.folder = folder
-        self.seconds = seconds
-        self._held: set[Path] = set()
-        self._seen: dict[Path, tuple[tuple[int, int], float]] = {}
-        self._stop = threading.Event()
-        self._renewal = threading.Thread(target=self._renew, name="leases", daemon=True)
-
-    def __enter__(self) -> Leases:
-        self._renewal.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
-    ) -> None:
-        self._stop.set()
-        self._renewal.join()
-        for path in list(self._held):
-            self._give_back(path)
-
-    def claim(self, name: str) -> bool:
-        """Take the lease of a piece of work; false if another process holds it."""
-        path = self._path(name)
-        if path in self._held:
-            return True
-        if self._expired(path):
-            path.unlink(missing_ok=True)
-        try:
-            descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
-        except FileExistsError:
-            return False
-        with open(descriptor, "w") as file:
-            file.write(f"{process_host()} {os.getpid()}")
-        self._held.add(path)
-        return True
-
-    def is_held(self, name: str) -> bool:
-        """Whether any process, this one too, holds the lease of a piece of work, or died with it."""
-        return self._path(name).exists()
-
-    def release(self, name: str) -> None:
-        """Give a lease back."""
-        self._give_back(self._path(name))
-
-    def taken_elsewhere(self) -> bool:
-        """Whether another process, which may be alive, holds any lease in the folder. Removes those that expired."""
-        taken = False
-        for entry in os.scandir(self.folder):
-            path = Path(entry.path)
-            if entry.name.endswith(_LEASE) and path not in self._held:
-                if self._expired(path):
-                    path.unlink(missing_ok=True)
-                else:
-                    taken = True
-        return taken
-
-    def _path(self, name: str) -> Path:
-        return self.folder / f".{name}{_LEASE}"
-
-    def _give_back(self, path: Path) -> None:
-        self._held.discard(path)
-        path.unlink(missing_ok=True)
-
-    def _expired(self, path: Path) -> bool:
-        try:
-            status, content = path.stat(), path.read_bytes()
-        except FileNotFoundError:
-            return False
-        host, _, pid = content.decode(errors="replace").rpartition(" ")
-        if host == process_host() and pid.isdigit() and not process_lives(int(pid)):
-            return True
-        signature = (status.st_ino, status.st_mtime_ns)
-        seen, since = self._seen.get(path, (None, 0.0))
-        if seen != signature:
-            self._seen[path] = (signature, time.monotonic())
-            return False
-        return time.monotonic() - since > self.seconds
-
-    def _renew(self) -> None:
-        while not self._stop.wait(self.seconds / 6):
-            for path in list(self._held):
-                with suppress(OSError):  # taken over, or a file system that is away: then the lease may expire
-                    os.utime(path)

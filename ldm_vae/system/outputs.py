@@ -25,7 +25,7 @@ from ldm_vae.system.text import printable
 
 REPORT = "report.html"
 """The page that `report` makes, in the folder whose results it shows."""
-_MARK_BYTES = 4096
+MARK_BYTES = 4096
 _OVERWRITE = mark("overwrite")
 _NAMED = 3
 _NOT_OURS = ("lost+found", "Thumbs.db", "desktop.ini", "@eaDir", "System Volume Information", "$RECYCLE.BIN")
@@ -62,17 +62,10 @@ RUN = OutputKind(
     mark="config.yaml",
     says=b"output_dir:",
     parts=(
-        "metrics.jsonl",
-        "skipped.jsonl",
-        "data_names.txt.gz",
-        "samples",
-        "logs",
-        REPORT,
-        "checkpoint-*",
-        ".checkpoint-*",
+        "metrics.jsonl", "skipped.jsonl", "data_names.txt.gz", "samples", "logs", REPORT, "checkpoint-*", ".checkpoint-*",
     ),
     alone=False,
-)
+)  # fmt: skip
 EXPORT = OutputKind(
     what="an export",
     mark="config.json",
@@ -85,7 +78,7 @@ LATENTS = OutputKind(
     mark="plan.json",
     says=b"ldm-vae latents",
     parts=(
-        "index.json", "samples.jsonl", "skipped.jsonl", "headers.jsonl", "codebook.npy",
+        "index.json", "samples.jsonl", "skipped.jsonl", "headers.jsonl", "codebook.npy", "shards.npy",
         "latents-[0-9]*.safetensors", "latents-[0-9]*.json",
     ),
     alone=False,
@@ -95,19 +88,13 @@ LATENTS_EXPORT = OutputKind(
 )
 DECODED = OutputKind(what="a decode", mark="pictures.jsonl", says=b'"picture":', parts=("skipped.jsonl",), alone=False)
 EVALUATION = OutputKind(
-    what="an evaluation",
-    mark="metrics.json",
-    says=b'"options"',
-    parts=("table.md", "grid*.png", "per_picture.jsonl", "pictures", REPORT),
-    alone=True,
-)
+    what="an evaluation", mark="metrics.json", says=b'"options"',
+    parts=("table.md", "grid*.png", "per_picture.jsonl", "pictures", REPORT), alone=True,
+)  # fmt: skip
 PROBE = OutputKind(
-    what="a probe",
-    mark="probe.json",
-    says=b'"kind": "probe"',
-    parts=("metrics.json", "table.md", "samples.png", REPORT, "work"),
-    alone=False,
-)
+    what="a probe", mark="probe.json", says=b'"kind": "probe"',
+    parts=("metrics.json", "table.md", "samples.png", REPORT, "work"), alone=False,
+)  # fmt: skip
 QUICKSTART = OutputKind(
     what="a quickstart",
     mark=".ldm-vae-quickstart",
@@ -127,7 +114,7 @@ def is_marked(folder: str | Path, kind: OutputKind) -> bool:
     """Whether a folder holds the mark of a kind of output."""
     try:
         with open(Path(folder, kind.mark), "rb") as file:
-            return kind.says in file.read(_MARK_BYTES)
+            return kind.says in file.read(MARK_BYTES)
     except OSError:
         return False
 
@@ -143,6 +130,7 @@ class OutputFolder:
 
     def __init__(self, path: str | Path, *, kind: OutputKind, field: str = "output") -> None:
         self.path, self.kind, self.field = Path(path).expanduser(), kind, field
+        self.shown = str(self.path)
 
     def own(self) -> list[str]:
         """Return the names in the folder that the command writes, the mark first."""
@@ -163,7 +151,7 @@ class OutputFolder:
         """
         self.check_writable()
         own, others = self.own(), self.others()
-        marked = is_marked(self.path, self.kind)
+        marked = self._is_marked()
         if self.kind.alone:
             foreign = others or ([] if marked or self._is_interrupted() else own)
             self._require(not foreign, f"holds {self._foreign(foreign)}")
@@ -284,6 +272,9 @@ class OutputFolder:
             raise
         shutil.rmtree(old, ignore_errors=True)
 
+    def _is_marked(self) -> bool:
+        return is_marked(self.path, self.kind)
+
     def _names(self) -> list[str]:
         return os.listdir(self.path) if self.path.is_dir() else []
 
@@ -296,7 +287,7 @@ class OutputFolder:
 
     def _require(self, condition: bool, message: str) -> None:
         if not condition:
-            raise FieldError(f"{mark(self.field)} {printable(str(self.path))} {message}")
+            raise FieldError(f"{mark(self.field)} {printable(self.shown)} {message}")
 
 
 def _listed(names: list[str]) -> str:

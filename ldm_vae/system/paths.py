@@ -44,8 +44,8 @@ def inside(folder: str | Path, name: str, *, source: str | Path | None = None) -
     return folder / name
 
 
-def _refusal(folder: Path, name: str) -> str | None:
-    """Say what is wrong with a name, or nothing."""
+def name_refusal(name: str) -> str | None:
+    """Say what is wrong with a name whatever its folder, or nothing."""
     parts = re.split(r"[/\\]", name)
     if "\0" in name or not any(part not in ("", ".") for part in parts):
         return "is no file's name"
@@ -53,6 +53,13 @@ def _refusal(folder: Path, name: str) -> str | None:
         return "is an absolute path"
     if ".." in parts:
         return "leads out of its folder"
+    return None
+
+
+def _refusal(folder: Path, name: str) -> str | None:
+    """Say what is wrong with a name, or nothing."""
+    if reason := name_refusal(name):
+        return reason
     real = os.path.realpath(folder / name)
     if not any(_lies_in(real, root) for root in (folder, *_hub_blobs(folder))):
         return "leads out of its folder through a link"

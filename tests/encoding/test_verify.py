@@ -18,6 +18,7 @@ from ldm_vae.latents.dataset import LatentDataset
 from ldm_vae.latents.index import write_index
 from ldm_vae.latents.sealed import read_sealed, seal, unseal
 from ldm_vae.latents.shards import Plan, read_record
+from ldm_vae.system.store import LocalStore
 from tests.encodings import contents, finish, options, save_vae, start_encodes
 from tests.pictures import save_pictures
 
@@ -186,17 +187,17 @@ def test_processes_divide_the_digests_among_themselves(folder: Path, vae: str, p
 
 def test_deep_finds_latents_of_other_images(folder: Path, vae: str, photos: str, tmp_path: Path) -> None:
     """Whole to the bit, but not what the images encode to: two rows of each shard exchanged."""
-    plan_values = read_sealed(folder / "plan.json")
+    plan_values = read_sealed(LocalStore(folder), "plan.json")
     assert plan_values is not None
     plan = Plan(**{key: value for key, value in plan_values.items() if key not in ("format", "version")})
     stems = [f"latents-{shard:05d}" for shard in range(3)]
     for stem in stems:
-        record = read_record(folder, stem=stem, plan_digest=plan.digest)
+        record = read_record(LocalStore(folder), stem=stem, plan_digest=plan.digest)
         assert record is not None
         tensors = load_file(folder / f"{stem}.safetensors")
         tensors["mean"] = torch.roll(tensors["mean"], 1, dims=0).clone()
         write_shard(
-            folder,
+            LocalStore(folder),
             stem=stem,
             plan=plan,
             tensors=tensors,

@@ -17,6 +17,7 @@ from ldm_vae.latents.dataset import LatentDataset
 from ldm_vae.latents.index import write_index
 from ldm_vae.latents.shards import read_record, shard_stem
 from ldm_vae.latents.statistics import ChannelMoments, Rounding, RowMoments, RowRounding
+from ldm_vae.system.store import LocalStore
 from tests.latents.written import NUM_IMAGES, SHARD_SIZE, SKIPPED, VAE, make_plan, write
 
 
@@ -155,7 +156,7 @@ def test_a_thousand_shards_are_opened_when_read_and_not_kept_open(tmp_path: Path
     plan = make_plan(shard_size=NUM_IMAGES)
     write(tmp_path, make_plan())
     tensors = load_file(tmp_path / "latents-00000.safetensors")
-    record = read_record(tmp_path, stem="latents-00000", plan_digest=make_plan().digest)
+    record = read_record(LocalStore(tmp_path), stem="latents-00000", plan_digest=make_plan().digest)
     assert record is not None
     record.plan = plan.digest
     folder = tmp_path / "thousand"

@@ -11,12 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from ldm_vae.system.files import Leases, remove_temporaries, whole_or_absent
+from ldm_vae.system.files import remove_temporaries, whole_or_absent
+from ldm_vae.system.leases import Leases
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from ldm_vae.system.files import Leases, whole_or_absent
+from ldm_vae.system.files import whole_or_absent
+from ldm_vae.system.leases import Leases
 folder = Path(sys.argv[1])
 with Leases(folder, seconds=float(sys.argv[2])) as leases:
     assert leases.claim("shard")
@@ -111,7 +113,7 @@ def test_a_lease_expires_unless_it_is_renewed(tmp_path: Path) -> None:
 
 def test_only_one_of_many_gets_a_lease(tmp_path: Path) -> None:
     race = (
-        "import sys\nfrom pathlib import Path\nfrom ldm_vae.system.files import Leases\n"
+        "import sys\nfrom pathlib import Path\nfrom ldm_vae.system.leases import Leases\n"
         "with Leases(Path(sys.argv[1]), seconds=1000) as leases:\n"
         "    print(*[i for i in range(200) if leases.claim(str(i))], flush=True)\n    sys.stdin.read()\n"
     )

@@ -20,9 +20,9 @@ class DecodeOptions(ReadsVae, RunsAutoencoder):
     vae: str = source()
     """Autoencoder: a diffusers folder, a hub id or a single file."""
     latents: str = local_path()
-    """Folder of latents that `encode` wrote."""
+    """Folder of latents that `encode` wrote, or its address."""
     output: str = local_path()
-    """Folder for the pictures."""
+    """Folder for the pictures, or an address."""
     batch_size: int = positive(8)
     """Number of latents that are decoded at once."""
     num_images: Optional[int] = positive(None)

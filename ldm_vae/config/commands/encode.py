@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Optional
 
-from ldm_vae.config.commands.shared import ReadsImages, ReadsVae, RunsAutoencoder
-from ldm_vae.config.names import BucketSet, DetectChanges, DType, LatentsMode
+from ldm_vae.config.commands.shared import RayOptions, ReadsImages, ReadsVae, RunsAutoencoder
+from ldm_vae.config.names import BucketSet, DetectChanges, DType, Engine, LatentsMode
 from ldm_vae.config.rules import at_least, local_path, positive, require, require_divides, source
 
 
@@ -25,7 +25,8 @@ class EncodeOptions(ReadsImages, ReadsVae, RunsAutoencoder):
     data: str = source()
     """Images to encode: a folder of images, a hub id, or parquet or webdataset files."""
     output: str = local_path()
-    """Folder for the shards. An interrupted encode into it is finished."""
+    """Folder for the shards, or an address: s3://, gs://, az:// or hf://. An interrupted encode into it is
+    finished."""
     resolution: int = positive(256)
     """Side in pixels that the short side of an image is resized to, and of the square that is cropped from its
     centre."""
@@ -69,11 +70,22 @@ class EncodeOptions(ReadsImages, ReadsVae, RunsAutoencoder):
     not at all (`off`)."""
     lease_seconds: float = positive(120.0)
     """Time after which another process takes over the shard of a process that was lost on another node."""
+    engine: Engine = "local"
+    """Who encodes: this process and all others that run the same command (`local`), or the nodes of a Ray cluster
+    (`ray`), which decode with their CPUs for an autoencoder on each GPU. The bytes are the same."""
+    check_shards: bool = True
+    """Compare the shards that are there already with their digests, when an encode goes on; without it only their
+    sizes are compared, which reads no shard."""
     overwrite: bool = False
     """Replace an earlier encode in the output folder."""
+    ray: RayOptions = field(default_factory=RayOptions)
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require(
+            not (self.streaming and self.engine == "ray"),
+            "<streaming> is not for <engine> ray, whose tasks read single images; leave one of them out",
+        )
         require(
             not (self.buckets and self.streaming),
             "<buckets> needs the headers of all images first, which <streaming> doesn't give",

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Optional
 
-from ldm_vae.config.commands.shared import ReadsVae
-from ldm_vae.config.names import LatentsLayout, PipelineKind
+from ldm_vae.config.commands.shared import RayOptions, ReadsVae
+from ldm_vae.config.names import Engine, LatentsLayout, PipelineKind
 from ldm_vae.config.reading import ReadingRules
 from ldm_vae.config.rules import Options, at_least, local_path, require, source
 
@@ -16,7 +16,7 @@ class LatentsVerifyOptions(ReadsVae, ReadingRules):
     """Check that a folder of latents is whole: report missing, damaged, duplicate and foreign shards."""
 
     latents: str = local_path()
-    """Folder of latents that `encode` wrote."""
+    """Folder of latents that `encode` wrote, or its address."""
     deep: bool = False
     """Encode a few random images again, from `vae` and `data`, and compare the latents."""
     vae: Optional[str] = source(None)
@@ -27,6 +27,9 @@ class LatentsVerifyOptions(ReadsVae, ReadingRules):
     """Split of the data. Without it `train` is taken, or the only split."""
     image_column: Optional[str] = None
     """Column that holds the images. Without it the only image column of the data is taken."""
+    engine: Engine = "local"
+    """Who reads the shards: this process (`local`), or the nodes of a Ray cluster (`ray`)."""
+    ray: RayOptions = field(default_factory=RayOptions)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -42,12 +45,14 @@ class LatentsExportOptions(Options):
     """Write a folder of latents in the layout of another trainer."""
 
     latents: str = local_path()
-    """Folder of latents that `encode` wrote."""
+    """Folder of latents that `encode` wrote, or its address."""
     output: str = local_path()
-    """Folder to write. For kohya it is the folder of the images, beside which sd-scripts looks for their latents."""
+    """Folder to write, or an address. For kohya it is the images' folder: sd-scripts looks for latents beside
+    images."""
     layout: LatentsLayout
     """What is written: safetensors with labels and statistics for LightningDiT (`lightningdit`), an .npz for each
-    image for sd-scripts (`kohya`), parquet for `datasets.load_dataset`, or tar files for webdataset."""
+    image for sd-scripts (`kohya`), parquet for `datasets.load_dataset`, tar files for webdataset, or shards for
+    MosaicML's streaming (`mds`)."""
     kohya_model: PipelineKind = "sdxl"
     """Kind of model that sd-scripts trains, which decides how its files are called."""
     sample: bool = False

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Optional
+from typing import Any, ClassVar, Optional
 
 from ldm_vae.config.names import MixedPrecision
 from ldm_vae.config.reading import ReadingRules
-from ldm_vae.config.rules import Options, at_least, local_path, positive
+from ldm_vae.config.rules import Options, at_least, local_path, positive, require
 
 
 @dataclass(kw_only=True)
@@ -40,6 +40,24 @@ class WritesReport(Options):
 
     report: bool = True
     """Write report.html at the end, a page with the figures, plots and pictures, which needs no network."""
+
+
+@dataclass(kw_only=True)
+class RayOptions(Options):
+    """Where a Ray cluster is (with `--engine ray`)."""
+
+    section: ClassVar[str] = "ray"
+
+    address: str = "auto"
+    """The cluster: `auto` is the one that this machine belongs to or that RAY_ADDRESS names, `local` starts one here
+    for the length of the command, and `ray://HOST:10001` is one elsewhere."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            self.address in ("auto", "local") or "://" in self.address or ":" in self.address,
+            f"<ray.address> is '{self.address}'; it must be auto, local or an address such as ray://HOST:10001",
+        )
 
 
 @dataclass(kw_only=True)

@@ -1,0 +1,1 @@
+"""Who encodes which shard: other machines than this one."""

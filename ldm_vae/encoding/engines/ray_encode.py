@@ -1,0 +1,234 @@
+"""Shards on a Ray cluster: actors hold the autoencoder, tasks decode for them, and the driver says who does which.
+
+The driver claims shards as a local process does, so that several engines may work on one output. An actor writes its
+shard whole or not at all, and the bytes depend neither on the actor nor on how often Ray tried: what was lost with a
+node is done again.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from ldm_vae.config.commands.encode import EncodeOptions
+from ldm_vae.encoding.buckets import ImageKey, ShardImages
+from ldm_vae.encoding.engines.ray_cluster import shares
+from ldm_vae.encoding.preprocessing import EncodingImages, ImageBatch, collate
+from ldm_vae.encoding.shard_encoder import ShardEncoder
+from ldm_vae.encoding.work import ShardWork
+from ldm_vae.encoding.writer import ShardWriter
+from ldm_vae.latents.shards import Plan, ShardRecord
+from ldm_vae.models.families.family import Family
+from ldm_vae.models.inference import InferenceAutoencoder, local_device
+from ldm_vae.models.precision import use_bf16
+from ldm_vae.system.store import open_store
+
+_SHARDS_AT_ONCE = 2
+"""Shards that an actor works on: while one is encoded the images of the next are decoded."""
+_POLL_SECONDS = 0.5
+_LOOK_SECONDS = 10.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodedShard:
+    """What an actor tells of a shard that is whole."""
+
+    record: ShardRecord
+    node: str
+    """Where it was encoded: host and the beginning of Ray's id of the node."""
+    seconds: float
+    """Time from the call to the whole shard."""
+
+
+@dataclass(kw_only=True)
+class NodeShare:
+    """What a node did."""
+
+    shards: int = 0
+    images: int = 0
+    actor_seconds: float = 0.0
+
+
+def remote_precision(ray: Any, options: EncodeOptions) -> bool:
+    """Return whether the cluster's devices compute in bf16, where the options leave that to the hardware."""
+    if options.mixed_precision != "auto":
+        return options.mixed_precision == "bf16"
+    share = shares(ray)
+    return ray.get(ray.remote(_precision).options(num_cpus=0, num_gpus=share.gpus, max_retries=-1).remote(options))
+
+
+def _precision(options: EncodeOptions) -> bool:
+    return use_bf16(options.mixed_precision, device=local_device())
+
+
+class EncodeActor:
+    """Holds an autoencoder on a device and encodes shard after shard; the arguments are those of `RayEngine`."""
+
+    def __init__(self, options: EncodeOptions, plan: Plan, family: Family, batches_ahead: int) -> None:
+        bf16 = plan.preprocessing["precision"] == "bf16"
+        encoder = InferenceAutoencoder(family, bf16=bf16, memory_gib=options.memory_gib)
+        codes = family.bottleneck.codes if plan.mode == "indices" else None
+        self._codes = None if codes is None else codes.cpu()
+        self._options, self._plan, self._ahead = options, plan, batches_ahead
+        self._encoder = ShardEncoder(options, mode=plan.mode, encoder=encoder)
+        self._store = open_store(options.output)
+        self._device = threading.Lock()
+
+    def encode(self, shard: ShardImages, images: list[Any]) -> EncodedShard:
+        """Encode a shard and write it; returns when it is whole.
+
+        Args:
+            shard: Its images.
+            images: Ray's reference to the `EncodingImages`, in a list so that Ray doesn't resolve it here.
+        """
+        import ray
+
+        started, records = time.monotonic(), list[ShardRecord]()
+        with ShardWriter(self._store, plan=self._plan, codes=self._codes, on_written=records.append) as writer:
+            for batch in _decoded(ray, shard, images, options=self._options, ahead=self._ahead):
+                with self._device:
+                    encoded = self._encoder.encode(batch)
+                writer.add(encoded)
+        node = f"{socket.gethostname()}/{ray.get_runtime_context().get_node_id()[:8]}"
+        return EncodedShard(record=records[0], node=node, seconds=time.monotonic() - started)
+
+
+def _decoded(
+    ray: Any, shard: ShardImages, images: list[Any], *, options: EncodeOptions, ahead: int
+) -> Iterator[ImageBatch]:
+    """Yield a shard's batches in order, decoded by tasks anywhere in the cluster, some of them ahead."""
+    task = ray.remote(_decode).options(num_cpus=1, max_retries=-1)
+    starts = deque(range(0, len(shard.keys), options.batch_size))
+    asked: deque[Any] = deque()
+    while starts or asked:
+        while starts and len(asked) < ahead:
+            start = starts.popleft()
+            asked.append(task.remote(images, shard.keys[start : start + options.batch_size]))
+        batch: ImageBatch = ray.get(asked.popleft())
+        batch.stem, batch.size, batch.last = shard.stem, shard.size, not (starts or asked)
+        yield batch
+
+
+_images_here: dict[Any, EncodingImages] = {}
+
+
+def _decode(images: list[Any], keys: list[ImageKey]) -> ImageBatch:
+    """Decode a batch, in a process that keeps the collection from one batch to the next."""
+    import ray
+
+    (reference,) = images
+    if reference not in _images_here:
+        _images_here.clear()
+        _images_here[reference] = ray.get(reference)
+    return collate([_images_here[reference][key] for key in keys])
+
+
+@dataclass(kw_only=True, eq=False)
+class _Actor:
+    handle: Any
+    running: int = 0
+
+
+@dataclass(kw_only=True)
+class RayEngine:
+    """The driver of an encode on a cluster.
+
+    Args:
+        ray: The package, connected.
+        options: What the encode was asked for.
+        plan: What the output is.
+        family: The autoencoder, on the CPU; it is sent to the actors, so no node needs its files.
+        images: Reads the images; where they are files, each node has to see them under their paths.
+        work: Which shards are left.
+        on_encoded: Called with each shard that was encoded.
+    """
+
+    ray: Any
+    options: EncodeOptions
+    plan: Plan
+    family: Family
+    images: EncodingImages
+    work: ShardWork
+    on_encoded: Callable[[EncodedShard], None]
+    nodes: dict[str, NodeShare] = field(default_factory=dict)
+    """What each node did so far."""
+
+    def __post_init__(self) -> None:
+        self._actors: list[_Actor] = []
+        self._running: dict[Any, _Actor] = {}
+        self._looked = -_LOOK_SECONDS
+        self._images_put = self.ray.put(self.images)
+        self._family_put = self.ray.put(self.family)
+
+    def finish_shards(self, *, waiting: Callable[[], object]) -> None:
+        """Have all shards that are left encoded; waits for those that other drivers or processes have claimed.
+
+        Args:
+            waiting: Called where only shards of others are left.
+        """
+        while self.work.num_left:
+            claims = self.work.claims()
+            is_first = True
+            while self._fill(claims) or self._running:
+                is_first = False
+                self._take()
+            if is_first:
+                waiting()
+                time.sleep(_POLL_SECONDS)
+
+    def _fill(self, claims: Iterator[ShardImages]) -> bool:
+        """Give each actor as many shards as it takes; whether there was one."""
+        self._look_for_actors()
+        filled = False
+        for _ in range(_SHARDS_AT_ONCE):
+            for actor in self._actors:
+                if actor.running < _SHARDS_AT_ONCE and (shard := next(claims, None)) is not None:
+                    self._running[actor.handle.encode.remote(shard, [self._images_put])] = actor
+                    actor.running += 1
+                    filled = True
+        return filled
+
+    def _take(self) -> None:
+        """Take what is done, if anything is within a while."""
+        done, _ = self.ray.wait(list(self._running), timeout=_POLL_SECONDS)
+        for reference in done:
+            self._running.pop(reference).running -= 1
+            encoded: EncodedShard = self.ray.get(reference)
+            self.work.written(encoded.record)
+            share = self.nodes.setdefault(encoded.node, NodeShare())
+            share.shards += 1
+            share.images += len(encoded.record.rows)
+            share.actor_seconds += encoded.seconds
+            self.on_encoded(encoded)
+
+    def _look_for_actors(self) -> None:
+        """Start the actors that the cluster has room for; it may have grown. Ray starts those anew that are lost."""
+        if time.monotonic() - self._looked < _LOOK_SECONDS:
+            return
+        self._looked = time.monotonic()
+        share = shares(self.ray)
+        kind = self.ray.remote(EncodeActor).options(
+            num_cpus=0,
+            num_gpus=share.gpus,
+            max_restarts=-1,
+            max_task_retries=-1,
+            max_concurrency=_SHARDS_AT_ONCE,
+            scheduling_strategy="SPREAD",
+        )
+        while len(self._actors) < share.num_actors:
+            handle = kind.remote(self.options, self.plan, self._family_put, share.batches_ahead)
+            self._actors.append(_Actor(handle=handle))
+
+
+def told_nodes(nodes: dict[str, NodeShare], *, seconds: float) -> list[str]:
+    """Return a line for each node, with its throughput."""
+    rates = {node: share.images / max(seconds, 1e-9) for node, share in nodes.items()}
+    return [
+        f"{node} encoded {share.images:,} images in {share.shards:,} shards, {rates[node]:,.1f} images/s"
+        for node, share in sorted(nodes.items())
+    ]

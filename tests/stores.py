@@ -1,0 +1,238 @@
+"""Stores that fail, and an S3 server of this machine: what storage does to a program on a bad day."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import random
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Lock, Thread
+from typing import Any
+from urllib.parse import urlsplit
+
+import fsspec
+import pytest
+
+from ldm_vae.system.remote_store import RemoteStore, Retries
+from ldm_vae.system.store import Store
+
+SECRET = "s3cret/Key+of+nobody"
+ENVIRONMENT = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_DEFAULT_REGION": "us-east-1"}
+
+
+class Killed(BaseException):
+    """Stands for the end of a process: nothing that catches errors catches it."""
+
+
+class StoppingStore(Store):
+    """A store whose process ends at its n-th call, before or after the call is made; no later call is made.
+
+    Args:
+        store: What is called.
+        stop: Number of the call, from 0.
+        after: Whether the call is made.
+    """
+
+    def __init__(self, store: Store, *, stop: int, after: bool) -> None:
+        self.store, self.stop, self.after, self.calls = store, stop, after, []
+        self._lock = Lock()
+
+    @property
+    def folder(self) -> Path | None:
+        return self.store.folder
+
+    def place(self, name: str = "") -> str:
+        return self.store.place(name)
+
+    def _call(self, method: str, *arguments: Any, **options: Any) -> Any:
+        last = self._begin(method, str(arguments[0]) if arguments else "")
+        result = getattr(self.store, method)(*arguments, **options)
+        if last:
+            raise Killed
+        return result
+
+    def _begin(self, method: str, name: str) -> bool:
+        with self._lock:
+            number = len(self.calls)
+            self.calls.append((method, name))
+        if number > self.stop or (number == self.stop and not self.after):
+            raise Killed
+        return number == self.stop
+
+    @contextlib.contextmanager
+    def writing(self, name: str, *, sync: bool = True) -> Iterator[Path]:
+        last = self._begin("writing", name)
+        with self.store.writing(name) as path:
+            yield path
+            self._begin("rename", name)
+        if last:
+            raise Killed
+
+    def read(self, name: str) -> bytes:
+        return self._call("read", name)
+
+    def read_range(self, name: str, start: int, length: int) -> bytes:
+        return self._call("read_range", name, start, length)
+
+    def size(self, name: str) -> int:
+        return self._call("size", name)
+
+    def sizes(self) -> dict[str, int]:
+        return self._call("sizes")
+
+    def names(self) -> list[str]:
+        return self._call("names")
+
+    def exists(self, name: str) -> bool:
+        return self._call("exists", name)
+
+    def sha256(self, name: str) -> str:
+        return self._call("sha256", name)
+
+    def write_whole(self, name: str, content: bytes) -> None:
+        self._call("write_whole", name, content)
+
+    def create(self, name: str, content: bytes, *, sync: bool = False) -> bool:
+        return self._call("create", name, content, sync=sync)
+
+    def remove(self, name: str) -> None:
+        self._call("remove", name)
+
+    def touch(self, name: str, content: bytes) -> None:
+        self._call("touch", name, content)
+
+    def stamp(self, name: str) -> Any:
+        return self._call("stamp", name)
+
+
+class FaultyStore(RemoteStore):
+    """A store whose storage fails: some calls aren't made, of some the answer is lost, and some write half."""
+
+    retries = Retries(first_seconds=0.001)
+
+    def __init__(self, address: str, *, rate: float, seed: int = 0, error: type[Exception] = ConnectionError) -> None:
+        self.random, self.rate, self.error, self.faults = random.Random(seed), rate, error, 0
+        super().__init__(address)
+
+    def _fs(self) -> Any:
+        return _FaultyFiles(super()._fs(), self)
+
+
+class _FaultyFiles:
+    def __init__(self, files: Any, store: FaultyStore) -> None:
+        self._files, self._store = files, store
+
+    def __getattr__(self, method: str) -> Any:
+        call = getattr(self._files, method)
+        if method not in ("pipe_file", "cat_file", "info", "ls", "rm_file", "put_file"):
+            return call
+
+        def faulty(*arguments: Any, **options: Any) -> Any:
+            fault = self._store.random.random() < self._store.rate
+            self._store.faults += fault
+            way = self._store.random.randrange(4) if fault and self._store.rate < 1 else 3
+            if way == 2 and method == "pipe_file" and "mode" not in options:
+                call(arguments[0], arguments[1][: len(arguments[1]) // 2])  # nobody says so
+                return None
+            if fault and way != 1:
+                raise self._store.error("the connection was lost")
+            result = call(*arguments, **options)
+            if fault:
+                raise self._store.error("the answer was lost")
+            return result
+
+        return faulty
+
+
+def memory_contents(address: str) -> dict[str, bytes]:
+    """Return the objects directly under an address, by name."""
+    files = fsspec.filesystem(address.partition("://")[0], use_listings_cache=False, skip_instance_cache=True)
+    root = address.partition("://")[2]
+    return {path.rpartition("/")[2]: files.cat_file(path) for path in files.find(root)}
+
+
+@contextlib.contextmanager
+def s3_server(patch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Serve S3 with a bucket `bucket`; the environment leads s3fs there. Yields the endpoint."""
+    pytest.importorskip("s3fs")
+    moto = pytest.importorskip("moto.server")
+    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    endpoint = f"http://{host}:{port}"
+    for name, value in {**ENVIRONMENT, "AWS_ENDPOINT_URL": endpoint}.items():
+        patch.setenv(name, value)
+    fsspec.filesystem("s3", skip_instance_cache=True).makedirs("bucket", exist_ok=True)
+    try:
+        yield endpoint
+    finally:
+        server.stop()
+
+
+@contextlib.contextmanager
+def bad_proxy(
+    endpoint: str, *, rate: float, seed: int = 0, slow_seconds: float = 0.0
+) -> Iterator[tuple[str, list[str]]]:
+    """Pass requests on to a server, some of them not: 503, a connection that is dropped, an answer that is cut off.
+
+    Yields:
+        The proxy's own endpoint, and the list of the faults that it has made.
+    """
+    upstream, faults, lock, draws = urlsplit(endpoint), [], Lock(), random.Random(seed)
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def _pass_on(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            with lock:
+                fault = draws.choice(["503", "drop", "lost", "cut"]) if draws.random() < rate else None
+                faults.extend([fault] if fault else [])
+            time.sleep(slow_seconds)
+            if fault == "503":
+                return self._answer(503, {}, b"<Error><Code>SlowDown</Code></Error>")
+            if fault == "drop":
+                return self._drop()
+            connection = http.client.HTTPConnection(str(upstream.hostname), upstream.port)
+            connection.request(self.command, self.path, body=body, headers=dict(self.headers))
+            answer = connection.getresponse()
+            content = answer.read()
+            if fault == "lost":
+                return self._drop()
+            return self._answer(answer.status, dict(answer.getheaders()), content, cut=fault == "cut")
+
+        def _answer(self, status: int, headers: dict[str, str], content: bytes, *, cut: bool = False) -> None:
+            self.send_response(status)
+            headers = {name: value for name, value in headers.items()
+                       if name.lower() not in ("transfer-encoding", "connection", "server", "date")}  # fmt: skip
+            if not any(name.lower() == "content-length" for name in headers):
+                headers["Content-Length"] = str(len(content))
+            for name, value in headers.items():
+                self.send_header(name, value)
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(content[: len(content) // 2] if cut else content)
+            if cut:
+                self._drop()
+
+        def _drop(self) -> None:
+            self.close_connection = True
+            with contextlib.suppress(OSError):
+                self.connection.shutdown(2)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+        do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = _pass_on
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}", faults
+    finally:
+        server.shutdown()
+        server.server_close()
