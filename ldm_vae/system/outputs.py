@@ -58,21 +58,18 @@ class OutputKind:
 
 
 RUN = OutputKind(
-    what="a run",
-    mark="config.yaml",
-    says=b"output_dir:",
+    what="a run", mark="config.yaml", says=b"output_dir:",
     parts=(
-        "metrics.jsonl", "skipped.jsonl", "data_names.txt.gz", "samples", "logs", REPORT, "checkpoint-*", ".checkpoint-*",
+        "metrics.jsonl", "skipped.jsonl", "data_names.txt.gz", "samples", "logs", REPORT,
+        "checkpoint-*", ".checkpoint-*",
     ),
     alone=False,
 )  # fmt: skip
 EXPORT = OutputKind(
-    what="an export",
-    mark="config.json",
-    says=b'"Autoencoder',
+    what="an export", mark="config.json", says=b'"Autoencoder',
     parts=("diffusion_pytorch_model*", "README.md", "measurements.json", "reconstruction.png", ".gitattributes"),
     alone=True,
-)
+)  # fmt: skip
 LATENTS = OutputKind(
     what="an encode",
     mark="plan.json",
