@@ -59,7 +59,7 @@ def write_report(folders: Sequence[Path], *, output: Path | None = None) -> Path
     path = (folders[0] / REPORT if output is None else output).expanduser()
     require(not path.is_dir(), f"<output> {printable(str(path))} is a folder; name an HTML file")
     require(
-        not path.exists() or _is_report(path),
+        not path.exists() or is_report(path),
         f"<output> {printable(str(path))} is there and is no report of ldm-vae; name another file",
     )
     content = render(_read([folder.expanduser() for folder in folders]))
@@ -114,6 +114,10 @@ def _sorted(folders: Sequence[Path]) -> tuple[list[Path], list[Path], list[Path]
     return evaluations, probes, runs
 
 
-def _is_report(path: Path) -> bool:
-    with open(path, "rb") as file:
-        return file.read(len(FIRST_BYTES)) == FIRST_BYTES
+def is_report(path: Path) -> bool:
+    """Whether a file is a page that `report` made."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(len(FIRST_BYTES)) == FIRST_BYTES
+    except OSError:
+        return False

@@ -9,6 +9,7 @@ from ldm_vae.config.rules import FieldError
 from ldm_vae.config.run import Config
 from ldm_vae.images.streaming import StreamingImages
 from ldm_vae.images.training import TrainingImages
+from ldm_vae.reporting.report import is_report
 from ldm_vae.system.files import remove_temporaries, write_whole
 from ldm_vae.training.checkpoint import RunPlan
 from ldm_vae.training.checkpoint_files import find_checkpoint, latest_checkpoint, read_record
@@ -20,7 +21,14 @@ from ldm_vae.training.tracking import rewind, settings_of
 
 _NEVER_FALL = ("constant", "constant_with_warmup")  # learning-rate schedules that max_train_steps has no part in
 # Settings that are about how a run is started, so that a difference in them is no change of the run.
-_OF_THE_START = ("output_dir", "overwrite", "data.changed", "train.checkpoint_store", "train.resume_from_checkpoint")
+_OF_THE_START = (
+    "output_dir",
+    "overwrite",
+    "report",
+    "data.changed",
+    "train.checkpoint_store",
+    "train.resume_from_checkpoint",
+)
 
 
 def choose_checkpoint(run: RunFolder, config: Config) -> Path | None:
@@ -29,9 +37,14 @@ def choose_checkpoint(run: RunFolder, config: Config) -> Path | None:
     Nothing is changed. Called by the main process.
 
     Raises:
-        ValueError: The folder holds a run that the config neither resumes nor overwrites, or the checkpoint that the
-            config names is missing or damaged.
+        ValueError: The folder holds a run that the config neither resumes nor overwrites, or another's file where the
+            report goes, or the checkpoint that the config names is missing or damaged.
     """
+    if config.report and run.report.exists() and not is_report(run.report):
+        raise FieldError(
+            f"<output_dir>: {run.report} is no report of ldm-vae and would be replaced by one; move it, or give "
+            f"<report> false"
+        )
     name = config.train.resume_from_checkpoint
     store = open_checkpoint_store(run, config)
     if name is None:

@@ -7,6 +7,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from ldm_vae.reporting.report import is_report
 from ldm_vae.system.outputs import REPORT
 
 _CHECKPOINT = "checkpoint-"
@@ -115,8 +116,10 @@ class RunFolder:
         damaged = self.path.glob(f"{_CHECKPOINT}*.damaged")
         for folder in [*self.checkpoints(), *damaged, self.samples, self.logs]:
             shutil.rmtree(folder, ignore_errors=True)
-        for file in (self.metrics, self.skipped, self.data_names, self.report, self.config):
+        for file in (self.metrics, self.skipped, self.data_names, self.config):
             file.unlink(missing_ok=True)
+        if is_report(self.report):
+            self.report.unlink()
 
 
 def remove_checkpoint(checkpoint: Path) -> None:

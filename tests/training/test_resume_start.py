@@ -18,6 +18,7 @@ from ldm_vae.config.run import Config
 from ldm_vae.images import batches as batches_module
 from ldm_vae.images.collection import open_collection
 from ldm_vae.images.training import TrainingBatch, TrainingImages, TrainingSample
+from ldm_vae.reporting.page import FIRST_BYTES
 from ldm_vae.training.checkpoint import RunPlan
 from ldm_vae.training.checkpoint_files import CheckpointError
 from ldm_vae.training.data_names import digest_names
@@ -91,8 +92,9 @@ def test_damaged_checkpoint_by_name_is_one_line_and_changes_nothing(run: Path) -
 def test_overwriting_removes_what_a_run_writes_and_nothing_else(run: Path, images: TrainingImages) -> None:
     (run / "notes.txt").write_text("mine")
     (run / "checkpoint-notes.txt").write_text("mine")
-    for name in ("metrics.jsonl", "skipped.jsonl", "data_names.txt.gz", "report.html"):
+    for name in ("metrics.jsonl", "skipped.jsonl", "data_names.txt.gz"):
         (run / name).write_text("{}\n")
+    (run / "report.html").write_bytes(FIRST_BYTES + b"<title>a run</title>")
     (run / "samples").mkdir()
     config = resuming(run, None, overwrite=True)
     begin(run, config, images, checkpoint=None)
@@ -100,6 +102,20 @@ def test_overwriting_removes_what_a_run_writes_and_nothing_else(run: Path, image
         "checkpoint-notes.txt", "config.yaml", "data_names.txt.gz", "notes.txt",
     ]  # fmt: skip
     assert (run / "config.yaml").read_text() == dump_config(config)
+
+
+def test_a_page_that_is_no_report_stays(run: Path, images: TrainingImages) -> None:
+    (run / "report.html").write_text("<h1>my thesis</h1>")
+    config = resuming(run, None, overwrite=True)
+    config.report = True
+    with pytest.raises(
+        ValueError, match=r"report\.html is no report of ldm-vae and would be replaced by one; move it"
+    ):
+        choose_checkpoint(RunFolder(run), config)
+    config.report = False
+    assert choose_checkpoint(RunFolder(run), config) is None
+    begin(run, config, images, checkpoint=None)
+    assert (run / "report.html").read_text() == "<h1>my thesis</h1>"
 
 
 def test_resuming_drops_what_came_after_and_torn_lines(run: Path, images: TrainingImages) -> None:
