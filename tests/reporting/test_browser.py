@@ -125,6 +125,38 @@ def test_error_map_and_difference_grow_with_the_gain(page: Page) -> None:
     assert page.pixel(*where) == [min(255, max(0, 128 + made - original)) for original, made in pairs]
 
 
+def test_the_error_map_is_the_mean_difference_in_colours(page: Page) -> None:
+    page.find(".gain").fill("0")
+    page.settle()
+    pairs = zip(page.colour("original", *PIXEL), page.colour("0", *PIXEL), strict=True)
+    error = sum(abs(made - original) for original, made in pairs) / 3
+    expected = page.run("(level) => rampColour(level / 255).map(Math.round)", round(error))
+    assert page.pixel("error", 0, *IN_SHARES) == pytest.approx(expected, abs=1)
+    assert page.run("() => rampColour(0)") == [0, 0, 4]
+    assert page.run("() => rampColour(1)") == [252, 253, 191]
+
+
+def test_the_first_gain_shows_the_errors_and_hides_none(page: Page) -> None:
+    gain = page.run("() => viewers[0].gain")
+    beyond = page.run(
+        """(gain) => {
+          const { original: { data: a }, ...others } = viewers[0].pixels;
+          let [all, over] = [0, 0];
+          for (const { data: b } of Object.values(others)) {
+            for (let at = 0; at < a.length; at += 4) {
+              const error = [0, 1, 2].reduce((sum, i) => sum + Math.abs(a[at + i] - b[at + i]), 0) / 3;
+              all += 1;
+              over += gain * Math.round(error) > 255;
+            }
+          }
+          return over / all;
+        }""",
+        gain,
+    )
+    assert beyond <= 0.02
+    assert page.find(".bar output").inner_text() == f"×{gain}"
+
+
 def test_two_autoencoders_are_compared_with_each_other(page: Page) -> None:
     page.find(".left").select_option("1")
     page.find(".split").fill("100")

@@ -22,11 +22,16 @@ async function readPixels(image) {
   return { canvas, data, width: canvas.width, height: canvas.height };
 }
 
-// Where the reconstruction is off: the mean over channels of the absolute difference, times the gain, in colours.
+// How far a pixel is off: the mean over channels of the absolute difference, or that of the transparency if it is larger.
+function pixelError(a, b, at) {
+  const colours = Math.abs(a[at] - b[at]) + Math.abs(a[at + 1] - b[at + 1]) + Math.abs(a[at + 2] - b[at + 2]);
+  return Math.max(colours / 3, Math.abs(a[at + 3] - b[at + 3]));
+}
+
+// Where the reconstruction is off, times the gain, in colours.
 function errorMap(original, other, gain) {
   return mapped(original, other, (a, b, at, out) => {
-    const error = (Math.abs(a[at] - b[at]) + Math.abs(a[at + 1] - b[at + 1]) + Math.abs(a[at + 2] - b[at + 2])) / 3;
-    const colour = RAMP_TABLE[Math.min(255, Math.round(error * gain))];
+    const colour = RAMP_TABLE[Math.min(255, Math.round(pixelError(a, b, at) * gain))];
     for (let i = 0; i < 3; i += 1) out[at + i] = colour[i];
   });
 }
@@ -57,8 +62,7 @@ function fittingGain(original, others) {
   const counts = new Uint32Array(256);
   for (const { data } of others) {
     for (let at = 0; at < data.length; at += 4) {
-      const error = [0, 1, 2].reduce((sum, i) => sum + Math.abs(original.data[at + i] - data[at + i]), 0) / 3;
-      counts[Math.round(error)] += 1;
+      counts[Math.round(pixelError(original.data, data, at))] += 1;
     }
   }
   let left = 0.02 * counts.reduce((sum, count) => sum + count, 0);
