@@ -18,6 +18,7 @@ def test_it_ends_with_the_path_of_a_report_of_all(tmp_path: Path, monkeypatch: p
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(dump_config(tiny_config(train={"max_train_steps": 2, "log_steps": 1, "validation_steps": 2})))
     monkeypatch.setattr(module, "RECIPE", str(recipe))
+    monkeypatch.setattr(module, "TRAINING_PHOTOGRAPHS", ("chelsea.png",))
     photos = save_pictures(tmp_path / "photos", count=4, size=(40, 40))
     output = tmp_path / "out"
     summary = module.quickstart(QuickstartOptions(output=str(output), data=photos))

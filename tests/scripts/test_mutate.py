@@ -20,12 +20,15 @@ def mutate() -> Iterator[ModuleType]:
         yield importlib.import_module("mutate")
 
 
-def test_every_mutation_changes_one_place_into_other_python(mutate: ModuleType) -> None:
+def test_every_mutation_changes_one_place_into_other_code(mutate: ModuleType) -> None:
     mutations = mutate.read_mutations()
     assert len(mutations) >= 60
     for mutation in mutations:
         text = (CHECKOUT / mutation.file).read_text()
-        assert ast.dump(ast.parse(mutation.mutated(text))) != ast.dump(ast.parse(text)), mutation.name
+        mutated = mutation.mutated(text)
+        assert mutated != text, mutation.name
+        if mutation.file.endswith(".py"):  # a report's page has scripts and styles as well
+            assert ast.dump(ast.parse(mutated)) != ast.dump(ast.parse(text)), mutation.name
 
 
 def test_their_tests_exist(mutate: ModuleType) -> None:
