@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +19,7 @@ from tests.tiny import tiny_config
 MODEL = {"block_out_channels": [4], "norm_num_groups": 1, "mid_block_add_attention": False}
 
 
-def config_of(output_dir: Path, pictures: Path, **fields: object) -> Config:
+def config_of(output_dir: Path, pictures: Path, *, stages: Sequence[dict[str, Any]] = (), **fields: object) -> Config:
     """Return a run of six steps of four images, the first of a smaller size, with the GAN from the third on.
 
     Every other one of its updates has the gradient penalty, for which D isn't compiled.
@@ -36,6 +38,7 @@ def config_of(output_dir: Path, pictures: Path, **fields: object) -> Config:
         },
         loss={"disc_start": 2, "disc_channels": 4, "disc_num_layers": 1, "disc_r1_weight": 1e-3, "disc_r1_every": 2},
         train={"max_train_steps": 6, **fields},
+        stages=stages,
     )
 
 
@@ -69,3 +72,11 @@ def test_compiled_run_is_the_eager_one_and_compiles_at_its_start_only(
     compiled, eager = weights(tmp_path / "compiled"), weights(tmp_path / "eager")
     for name, weight in eager.items():
         torch.testing.assert_close(compiled[name], weight, rtol=1e-3, atol=1e-4, msg=name)
+
+    # A further stage, of the decoder alone, compiles at its beginning.
+    finish = {"model": {"decoder_only": True}, "train": {"max_train_steps": 3}}
+    resumed = {"compile": "on", "resume_from_checkpoint": "latest"}
+    train(config_of(tmp_path / "compiled", pictures, stages=[{}, finish], **resumed))
+    assert len(rehearsed) == 8  # of two sizes in the eager run and in the stage
+    assert counters["stats"]["unique_graphs"] == rehearsed[-1]
+    assert not counters["graph_break"]
