@@ -18,6 +18,7 @@ from ldm_vae.system.pixels import from_pixels
 from tests.vision import CLASSES, PATCH, processor_of, save_vision
 
 NAMES = {"siglip": "siglip2", "dinov2 with registers": "dinov2"}
+BLOCKS = {"Dinov2Layer", "Dinov2WithRegistersLayer", "DINOv3ViTLayer", "SiglipEncoderLayer", "Siglip2EncoderLayer"}
 every_kind = pytest.mark.parametrize("kind", CLASSES)
 
 
@@ -49,9 +50,13 @@ def own_states(folder: Path, kind: str, pixels: Tensor) -> tuple[list[Tensor], T
     inputs = dict(processor(images=list(pixels), **arguments))
     if kind == "siglip":
         inputs["interpolate_pos_encoding"] = True
+    outputs: list[Tensor] = []  # `hidden_states` of transformers 4 have the last one normed
+    for module in model.modules():
+        if type(module).__name__ in BLOCKS:
+            module.register_forward_hook(lambda *called: outputs.append(called[-1]))
     with torch.no_grad():
-        output = model(**inputs, output_hidden_states=True)
-    return list(output.hidden_states[1:]), output.last_hidden_state
+        last = model(**inputs).last_hidden_state
+    return [output[0] if isinstance(output, tuple) else output for output in outputs], last
 
 
 def random_pixels(height: int, width: int) -> Tensor:
