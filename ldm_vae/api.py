@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ldm_vae.images.bands import Bands
 from ldm_vae.images.decoding import convert_picture
 from ldm_vae.images.transforms import crop_box, middle_box, resize_crop, to_image, to_tensor
 from ldm_vae.models.exact import within_memory
@@ -96,7 +97,7 @@ def decode_latents(
     normalize: Normalize = "scaling",
     batch_size: int = 8,
     memory_gib: float | None = None,
-) -> list[Image.Image]:
+) -> list[Image.Image | np.ndarray]:
     """Decode latents into pictures: what `encode_images` gives, or what a diffusion model denoised.
 
     >>> import torch
@@ -114,7 +115,8 @@ def decode_latents(
         memory_gib: The most memory of the device that decoding may take, as in `encode_images`.
 
     Returns:
-        A picture for each latent, of mode L, RGB or RGBA, values outside [-1, 1] clamped.
+        A picture for each latent, of mode L, RGB or RGBA, or for other channels an array [H, W, C], float32 in [-1,
+        1]. Values outside are clamped.
 
     Raises:
         ValueError: In one line, where the latents don't have this shape, or the pictures hold NaN or infinity.
@@ -129,7 +131,7 @@ def decode_latents(
     batch = batch.to(family.device, torch.float32)
     if normalize == "scaling":
         batch = family.normalisation.to(family.device).restore(batch)
-    pictures = []
+    pictures: list[Image.Image | np.ndarray] = []
     for part in batch.to(family.dtype).split(batch_size):
         with within_memory(autoencoder, memory_gib):
             images = family.decode(part)
@@ -137,7 +139,7 @@ def decode_latents(
             raise ValueError(
                 f"the pictures hold NaN or infinity in {family.dtype}; check the latents, or decode in torch.float32"
             )
-        pictures += [to_image(image) for image in images]
+        pictures += [_to_picture(image) for image in images]
     return pictures
 
 
@@ -158,12 +160,29 @@ def _to_image_tensor(picture: Picture, *, channels: int, resolution: int | None)
         picture = _check_channels(picture.detach().cpu(), channels=channels)
         if picture.dtype != torch.uint8:
             return _check_range(picture, resolution=resolution)
+        if channels not in (1, 3, 4):
+            return _resized(from_pixels(picture), resolution=resolution)
         picture = to_image(from_pixels(picture))
     picture = convert_picture(picture, channels=channels)
     if resolution is not None:
         box = crop_box(picture.size, resolution=resolution, crop="center")
         picture = resize_crop(picture, box, resolution=resolution)
     return to_tensor(picture)
+
+
+def _to_picture(image: Tensor) -> Image.Image | np.ndarray:
+    if len(image) in (1, 3, 4):
+        return to_image(image)
+    return image.detach().float().cpu().clamp(-1, 1).permute(1, 2, 0).numpy()
+
+
+def _resized(picture: Tensor, *, resolution: int | None) -> Tensor:
+    """Return [C, H, W] of any number of channels at a resolution, if one is given."""
+    if resolution is None:
+        return picture
+    bands = Bands(picture.permute(1, 2, 0).numpy())
+    box = crop_box(bands.size, resolution=resolution, crop="center")
+    return to_tensor(bands.resized((resolution, resolution), box))
 
 
 def _check_channels(picture: Tensor, *, channels: int) -> Tensor:

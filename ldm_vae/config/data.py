@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
-from typing import ClassVar, Optional
+from typing import Any, ClassVar, Optional
 
 from ldm_vae.config.names import Crop, WhenChanged
 from ldm_vae.config.reading import ReadingRules
 from ldm_vae.config.rules import at_least, between, positive, require, require_divides, source
+
+_BUCKET = re.compile(r"[1-9][0-9]{0,4}x[1-9][0-9]{0,4}")
+_MOST_BUCKETS = 16
 
 
 @dataclass(kw_only=True)
@@ -22,6 +26,9 @@ class DataConfig(ReadingRules):
     """Images to validate on, which the run doesn't train on. Without it there is no validation."""
     resolution: int = positive(256)
     """Side of the square training crops, in pixels."""
+    buckets: list[str] = field(default_factory=list)
+    """Shapes of the training crops as WIDTHxHEIGHT in pixels, such as 256x256, in place of squares of resolution. Each
+    image belongs to the shape nearest to its aspect ratio, and all images of an update have one shape."""
     crop: Crop = "random"
     """How a crop is taken: `random` and `center` first resize the image's short side to resolution, `random_resized`
     takes a random part of the image and resizes it."""
@@ -76,14 +83,54 @@ class DataConfig(ReadingRules):
             all(fraction > 0 for fraction in self.early_fractions) and sum(self.early_fractions) < 1,
             f"<data.early_fractions> is {self.early_fractions}; they must be positive, and together less than 1",
         )
+        self._check_buckets()
         require(
             self.shuffle_buffer == 0 or self.streaming,
             "<data.shuffle_buffer> is for <data.streaming>; without it the whole collection is shuffled anyway",
         )
 
+    def _check_buckets(self) -> None:
+        for bucket in self.buckets:
+            require(
+                _BUCKET.fullmatch(bucket) is not None,
+                f"<data.buckets> has '{bucket}'; write width and height in pixels, such as 256x192",
+            )
+        require(
+            len(set(self.buckets)) == len(self.buckets) <= _MOST_BUCKETS,
+            f"<data.buckets> has {len(self.buckets)} entries; it can have {_MOST_BUCKETS} different ones, of each of "
+            f"which a step is rehearsed at the start",
+        )
+        require(
+            not (self.buckets and self.early_resolutions),
+            "<data.early_resolutions> are for square crops; leave them or <data.buckets> out",
+        )
+        require(
+            len(self.buckets) < 2 or not self.streaming,
+            "<data.buckets> needs the headers of all images first, which <data.streaming> doesn't give; name one",
+        )
+
+    @property
+    def sizes(self) -> list[tuple[int, int]]:
+        """(width, height) of the training crops, the largest first; one where there is one bucket or none."""
+        if not self.buckets:
+            return [(self.resolution, self.resolution)]
+        sides = (bucket.split("x") for bucket in self.buckets)
+        sizes = [(int(width), int(height)) for width, height in sides]
+        return sorted(sizes, key=lambda size: (-size[0] * size[1], size))
+
+    @property
+    def shapes(self) -> dict[str, Any]:
+        """The shapes of images outside of training, as arguments of `EvaluationImages`."""
+        return {"resolution": None, "sizes": self.sizes} if self.buckets else {"resolution": self.resolution}
+
 
 def check_resolution(data: DataConfig, *, spatial_factor: int) -> None:
     """Raise `FieldError` unless the model's spatial factor divides the resolutions."""
+    for width, height in data.sizes if data.buckets else []:
+        require(
+            width % spatial_factor == 0 and height % spatial_factor == 0,
+            f"<data.buckets> has {width}x{height}, whose sides the model's factor {spatial_factor} does not divide",
+        )
     named = [("resolution", data.resolution), *(("early_resolutions", side) for side in data.early_resolutions)]
     for name, side in named:
         require_divides(spatial_factor, side, name=f"data.{name}", whose="the model's factor")

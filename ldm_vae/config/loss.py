@@ -92,6 +92,10 @@ class PerceptualFields(TermFields):
     perceptual_weights: Optional[str] = local_path(None)
     """Local file with the weights of the LPIPS trunk, which are otherwise taken from torch's usual cache, or
     downloaded into it; or the folder of a vision network, as transformers writes it."""
+    perceptual_channels: list[int] = at_least(0, factory=list)
+    """Channels that networks for photographs see, those of the alignment and the discriminator too, counted from 0:
+    one, which is repeated, or three. Without them grey is repeated, and of RGBA the colours are multiplied by alpha
+    and compared over black and over white."""
     perceptual_weight: Weight = at_least(0, 1.0)
     """Weight of the perceptual distance beside the pixel distance: a number, or a ramp such as {start: 0, end: 1,
     to_step: 1000}."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, Optional
+from typing import ClassVar, Optional
 
 from ldm_vae.config.names import BottleneckKind, Init, ModelFamily, Posterior
 from ldm_vae.config.rules import Options, at_least, between, local_path, positive, require, source
@@ -47,8 +47,9 @@ class ModelConfig(Options):
     encoder's. With a pretrained model of the family flux2 it gets a new decoder of these widths."""
     decoder_only: bool = False
     """Train the decoder and post_quant_conv alone. Encoder and quant_conv, and so all latents, keep every bit."""
-    in_channels: Literal[1, 3, 4] = 3
-    """Channels of the images: 1 (grey), 3 (RGB) or 4 (RGBA)."""
+    in_channels: int = between(1, 64, 3)
+    """Channels of the images, of which the model takes and makes equally many: 1 (grey), 3 (RGB) or 4 (RGBA) of
+    pictures, any number of arrays and multispectral files, for which data.value_range is declared."""
     layers_per_block: int = positive(2)
     """Residual blocks of each level of the encoder; the decoder has one more."""
     norm_num_groups: int = positive(32)

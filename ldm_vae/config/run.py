@@ -12,6 +12,7 @@ from ldm_vae.config.names import Tracker
 from ldm_vae.config.rules import Options, at_least, local_path, require
 from ldm_vae.config.stages import check_stage
 from ldm_vae.config.train import TrainConfig
+from ldm_vae.config.views import View, view_of
 
 
 @dataclass(kw_only=True)
@@ -49,6 +50,18 @@ class Config(Options):
         if self.model.pretrained is None:
             check_resolution(self.data, spatial_factor=self.model.image_multiple)
 
+        self.data.check_channels(self.model.in_channels)
+        looks = {
+            "perceptual": self.loss.perceptual != "none" and self.loss.perceptual_weight != 0,
+            "alignment": self.loss.alignment != "none",
+            "discriminator": self.loss.disc_weight > 0 and self.loss.discriminator != "patch",
+        }
+        which = next((name for name, does in looks.items() if does), "perceptual")
+        require(
+            self.view is not None or not any(looks.values()),
+            f"<loss.perceptual_channels> is empty; of <model.in_channels> {self.model.in_channels} name one or three "
+            f"for the network of <loss.{which}> to see, or leave that network out",
+        )
         require(
             self.model.posterior != "fixed" or self.train.weight_decay == 0,
             "<train.weight_decay> would move the deviation of a fixed <model.posterior>; set it to 0",
@@ -73,6 +86,16 @@ class Config(Options):
         require(
             self.train.best_metric != "perceptual" or self.loss.perceptual != "none",
             "<train.best_metric> is perceptual, but <loss.perceptual> is none; take psnr, ssim or auto",
+        )
+
+    @property
+    def view(self) -> View | None:
+        """What networks for photographs see of the images; None where that isn't chosen."""
+        return view_of(
+            self.model.in_channels,
+            chosen=self.loss.perceptual_channels,
+            numbers=self.data.reads_numbers,
+            field="loss.perceptual_channels",
         )
 
     def check_processes(self, num_processes: int) -> None:

@@ -5,28 +5,20 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from torch.utils.data import Dataset
-
 from ldm_vae.images.collection import ImageCollection
-from ldm_vae.images.decoding import UnreadableImage
-from ldm_vae.images.transforms import Box
+from ldm_vae.images.headers import picture_sizes
+from ldm_vae.images.transforms import Box, Size
 from ldm_vae.latents.sealed import dump_json
 from ldm_vae.latents.shards import HEADERS, shard_stem
 from ldm_vae.system.leases import Leases
 from ldm_vae.system.store import Store
-from ldm_vae.system.workers import load
-
-Size = tuple[int, int]
-"""(width, height) in pixels."""
 
 _LEASE = "headers"
-_HEADERS_AT_ONCE = 256
 _POLL_SECONDS = 0.5
 
 
@@ -93,12 +85,6 @@ def bucket_sizes(resolution: int, *, step: int, max_aspect: float) -> list[Size]
     return sorted(sizes)
 
 
-def nearest_bucket(picture: Size, *, sizes: Sequence[Size]) -> Size:
-    """Return the first of the sizes whose aspect ratio is nearest to a picture's, by their quotient."""
-    aspect = math.log(picture[0] / picture[1])
-    return min(sizes, key=lambda size: abs(math.log(size[0] / size[1]) - aspect))
-
-
 def bucket_groups(
     headers: Sequence[Size | None], *, choose: Callable[[Size], Size], default: Size
 ) -> list[tuple[Size, Sequence[int]]]:
@@ -125,7 +111,13 @@ def covering_box(picture: Size, *, size: Size) -> Box:
 
 
 def read_headers(
-    store: Store, collection: ImageCollection, *, leases: Leases, num_workers: int, timeout_seconds: float
+    store: Store,
+    collection: ImageCollection,
+    *,
+    channels: int,
+    leases: Leases,
+    num_workers: int,
+    timeout_seconds: float,
 ) -> list[Size | None]:
     """Return every image's size, none where the header can't be read.
 
@@ -142,37 +134,13 @@ def read_headers(
             time.sleep(_POLL_SECONDS)
             continue
         entries = dict(enumerate(known))
-        sizes = _sizes(collection, stale, num_workers=num_workers, timeout_seconds=timeout_seconds)
+        sizes = picture_sizes(
+            collection, stale, channels=channels, num_workers=num_workers, timeout_seconds=timeout_seconds
+        )
         for i, size in zip(stale, sizes, strict=True):
             entries[i] = {"size": _listed(size), "stamp": _listed(stamps[i])}
         _write_known(store, [entries[i] for i in range(len(collection))])
         leases.release(_LEASE)
-
-
-class _Headers(Dataset):
-    def __init__(self, collection: ImageCollection) -> None:
-        self._collection = collection
-
-    def __getitem__(self, image: int) -> Size | None:
-        try:
-            return self._collection.size(image)
-        except UnreadableImage:
-            return None
-
-
-def _sizes(
-    collection: ImageCollection, images: list[int], *, num_workers: int, timeout_seconds: float
-) -> Iterator[Size | None]:
-    batches = [images[start : start + _HEADERS_AT_ONCE] for start in range(0, len(images), _HEADERS_AT_ONCE)]
-    for batch in load(
-        _Headers(collection),
-        collate=list,
-        batch_sampler=batches,
-        num_workers=num_workers,
-        timeout_seconds=timeout_seconds,
-        pin_memory=False,
-    ):
-        yield from batch
 
 
 def _write_known(store: Store, entries: list[dict[str, Any]]) -> None:

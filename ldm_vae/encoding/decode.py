@@ -1,4 +1,4 @@
-"""`ldm-vae decode`: shards of latents to PNG pictures."""
+"""`ldm-vae decode`: shards of latents to pictures, or to arrays where the channels or their range ask for them."""
 
 from __future__ import annotations
 
@@ -7,17 +7,19 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ldm_vae.config.commands.decode import DecodeOptions
 from ldm_vae.config.rules import require
+from ldm_vae.images.bands import out_of_range
 from ldm_vae.images.transforms import to_image
 from ldm_vae.latents.dataset import LatentDataset
 from ldm_vae.latents.sealed import dump_json
@@ -67,7 +69,7 @@ class DecodeSummary:
 
 
 def decode(options: DecodeOptions) -> DecodeSummary:
-    """Decode latents as they are stored, the mean where they are moments, and write a PNG a row.
+    """Decode latents as they are stored, the mean where they are moments, and write a picture a row.
 
     Stored latents are the VAE's own, not scaled for diffusion, so nothing is undone before they are decoded. A picture
     is called as its source is; where several sources would give one name, by their numbers in the collection. Where
@@ -92,7 +94,9 @@ def decode(options: DecodeOptions) -> DecodeSummary:
         f"<vae> {options.vae} decodes {family.latent_channels} latent channels, but {options.latents} has {channels}",
     )
     count = len(dataset) if options.num_images is None else min(options.num_images, len(dataset))
-    names = picture_names([row for row, _ in zip(dataset.rows(), range(count), strict=False)])
+    writing = _writing(options, dataset, channels=family.out_channels)
+    entries = [entry for entry, _ in zip(dataset.rows(), range(count), strict=False)]
+    names = picture_names(entries, suffix=writing.suffix)
     store = open_store(options.output)
     output.begin(names, mark=_listing(dataset, names), listed=_listed(store))
     bf16 = use_bf16(options.mixed_precision, device=local_device())
@@ -108,7 +112,7 @@ def decode(options: DecodeOptions) -> DecodeSummary:
             finite = torch.isfinite(images).flatten(1).all(dim=1).tolist()
             skipped += [row for row, is_finite in zip(rows, finite, strict=True) if not is_finite]
             unwritten += [
-                threads.submit(_write, store, names[row], image)
+                threads.submit(writing.write, store, names[row], image)
                 for row, image, is_finite in zip(rows, images, finite, strict=True)
                 if is_finite
             ]
@@ -127,20 +131,52 @@ def decode(options: DecodeOptions) -> DecodeSummary:
     return DecodeSummary(output=store.place().rstrip("/"), num_images=count - len(skipped), skipped=sources)
 
 
-def picture_names(rows: list[dict[str, Any]]) -> list[str]:
-    """Return a path within the output folder for each row of samples.jsonl: the source's, with .png for its suffix.
+@dataclass(frozen=True, kw_only=True)
+class _Writing:
+    """How decoded images are written."""
+
+    suffix: str
+    """`.png` or `.npy`."""
+    value_range: Sequence[float]
+    """The range that numbers are written in."""
+
+    def write(self, store: Store, name: str, image: Tensor) -> None:
+        """Write an image [C, H, W] in [-1, 1]; values outside are clamped."""
+        with store.writing(name, sync=False) as temporary:
+            if self.suffix == ".png":
+                to_image(image).save(temporary, format="PNG")
+                return
+            values = out_of_range(image.permute(1, 2, 0).numpy(), value_range=self.value_range)
+            with open(temporary, "wb") as file:  # a name of its own, for numpy adds .npy to one
+                np.save(file, values)
+
+
+def _writing(options: DecodeOptions, dataset: LatentDataset, *, channels: int) -> _Writing:
+    """Return what the channels, the range that was declared for the images, and the options make of an image."""
+    declared = dataset.index["preprocessing"].get("value_range")
+    makes_picture = channels in (1, 3, 4)
+    require(
+        options.format != "png" or makes_picture,
+        f"<format> is png, but <vae> {options.vae} makes {channels} channels, and pictures have 1, 3 or 4; take npy",
+    )
+    as_picture = options.format == "png" or (options.format is None and makes_picture and declared is None)
+    return _Writing(suffix=".png" if as_picture else ".npy", value_range=declared or (-1.0, 1.0))
+
+
+def picture_names(rows: list[dict[str, Any]], *, suffix: str = ".png") -> list[str]:
+    """Return a path within the output folder for each row of samples.jsonl: the source's, with another suffix.
 
     Where sources would share a name, also where a file system tells no case or composition of letters apart, where one
     would be the folder of another, and where a name is longer than file systems take, they get names by their numbers
     in the collection.
     """
-    wanted = [str(PurePosixPath(*_safe_parts(row["source"])).with_suffix(".png")) for row in rows]
+    wanted = [str(PurePosixPath(*_safe_parts(row["source"])).with_suffix(suffix)) for row in rows]
     keys = [unicodedata.normalize("NFC", name).casefold() for name in wanted]
     counts = Counter(keys)
     folders = {str(parent) for key in keys for parent in PurePosixPath(key).parents}
     names = []
     for row, name, key in zip(rows, wanted, keys, strict=True):
-        number = f"sample-{row['sample']:08d}.png"
+        number = f"sample-{row['sample']:08d}{suffix}"
         taken = counts[key] > 1 or key in folders or _is_too_long(name)
         while taken and number in counts:
             number = f"_{number}"
@@ -187,8 +223,3 @@ def _batches(dataset: LatentDataset, *, count: int, batch_size: int) -> Iterator
     for rows in dataset.shard_rows():
         for start in range(rows.start, min(rows.stop, count), batch_size):
             yield range(start, min(start + batch_size, rows.stop, count))
-
-
-def _write(store: Store, name: str, image: Tensor) -> None:
-    with store.writing(name, sync=False) as temporary:
-        to_image(image).save(temporary, format="PNG")

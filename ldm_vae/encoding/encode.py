@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ldm_vae.config.commands.encode import EncodeOptions
-from ldm_vae.encoding.buckets import Numbering, Size, bucket_groups, bucket_sizes, nearest_bucket, read_headers
+from ldm_vae.encoding.buckets import Numbering, bucket_groups, bucket_sizes, read_headers
 from ldm_vae.encoding.engines.ray_cluster import ray_cluster
 from ldm_vae.encoding.engines.ray_encode import EncodedShard, NodeShare, RayEngine, remote_precision, told_nodes
 from ldm_vae.encoding.output import open_output, shown, take_back_damaged
@@ -20,8 +20,10 @@ from ldm_vae.encoding.shard_encoder import ShardEncoder
 from ldm_vae.encoding.stream_work import StreamShardWork
 from ldm_vae.encoding.work import PendingShards, ShardWork
 from ldm_vae.encoding.writer import ShardWriter
+from ldm_vae.images.buckets import nearest_bucket
 from ldm_vae.images.collection import ImageCollection, open_collection
 from ldm_vae.images.streaming import ImageStream, open_stream
+from ldm_vae.images.transforms import Size
 from ldm_vae.latents.codebook import write_codebook
 from ldm_vae.latents.index import IndexTotals, read_index_totals, write_index
 from ldm_vae.latents.layouts.kohya_buckets import kohya_bucket, kohya_bucket_sizes
@@ -93,6 +95,7 @@ def encode(options: EncodeOptions) -> EncodeSummary:
     loaded = load_vae(options.vae, **options.vae_arguments)
     family = loaded.family
     check_sizes(options, family=family)
+    options.check_channels(family.in_channels)
     open_images = open_stream if options.streaming else open_collection
     images = open_images(options.data, split=options.split, image_column=options.image_column, rules=options)
     with ExitStack() as stack:
@@ -184,6 +187,7 @@ class _Encode:
             headers = read_headers(
                 self.store,
                 self.images,
+                channels=self.family.in_channels,
                 leases=leases,
                 num_workers=count_workers(options.num_workers),
                 timeout_seconds=WORKER_TIMEOUT_SECONDS,

@@ -7,10 +7,10 @@ from typing import Any
 
 from ldm_vae.config.commands.encode import EncodeOptions
 from ldm_vae.config.rules import require, require_divides
-from ldm_vae.encoding.buckets import Size
 from ldm_vae.encoding.preprocessing import Preprocessing
 from ldm_vae.images.collection import ImageCollection
 from ldm_vae.images.streaming import ImageStream
+from ldm_vae.images.transforms import Size
 from ldm_vae.latents.shards import Plan
 from ldm_vae.models.families.family import Family
 from ldm_vae.models.fingerprint import fingerprint
@@ -47,6 +47,8 @@ def make_plan(options: EncodeOptions, *, images: ImageCollection | ImageStream, 
         "range": [-1, 1],
         "precision": "bf16" if bf16 else "float32",
     }
+    if options.reads_numbers:
+        preprocessing |= {"value_range": options.value_range, "clip_values": options.clip_values}
     if options.buckets:
         preprocessing["crop"] = "centre, in the bucket of the nearest aspect ratio"
         preprocessing |= {"bucket_set": options.bucket_set, "bucket_step": options.bucket_step}

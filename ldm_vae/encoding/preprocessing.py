@@ -1,4 +1,4 @@
-"""Images on their way to the encoder: read, cropped and batched in data workers, eight bits a channel."""
+"""Images on their way to the encoder: read, cropped and batched in data workers, pictures in 8 bits a channel."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from ldm_vae.config.names import DetectChanges
-from ldm_vae.encoding.buckets import ImageKey, ShardImages, Size, covering_box
+from ldm_vae.encoding.buckets import ImageKey, ShardImages, covering_box
+from ldm_vae.images.bands import Bands, Picture
 from ldm_vae.images.collection import ImageCollection
-from ldm_vae.images.decoding import UnreadableImage
-from ldm_vae.images.transforms import Box, crop_box
+from ldm_vae.images.guard import UnreadableImage
+from ldm_vae.images.transforms import Box, Size, crop_box
 from ldm_vae.latents.shards import Row
 from ldm_vae.system.randomness import sample_rng
 from ldm_vae.system.workers import load
@@ -30,7 +30,7 @@ class EncodingImage:
     """One image, or the row that says why there is none."""
 
     row: Row
-    pixels: Tensor | None = None  # [H, W, C], uint8
+    pixels: Tensor | None = None  # [H, W, C], uint8, or float32 in [-1, 1] of numbers in a declared range
     noise: Tensor | None = None  # [c, h, w], float32
 
 
@@ -40,7 +40,7 @@ class ImageBatch:
 
     rows: list[Row]
     """One row per image of the batch, skipped ones included. Rows whose `reason` is None have a line in `pixels`."""
-    pixels: Tensor | None  # [n, H, W, C], uint8; None where none can be read
+    pixels: Tensor | None  # [n, H, W, C], uint8 or float32 in [-1, 1]; None where none can be read
     noise: Tensor | None  # [n, c, h, w], float32, for mode sample
     stem: str = ""
     size: Size = (0, 0)
@@ -60,7 +60,7 @@ class Preprocessing:
     """How a picture becomes what the encoder takes, except for the range of its values."""
 
     channels: int
-    """Channels of the pictures: 1, 3 or 4."""
+    """Channels of the pictures."""
     spatial_factor: int
     """Pixels of the image along one side of a pixel of the latents."""
     noise_channels: int | None
@@ -74,7 +74,7 @@ class Preprocessing:
             return crop_box(picture, resolution=size[0], crop="center")
         return covering_box(picture, size=size)
 
-    def read(self, crop: Callable[[Callable[[Size], Box]], Image.Image], *, size: Size) -> tuple[Image.Image, Size]:
+    def read(self, crop: Callable[[Callable[[Size], Box]], Picture], *, size: Size) -> tuple[Picture, Size]:
         """Let `crop` read a picture's part; return it with the (width, height) of the whole picture."""
         seen: list[Size] = []
 
@@ -84,9 +84,10 @@ class Preprocessing:
 
         return crop(box_of), seen[0]
 
-    def pixels(self, picture: Image.Image) -> Tensor:
-        """Return a cropped picture as [H, W, C], uint8."""
-        values = np.asarray(picture).reshape(picture.height, picture.width, self.channels)
+    def pixels(self, picture: Picture) -> Tensor:
+        """Return a cropped picture as [H, W, C], uint8; numbers in a declared range as float32 in [-1, 1]."""
+        stored = picture.values if isinstance(picture, Bands) else np.asarray(picture)
+        values = stored.reshape(picture.height, picture.width, self.channels)
         return torch.from_numpy(values.copy())
 
     def noise(self, sample: int, *, size: Size) -> Tensor | None:

@@ -10,7 +10,7 @@ from ldm_vae.config.rules import FieldError
 from ldm_vae.encoding.plan import stored_shape
 from ldm_vae.encoding.preprocessing import ImageBatch
 from ldm_vae.encoding.writer import EncodedBatch
-from ldm_vae.images.decoding import UnreadableImage
+from ldm_vae.images.guard import UnreadableImage
 from ldm_vae.models.inference import InferenceAutoencoder
 
 

@@ -10,10 +10,11 @@ from typing import Any
 
 from torch.utils.data import IterableDataset, get_worker_info
 
-from ldm_vae.encoding.buckets import Size
 from ldm_vae.encoding.preprocessing import EncodingImage, ImageBatch, Preprocessing, collate
-from ldm_vae.images.decoding import UnreadableImage, read_crop
+from ldm_vae.images.decoding import read_crop
+from ldm_vae.images.guard import UnreadableImage
 from ldm_vae.images.streaming import ImageStream
+from ldm_vae.images.transforms import Size
 from ldm_vae.latents.shards import Row
 
 FILE_STRIDE = 1 << 32

@@ -7,11 +7,11 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 
-from ldm_vae.encoding.buckets import Size
 from ldm_vae.encoding.output import check_plan, withdraw_index
 from ldm_vae.encoding.preprocessing import WORKER_TIMEOUT_SECONDS, ImageBatch, Preprocessing
 from ldm_vae.encoding.stream_files import StreamedFiles, only_batch, part_stem
 from ldm_vae.images.streaming import ImageStream
+from ldm_vae.images.transforms import Size
 from ldm_vae.latents.sealed import read_sealed, seal
 from ldm_vae.latents.shards import Plan, ShardRecord, read_record
 from ldm_vae.system.leases import Leases

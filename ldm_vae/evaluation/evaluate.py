@@ -11,7 +11,8 @@ from PIL import Image
 
 from ldm_vae.config.commands.evaluate import EvaluateOptions
 from ldm_vae.config.rules import require, require_divides
-from ldm_vae.evaluation.features import choose_perceptual, load_set_features
+from ldm_vae.config.views import view_of
+from ldm_vae.evaluation.features import load_networks
 from ldm_vae.evaluation.grid import save_grid
 from ldm_vae.evaluation.measure import (
     Comparison,
@@ -20,7 +21,15 @@ from ldm_vae.evaluation.measure import (
     spread_indices,
 )
 from ldm_vae.evaluation.pictures import PictureLog, write_pictures
-from ldm_vae.evaluation.results import Evaluation, Protocol, describe_scores, format_table, package_versions
+from ldm_vae.evaluation.results import (
+    Evaluation,
+    Protocol,
+    channel_figures,
+    describe_scores,
+    format_channels,
+    format_table,
+    package_versions,
+)
 from ldm_vae.images.collection import open_collection
 from ldm_vae.images.evaluation import EvaluationImages
 from ldm_vae.images.training import SkippedImage
@@ -72,7 +81,7 @@ class EvaluateSummary:
 
     def __str__(self) -> str:
         """Return the table and where the files are."""
-        lines = [format_table(self.evaluations), *(f"\n{table}\n" for table in _panel_tables(self.evaluations))]
+        lines = [format_table(self.evaluations), *(f"\n{table}\n" for table in _more_tables(self.evaluations))]
         if self.skipped:
             first = self.skipped[0]
             which = f"{printable(first.name)} ({printable(first.reason)})"
@@ -116,16 +125,16 @@ def evaluate(options: EvaluateOptions) -> EvaluateSummary:
         image_column=options.image_column,
         rules=options,
     )
-    perceptual_name, perceptual = choose_perceptual(
-        options.perceptual, weights=options.perceptual_weights, device=device
-    )
-    set_features = load_set_features(inception_weights=options.inception_weights, device=device)
+    options.check_channels(channels)
+    view = view_of(channels, chosen=options.perceptual_channels, numbers=options.reads_numbers)
+    perceptual_name, perceptual, set_features = load_networks(options, view, channels=channels, device=device)
     bf16 = use_bf16(options.mixed_precision, device=device)
 
     evaluations: list[Evaluation] = []
     comparisons: list[Comparison] = []
     indices = spread_indices(len(collection), num_images=options.num_images)
-    logs = [PictureLog(indices=indices, num_kept=options.report_pictures, factor=factor) for _ in resolutions]
+    kept = options.report_pictures
+    logs = [PictureLog(indices=indices, num_kept=kept, factor=factor, view=view) for _ in resolutions]
     for resolution, log in zip(resolutions, logs, strict=True):
         comparison = measure_reconstructions(
             families,
@@ -139,9 +148,17 @@ def evaluate(options: EvaluateOptions) -> EvaluateSummary:
             num_pictures=options.num_pictures,
             strict=options.strict,
             log=log,
+            view=view,
+            per_channel=options.per_channel,
         )
         protocol = Protocol(
-            resolution=resolution, factor=factor, bf16=bf16, perceptual=perceptual_name, set_features=set_features
+            resolution=resolution,
+            factor=factor,
+            bf16=bf16,
+            perceptual=perceptual_name,
+            set_features=set_features,
+            view=view,
+            value_range=options.value_range,
         )
         comparisons.append(comparison)
         evaluations += _evaluations(options.vae, families, comparison, protocol=protocol)
@@ -200,8 +217,8 @@ def _common_channels(sources: list[str], families: list[Family]) -> int:
             f"<vae>: {sources[0]} takes {channels} image channels and {source} takes {own}; evaluate them apart",
         )
         require(
-            family.out_channels == own and own in (1, 3, 4),
-            f"<vae>: {source} makes {family.out_channels} channels of {own}; images have 1, 3 or 4",
+            family.out_channels == own,
+            f"<vae>: {source} makes {family.out_channels} channels of {own}, which can't be compared",
         )
     return channels
 
@@ -234,6 +251,7 @@ def _evaluations(
                 protocol=protocol.record(),
                 metrics=describe_scores(measurement, protocol=protocol),
                 channels=channels,
+                image_channels=channel_figures(summary.image_channels, protocol=protocol),
             )
         )
     return evaluations
@@ -249,9 +267,10 @@ def _with_panels(
     return [replace(evaluation, panel=panel) for evaluation, panel in zip(evaluations, panels, strict=True)]
 
 
-def _panel_tables(evaluations: list[Evaluation]) -> list[str]:
-    """Return a table for each size that panels were measured at."""
-    tables = []
+def _more_tables(evaluations: list[Evaluation]) -> list[str]:
+    """Return the table of the images' channels, if there is one, and one for each size of panels."""
+    by_channel = format_channels(evaluations)
+    tables = [] if by_channel is None else [f"channels of the images\n\n{by_channel}"]
     for resolution in dict.fromkeys(evaluation.resolution for evaluation in evaluations):
         measured = [each for each in evaluations if each.resolution == resolution and each.panel is not None]
         if measured:
@@ -277,7 +296,7 @@ def _write(
     titles = ["original", *(printable(evaluation.name) for evaluation in summary.evaluations[: len(options.vae)])]
     for path, rows in zip(summary.grids, pictures, strict=False):
         save_grid(folder / path.name, rows, titles=titles)
-    tables = [format_table(summary.evaluations), *_panel_tables(summary.evaluations)]
+    tables = [format_table(summary.evaluations), *_more_tables(summary.evaluations)]
     write_whole(folder / TABLE, ("\n\n".join(tables) + "\n").encode())
     content = {
         "kind": "evaluations",  # within the first bytes, by which the folder is known to be an evaluation's

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from ldm_vae.config.commands.evaluate import EvaluateOptions
 from ldm_vae.config.names import PerceptualChoice
-from ldm_vae.config.rules import FieldError, mark
+from ldm_vae.config.rules import FieldError, mark, require
+from ldm_vae.config.views import View
 from ldm_vae.models.frozen.efficientnet import load_efficientnet
 from ldm_vae.models.frozen.lpips import lpips_trunk_file
 from ldm_vae.models.frozen.weights import read_weights
-from ldm_vae.system.pixels import as_rgb, from_pixels, to_pixels
+from ldm_vae.system.pixels import from_pixels, seen, to_pixels
+from ldm_vae.system.telling import tell
 from ldm_vae.system.text import first_line
 from ldm_vae.training.terms import load_perceptual
 
@@ -34,14 +37,16 @@ class SetFeatures:
     """Whether the Frechet distance is reported too, or the kernel distance alone."""
     protocol: str
     """In words, what the features are."""
+    view: View | None = None
+    """What the network sees of a picture; None: grey or RGB."""
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
         """Return the features [B, d] of pictures [B, C, H, W] in [-1, 1], taken as 8-bit RGB.
 
-        Grey is repeated and alpha left out. A picture that holds NaN has NaN for its features.
+        Alpha is laid on white. A picture that holds NaN has NaN for its features.
         """
-        pixels = to_pixels(as_rgb(images))
+        pixels = to_pixels(seen(images, **({} if self.view is None else self.view.arguments))[-1])
         broken = pixels.isnan().flatten(1).any(dim=1)
         features = self.network(pixels.nan_to_num())
         return features.masked_fill(broken[:, None], torch.nan)
@@ -53,33 +58,35 @@ def inception_file() -> Path:
 
 
 def load_set_features(
-    *, inception_weights: str | None = None, device: torch.device | str = "cpu"
+    *, inception_weights: str | None = None, device: torch.device | str = "cpu", view: View | None = None
 ) -> SetFeatures | None:
     """Load Inception from `inception_weights` or torch's cache; without them EfficientNet-Lite0; without that, None.
 
     Raises:
         ValueError: A named file is missing or isn't torch-fidelity's, or torch-fidelity isn't installed for it.
     """
-    return next(_set_features(inception_weights=inception_weights, device=device), None)
+    return next(_set_features(inception_weights=inception_weights, device=device, view=view), None)
 
 
 def load_all_set_features(
-    *, inception_weights: str | None = None, device: torch.device | str = "cpu"
+    *, inception_weights: str | None = None, device: torch.device | str = "cpu", view: View | None = None
 ) -> list[SetFeatures]:
     """Load every network there is: Inception from `inception_weights` or torch's cache, and EfficientNet-Lite0.
 
     Raises:
         ValueError: As `load_set_features`.
     """
-    return list(_set_features(inception_weights=inception_weights, device=device))
+    return list(_set_features(inception_weights=inception_weights, device=device, view=view))
 
 
-def _set_features(*, inception_weights: str | None, device: torch.device | str) -> Iterator[SetFeatures]:
+def _set_features(
+    *, inception_weights: str | None, device: torch.device | str, view: View | None
+) -> Iterator[SetFeatures]:
     file = inception_file() if inception_weights is None else Path(inception_weights)
     if inception_weights is not None or file.is_file():
-        yield _load_inception(file, device=device)
+        yield replace(_load_inception(file, device=device), view=view)
     with suppress(ValueError):  # its package isn't installed
-        yield _load_efficientnet(device=device)
+        yield replace(_load_efficientnet(device=device), view=view)
 
 
 def _load_efficientnet(*, device: torch.device | str) -> SetFeatures:
@@ -142,7 +149,7 @@ class _ByteInput(nn.Module):
 
 
 def choose_perceptual(
-    name: PerceptualChoice, *, weights: str | None, device: torch.device
+    name: PerceptualChoice, *, weights: str | None, device: torch.device, view: View | None = None
 ) -> tuple[str | None, nn.Module | None]:
     """Load the perceptual distance called `name`.
 
@@ -160,9 +167,31 @@ def choose_perceptual(
     if name == "auto":
         name = "lpips_vgg" if weights is not None or lpips_trunk_file("lpips_vgg").is_file() else "efficientnet_lite0"
         try:
-            return name, load_perceptual(name, weights=weights, field="perceptual_weights").to(device)
+            return name, load_perceptual(name, weights=weights, field="perceptual_weights", view=view).to(device)
         except ValueError:
             if name == "lpips_vgg":
                 raise
             return None, None  # its package isn't installed
-    return name, load_perceptual(name, weights=weights, field="perceptual_weights").to(device)
+    return name, load_perceptual(name, weights=weights, field="perceptual_weights", view=view).to(device)
+
+
+def load_networks(
+    options: EvaluateOptions, view: View | None, *, channels: int, device: torch.device
+) -> tuple[str | None, nn.Module | None, SetFeatures | None]:
+    """Return the perceptual distance with its name, and the features of sets, where it is known what they see.
+
+    Raises:
+        ValueError: It isn't known what a distance sees that was asked for, or weights are missing or foreign.
+    """
+    if view is None:
+        require(
+            options.perceptual in ("auto", "none"),
+            f"<perceptual_channels> is empty; of the {channels} channels name one or three for <perceptual> "
+            f"{options.perceptual}",
+        )
+        tell(f"no network sees the {channels} channels; perceptual_channels chooses one or three of them")
+        return None, None, None
+    name, perceptual = choose_perceptual(
+        options.perceptual, weights=options.perceptual_weights, device=device, view=view
+    )
+    return name, perceptual, load_set_features(inception_weights=options.inception_weights, device=device, view=view)

@@ -16,11 +16,12 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import pixel_unshuffle
 
+from ldm_vae.config.views import View
 from ldm_vae.evaluation.features import SetFeatures
 from ldm_vae.evaluation.pictures import PictureLog
 from ldm_vae.images.evaluation import EvaluationBatch, EvaluationImages, evaluation_batches
 from ldm_vae.images.training import SkippedImage
-from ldm_vae.images.transforms import to_image
+from ldm_vae.images.transforms import to_shown
 from ldm_vae.latents.statistics import ChannelMoments, RowMoments
 from ldm_vae.metrics.latents import LatentMetrics, LatentSummary
 from ldm_vae.metrics.reconstruction import ReconstructionMetrics, ReconstructionSummary
@@ -40,7 +41,8 @@ class MeasuredImages:
     num_images: int
     skipped: list[SkippedImage]
     fingerprint: str
-    """SHA-256 over the 8-bit pixels of the measured images, in order: numbers with equal ones are comparable."""
+    """SHA-256 over the measured images, in order: the pixels of 8 bits, or the numbers of a declared range as float32
+    in [-1, 1]. Figures with equal ones are comparable."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +101,7 @@ def measure_latents(
     """
     metrics = LatentMetrics(latent_channels=family.latent_channels)
     rows: dict[int, RowMoments] = {}
-    reader = _Reader(strict=strict)
+    reader = _Reader(strict=strict, rounded=not dataset.value_range)
     for batch in _batches(dataset, indices, batch_size, num_workers, title="latent statistics"):
         images = reader.read(batch)
         if images is not None:
@@ -135,6 +137,8 @@ def measure_reconstructions(
     num_pictures: int,
     strict: bool,
     log: PictureLog | None = None,
+    view: View | None = None,
+    per_channel: bool = False,
 ) -> Comparison:
     """Decode the posterior's mean of the images `indices` with each autoencoder, on its device.
 
@@ -150,6 +154,8 @@ def measure_reconstructions(
         num_pictures: Rows to keep for a picture grid, spread over the images.
         strict: Whether an unreadable image is an error.
         log: Takes the figures of each image and some of the pictures, and has those of all processes in the end.
+        view: Which channels the picture grid shows.
+        per_channel: Whether each channel of the images is measured by itself too.
 
     Raises:
         ValueError: None of the images can be read, or, where `strict`, one of them can't.
@@ -157,11 +163,15 @@ def measure_reconstructions(
     device = families[0].device
     metrics = [
         ReconstructionMetrics(
-            perceptual=perceptual, latent_channels=family.latent_channels, codebook_size=family.codebook_size
+            perceptual=perceptual,
+            latent_channels=family.latent_channels,
+            codebook_size=family.codebook_size,
+            image_channels=family.in_channels if per_channel else None,
+            rounded=not dataset.value_range,
         )
         for family in families
     ]
-    reader = _Reader(strict=strict)
+    reader = _Reader(strict=strict, rounded=not dataset.value_range)
     pictures: list[list[Image.Image]] = []
     every = max(1, len(_share(indices)) // max(1, num_pictures))
     for batch in _batches(dataset, indices, batch_size, num_workers, title="reconstructions"):
@@ -181,7 +191,7 @@ def measure_reconstructions(
             reader.add_features(batch.indices, [set_features(column).cpu() for column in columns])
         for row in range(len(images)):
             if (reader.num_images - len(images) + row) % every == 0 and len(pictures) < num_pictures:
-                pictures.append([to_image(column[row]) for column in columns])
+                pictures.append([to_shown(column[row], view) for column in columns])
     reader, states = _merge(reader, [metric.state() for metric in metrics])
     for metric, state in zip(metrics, states, strict=True):
         metric.load_state(state)
@@ -215,6 +225,8 @@ class _Reader:
     """What one process reads; the readers of all processes merge into one."""
 
     strict: bool
+    rounded: bool
+    """Whether images are pictures of 8 bits."""
     digests: dict[int, bytes] = field(default_factory=dict)
     features: dict[int, list[Tensor]] = field(default_factory=dict)
     skipped: list[SkippedImage] = field(default_factory=list)
@@ -229,7 +241,8 @@ class _Reader:
             raise ValueError(f"{self.skipped[0].name} can't be read as an image: {self.skipped[0].reason}")
         if batch.images is None:
             return None
-        for index, pixels in zip(batch.indices, to_pixels(batch.images).byte(), strict=True):
+        seen = to_pixels(batch.images).byte() if self.rounded else batch.images
+        for index, pixels in zip(batch.indices, seen, strict=True):
             self.digests[index] = hashlib.sha256(pixels.contiguous().numpy().tobytes()).digest()
         return batch.images
 
@@ -276,7 +289,7 @@ def _batches(
 def _merge(reader: _Reader, states: list[dict[str, Tensor]]) -> tuple[_Reader, list[dict[str, Tensor]]]:
     """Join what all processes read, and add up their sums by name; every process gets both."""
     parts: list[tuple[_Reader, list[dict[str, Tensor]]]] = gather_object([(reader, states)])
-    merged = _Reader(strict=reader.strict)
+    merged = _Reader(strict=reader.strict, rounded=reader.rounded)
     for part, _ in parts:
         merged.digests |= part.digests
         merged.features |= part.features

@@ -14,8 +14,9 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 
+from ldm_vae.config.views import View
 from ldm_vae.images.evaluation import EvaluationBatch
-from ldm_vae.images.transforms import middle_box, to_image
+from ldm_vae.images.transforms import middle_box, to_shown
 from ldm_vae.metrics.latents import LatentSummary
 from ldm_vae.metrics.spectrum import cosine_power, radial_power
 from ldm_vae.models.families.parts import Reconstruction
@@ -65,6 +66,8 @@ class PictureLog:
     num_kept: int
     factor: int
     """Sides of what is cut from a large picture are multiples of this."""
+    view: View | None = None
+    """Which channels the pictures show."""
     rows: dict[int, PictureFigures] = field(default_factory=dict)
     kept: dict[int, KeptPicture] = field(default_factory=dict)
     _worst: list[list[int]] = field(default_factory=list)
@@ -86,7 +89,7 @@ class PictureLog:
         for row, index in enumerate(batch.indices):
             if index in wanted:
                 parts = [(each.images[row], each.mean[row]) for each in made]
-                self.kept[index] = _keep(batch.images[row], parts, factor=self.factor)
+                self.kept[index] = _keep(batch.images[row], parts, factor=self.factor, view=self.view)
         self.kept = {index: picture for index, picture in self.kept.items() if index in wanted}
 
     def merge(self, parts: Iterable[PictureLog]) -> None:
@@ -122,7 +125,7 @@ class PictureLog:
         return -math.inf if math.isnan(psnr) else psnr, index
 
 
-def _keep(image: Tensor, made: Sequence[tuple[Tensor, Tensor]], *, factor: int) -> KeptPicture:
+def _keep(image: Tensor, made: Sequence[tuple[Tensor, Tensor]], *, factor: int, view: View | None) -> KeptPicture:
     """Return a picture [C, H, W], with reconstructions and latents of it, cut to what is kept."""
     height, width = image.shape[-2:]
     largest = max(MAX_SIDE // factor, 1) * factor
@@ -138,7 +141,7 @@ def _keep(image: Tensor, made: Sequence[tuple[Tensor, Tensor]], *, factor: int) 
 
     return KeptPicture(
         box=box,
-        images=[to_image(part(each)) for each in (image, *(reconstruction for reconstruction, _ in made))],
+        images=[to_shown(part(each), view) for each in (image, *(reconstruction for reconstruction, _ in made))],
         latents=[part(mean) for _, mean in made],
     )
 

@@ -11,15 +11,17 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import ldm_vae
+from ldm_vae.config.views import GREY, RGB, View
 from ldm_vae.evaluation.features import SetFeatures
 from ldm_vae.evaluation.measure import Measurement
+from ldm_vae.metrics.image_channels import ImageChannelSummary
 from ldm_vae.metrics.latents import ACTIVE_VARIANCE
 from ldm_vae.metrics.reconstruction import ReconstructionSummary
 from ldm_vae.metrics.sets import SUBSET_SIZE, KernelDistance
 from ldm_vae.panel.panel import Panel
 from ldm_vae.system.markdown import markdown_table
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 """Raised whenever a figure changes its meaning under an unchanged name."""
 _PACKAGES = ("torch", "diffusers", "torchmetrics", "pillow", "lpips", "torch-fidelity")
 _SSIM = "Gaussian window of 11 pixels, sigma 1.5, whole windows only, mean over channels, places and images"
@@ -61,6 +63,12 @@ class Protocol:
     perceptual: str | None
     """Name of the perceptual distance."""
     set_features: SetFeatures | None
+    view: View | None = None
+    """What networks for photographs see of the images; None: grey or RGB."""
+    sizes: Sequence[tuple[int, int]] = ()
+    """(width, height) of the shapes of which each picture got the nearest; empty where it got none."""
+    value_range: Sequence[float] = ()
+    """The declared range of the images' numbers; empty where they are pictures of 8 bits."""
 
     @property
     def pictures(self) -> str:
@@ -68,10 +76,26 @@ class Protocol:
         if self.resolution is not None:
             side = self.resolution
             cut = f"short side resized to {side} (bicubic, antialiased), centre crop {side}x{side}"
+        elif self.sizes:
+            shapes = ", ".join(f"{width}x{height}" for width, height in self.sizes)
+            cut = f"each cut about its middle and resized (bicubic, antialiased) to the nearest in shape of {shapes}"
         else:
             cut = f"whole pictures, cut around the middle to a multiple of {self.factor} pixels a side"
         precision = "bf16 autocast" if self.bf16 else "float32"
-        return f"{cut}; reconstruction of the posterior's mean in {precision}, clamped and rounded to 8 bits"
+        rounded = "clamped and rounded to 8 bits"
+        if self.value_range:
+            ends = ", ".join(f"{end:g}" for end in self.value_range)
+            rounded = f"clamped to the declared range ({ends}), whose width counts as 255 levels"
+        return f"{cut}; reconstruction of the posterior's mean in {precision}, {rounded}"
+
+    @property
+    def seen(self) -> str:
+        """Return, in words, what networks for photographs saw; empty for plain grey and RGB."""
+        if self.view is None or (self.view.alpha is None and self.view in (RGB, GREY)):
+            return ""
+        if self.view.alpha is not None:
+            return "; colours multiplied by alpha, mean of black and white behind them (sets of pictures: white)"
+        return f"; channels {', '.join(map(str, self.view.channels))} of the image"
 
     def record(self) -> dict[str, Any]:
         """Return the protocol for a file, with its SHA-256: figures with equal hashes, on equal images, compare."""
@@ -83,6 +107,7 @@ class Protocol:
             "pictures": self.pictures,
             "ssim": _SSIM,
             "perceptual": None if self.perceptual is None else _PERCEPTUAL[self.perceptual],
+            "seen": self.seen,
             "set_features": None if features is None else f"{features.name}: {features.protocol}",
         }
         canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
@@ -113,6 +138,9 @@ class Evaluation:
     channels: dict[str, list[float]]
     """A number a latent channel: `kl` (nats an element, where there is a posterior), `std`, and `mean_variance`, the
     posterior mean's variance."""
+    image_channels: dict[str, list[float]] | None = None
+    """One number an image channel: `psnr`, and `mean` and `std` of the images' own values, in their own units; None
+    where that wasn't asked for."""
     panel: Panel | None = None
     """How well a diffusion model could learn on the latents; None where that wasn't asked for."""
 
@@ -136,7 +164,7 @@ def describe_scores(measurement: Measurement, *, protocol: Protocol) -> dict[str
     }
     if summary.perceptual is not None:
         assert protocol.perceptual is not None
-        how = f"{_PERCEPTUAL[protocol.perceptual]}, mean over images; {pictures}"
+        how = f"{_PERCEPTUAL[protocol.perceptual]}{protocol.seen}, mean over images; {pictures}"
         scores[protocol.perceptual] = Score(value=summary.perceptual, unit="", protocol=how)
     if measurement.distances is not None:
         scores |= _set_scores(measurement, protocol=protocol)
@@ -184,7 +212,7 @@ def _set_scores(measurement: Measurement, *, protocol: Protocol) -> dict[str, Sc
     assert distances is not None
     assert features is not None
     num_images = measurement.summary.num_images
-    shared = f"reconstructions against the {num_images} originals, cropped alike; {features.protocol}"
+    shared = f"reconstructions against the {num_images} originals, cropped alike; {features.protocol}{protocol.seen}"
     few = "" if num_images >= SUBSET_SIZE else f" (fewer than the published {SUBSET_SIZE}, so biased downwards)"
 
     def subsets(distance: KernelDistance, kind: str) -> str:
@@ -227,6 +255,33 @@ def format_table(evaluations: Sequence[Evaluation]) -> str:
         values = ["" if score is None else str(score) for score in scores]
         rows.append([evaluation.name, resolution, str(evaluation.num_images), *values])
     return markdown_table(rows)
+
+
+def channel_figures(summary: ImageChannelSummary | None, *, protocol: Protocol) -> dict[str, list[float]] | None:
+    """Return figures of each image channel, values in the images' own units; None where there are none."""
+    if summary is None:
+        return None
+    count = len(summary.psnr)
+    lows, highs = ([*(protocol.value_range or (0, 255))][end::2] for end in (0, 1))
+    ranges = [(lows[i % len(lows)], highs[i % len(highs)]) for i in range(count)]
+    means = zip(summary.mean, ranges, strict=True)
+    deviations = zip(summary.std, ranges, strict=True)
+    return {
+        "psnr": summary.psnr,
+        "mean": [low + mean / 255 * (high - low) for mean, (low, high) in means],
+        "std": [std / 255 * (high - low) for std, (low, high) in deviations],
+    }
+
+
+def format_channels(evaluations: Sequence[Evaluation]) -> str | None:
+    """Return a Markdown table of the images' channels, a row an autoencoder and channel; None where there are none."""
+    rows = [["vae", "resolution", "channel", "psnr (dB)", "mean", "std"]]
+    for evaluation in evaluations:
+        figures = evaluation.image_channels
+        for channel, values in enumerate(zip(*figures.values(), strict=True) if figures else ()):
+            resolution = "whole" if evaluation.resolution is None else str(evaluation.resolution)
+            rows.append([evaluation.name, resolution, str(channel), *(f"{value:.6g}" for value in values)])
+    return markdown_table(rows) if len(rows) > 1 else None
 
 
 def package_versions() -> dict[str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
 from ldm_vae.config.run import Config
+from ldm_vae.config.views import shown_channels
 from ldm_vae.evaluation.measure import MeasuredImages, short_name
 from ldm_vae.evaluation.results import Score
 from ldm_vae.exporting.headroom import FLOAT16_LIMIT, MARGIN, PrecisionReport
@@ -55,6 +56,10 @@ class CardContent:
     metrics_data: str
     metrics_kind: str
     metrics_read: MeasuredImages
+    value_range: Sequence[float]
+    """The range of the images' numbers; empty where they are pictures of 8 bits."""
+    image_channels: Mapping[str, Sequence[float]] | None
+    """`psnr`, `mean` and `std` of each channel of the images, where they were measured."""
     precision: PrecisionReport
     precision_statement: str
     strips: StripsCheck
@@ -91,22 +96,17 @@ def model_card(content: CardContent) -> ModelCard:
 
 def usage_snippet(content: CardContent) -> str:
     """Python that encodes and decodes a picture with the export; a test runs it."""
-    factor = content.spatial_factor * content.scaling.get("patch_size", 1)
-    mode = {1: "L", 3: "RGB", 4: "RGBA"}[content.config["in_channels"]]
     load, dtype = json.dumps(content.name, ensure_ascii=not content.name.isprintable()), ""
     if content.variant is not None:
         load += f', variant="{content.variant}", torch_dtype=torch.float16'
         dtype = ".to(vae.dtype)"
     normalise, denormalise = scaling_formula(content.scaling)
     kind = content.config["_class_name"]
-    return f"""import torch
-from diffusers import {kind}
-from diffusers.image_processor import VaeImageProcessor
-from PIL import Image
+    imports, read, write = _reading(content)
+    return f"""{imports.replace("DIFFUSERS", kind)}
 
 vae = {kind}.from_pretrained({load}).eval()
-processor = VaeImageProcessor(vae_scale_factor={factor})
-images = processor.preprocess(Image.open("photo.png").convert("{mode}")){dtype}
+{read}{dtype}
 
 with torch.no_grad():
     z = vae.{content.encode_call}
@@ -114,8 +114,32 @@ with torch.no_grad():
     z = {denormalise}
     reconstruction = vae.decode(z.to(vae.dtype)).sample
 
-processor.postprocess(reconstruction)[0].save("reconstruction.png")
+{write}
 """
+
+
+def _reading(content: CardContent) -> tuple[str, str, str]:
+    """Return Python that imports what is needed, reads `images`, and writes `reconstruction`."""
+    channels, factor = content.config["in_channels"], content.spatial_factor * content.scaling.get("patch_size", 1)
+    if not content.value_range:
+        mode = {1: "L", 3: "RGB", 4: "RGBA"}[channels]
+        return (
+            "import torch\nfrom diffusers import DIFFUSERS\nfrom diffusers.image_processor import VaeImageProcessor\n"
+            "from PIL import Image",
+            f"processor = VaeImageProcessor(vae_scale_factor={factor})\n"
+            f'images = processor.preprocess(Image.open("photo.png").convert("{mode}"))',
+            'processor.postprocess(reconstruction)[0].save("reconstruction.png")',
+        )
+    low, high = (f"torch.tensor({[*content.value_range][end::2]}).view(1, -1, 1, 1)" for end in (0, 1))
+    return (
+        "import numpy as np\nimport torch\nfrom diffusers import DIFFUSERS",
+        f"# rows and columns, of numbers that {factor} divides, and {channels} channels\n"
+        'values = torch.from_numpy(np.load("image.npy").astype("float32"))\n'
+        f"low, high = {low}, {high}\n"
+        f"images = ((values.permute(2, 0, 1)[None] - low) / (high - low) * 2 - 1)",
+        "values = (reconstruction.float().clamp(-1, 1) + 1) / 2 * (high - low) + low\n"
+        'np.save("reconstruction.npy", values[0].permute(1, 2, 0).numpy())',
+    )
 
 
 def scaling_formula(scaling: Mapping[str, Any]) -> tuple[str, str]:
@@ -139,7 +163,22 @@ def _introduction(content: CardContent) -> str:
     return (
         f"{content.summary} for latent diffusion: {config['in_channels']}-channel images, a spatial "
         f"factor of {content.spatial_factor}, {config['latent_channels']} latent channels. Trained and exported with "
-        f"ldm-vae; `diffusers.{config['_class_name']}` loads it."
+        f"ldm-vae; `diffusers.{config['_class_name']}` loads it.{_numbers(content)}"
+    )
+
+
+def _numbers(content: CardContent) -> str:
+    """Say which numbers images hold, where they are no pictures of 8 bits."""
+    ends = [f"{end:g}" for end in content.value_range]
+    if not ends:
+        return ""
+    ranges = [f"{low} to {high}" for low, high in zip(ends[0::2], ends[1::2], strict=True)]
+    which = ranges[0] if len(ranges) == 1 else "; ".join(f"channel {i}: {each}" for i, each in enumerate(ranges))
+    view = content.recipe.view
+    shown = shown_channels(content.config["in_channels"], view)
+    return (
+        f" Images are arrays of numbers, of which the range ({which}) becomes [-1, 1]; the picture shows channel "
+        f"{', '.join(map(str, shown))}."
     )
 
 
@@ -158,7 +197,7 @@ def _scaling(content: CardContent) -> str:
     return (
         f"{formula}\n\n"
         f"Measured on {read.num_images} images of {data} ({_skipped(read)}), cropped to "
-        f"{content.recipe.data.resolution}x{content.recipe.data.resolution}, in float64 over all elements of the "
+        f"{_shapes(content)}, in float64 over all elements of the "
         f"posterior: mean {latents.mean:.6g}, standard deviation {latents.std:.6g}, 1/std "
         f"{latents.scaling_factor:.6g}. {latents.active_channels} of {len(latents.channel_mean)} channels are "
         f"active.\n\n{channels}"
@@ -171,18 +210,31 @@ def _reconstruction(content: CardContent) -> str:
         value = str(score.value) if isinstance(score.value, int) else f"{score.value:.5g}"
         rows.append([name, f"{value} {score.unit}".strip(), score.protocol])
     read, data = content.metrics_read, _data(content.metrics_data, content.metrics_kind)
-    side = content.recipe.data.resolution
     return (
-        f"On {read.num_images} images of {data}, cropped to {side}x{side} ({_skipped(read)}; SHA-256 of their pixels "
+        f"On {read.num_images} images of {data}, cropped to {_shapes(content)} ({_skipped(read)}; SHA-256 of their pixels "
         f"`{read.fingerprint[:16]}`), {', '.join(f'{name} {number}' for name, number in content.versions.items())}."
-        f"\n\n{markdown_table(rows)}"
+        f"\n\n{markdown_table(rows)}{_channel_table(content)}"
     )
 
 
+def _shapes(content: CardContent) -> str:
+    return " or ".join(f"{width}x{height}" for width, height in content.recipe.data.sizes)
+
+
+def _channel_table(content: CardContent) -> str:
+    figures = content.image_channels
+    if figures is None:
+        return ""
+    rows = [["channel", "PSNR (dB)", "mean", "standard deviation"]]
+    for channel, values in enumerate(zip(*figures.values(), strict=True)):
+        rows.append([str(channel), *(f"{value:.6g}" for value in values)])
+    return f"\n\nEach channel of the images, with the mean and deviation of its own values:\n\n{markdown_table(rows)}"
+
+
 def _sizes(content: CardContent) -> str:
-    side, strips = content.recipe.data.resolution, content.strips
+    strips = content.strips
     return (
-        f"The reconstruction was measured at {side}x{side} alone. Larger images in bounded memory: "
+        f"The reconstruction was measured at {_shapes(content)} alone. Larger images in bounded memory: "
         f"`ldm_vae.enable_exact_tiling(vae, memory_gib=2)`. It was checked at {strips.width}x{strips.height} on a "
         f"mosaic of measured images: with every layer in {NUM_STRIPS} strips the values are at most "
         f"{strips.latent_error:.1e} (encoder) and {strips.picture_error:.1e} (decoder) of their range from the whole "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from ldm_vae.config.commands.export import ExportOptions
+from ldm_vae.config.names import PerceptualChoice
 from ldm_vae.config.rules import require
+from ldm_vae.config.run import Config
 from ldm_vae.evaluation.features import choose_perceptual
 from ldm_vae.evaluation.measure import (
     Comparison,
@@ -23,7 +25,7 @@ from ldm_vae.evaluation.measure import (
     short_name,
     spread_indices,
 )
-from ldm_vae.evaluation.results import Protocol, Score, describe_scores, package_versions
+from ldm_vae.evaluation.results import Protocol, Score, channel_figures, describe_scores, package_versions
 from ldm_vae.exporting.card import CardContent
 from ldm_vae.exporting.fields import scaling_fields, taught_fields, tile_size
 from ldm_vae.exporting.files import export_place, variant, with_fields, write_card, write_weights
@@ -127,10 +129,11 @@ def export(options: ExportOptions) -> ExportSummary:
             strict=options.strict,
         )
         latents, latents_read = found.summary, found.images
-        measured, metrics = _measure_reconstructions(family, reconstruction_data, options)
+        measured, protocol = _measure_reconstructions(family, reconstruction_data, options, recipe=run.config)
+        metrics = describe_scores(measured.measurements[0], protocol=protocol)
         fields = scaling_fields(options, latents=latents) | taught_fields(run)
         fields |= {"force_upcast": not precision.float16_is_safe, "sample_size": tile_size(run)}
-        strips = check_strips(family, _mosaic(torch.cat(batches)))
+        strips = check_strips(family, _mosaic(batches))
         exported = with_fields(family, fields, patches=_patches(run, found), dtype=options.dtype)
         config = json.loads(exported.model.to_json_string())
         if place is not None:
@@ -154,6 +157,8 @@ def export(options: ExportOptions) -> ExportSummary:
                 metrics_data=reconstruction_data.name,
                 metrics_kind=reconstruction_data.kind,
                 metrics_read=measured.images,
+                value_range=reconstruction_data.images.value_range,
+                image_channels=channel_figures(measured.measurements[0].summary.image_channels, protocol=protocol),
                 precision=precision,
                 precision_statement=statement,
                 strips=strips,
@@ -216,13 +221,14 @@ def _open_data(run: RunAutoencoder, options: ExportOptions) -> tuple[_Data, _Dat
         images = EvaluationImages(
             collection,
             channels=run.family.in_channels,
-            resolution=config.resolution,
             multiple_of=run.family.spatial_factor,
+            **config.shapes,
         )
         indices = spread_indices(len(collection), num_images=num_images)
         return _Data(images=images, indices=indices, name=short_name(source), kind=kind)
 
     if options.data is not None:
+        options.check_channels(run.family.in_channels)
         given = open_collection(options.data, split=options.split, image_column=options.image_column, rules=options)
         scaling = data(given, source=options.data, kind="", num_images=options.num_images)
         return scaling, data(
@@ -256,17 +262,21 @@ def _precision_batches(data: _Data, options: ExportOptions) -> Iterator[Tensor]:
             yield batch.images
 
 
-def _mosaic(images: Tensor) -> Tensor:
-    """Return a square of images [B, C, H, W], as one larger image; where there are fewer, some are there again."""
+def _mosaic(batches: Sequence[Tensor]) -> Tensor:
+    """Return images of the first one's shape as one larger image; where there are too few, some are there again."""
+    images = torch.cat([batch for batch in batches if batch.shape[1:] == batches[0].shape[1:]])
     picked = [images[i % len(images)] for i in range(MOSAIC_SIDE**2)]
     rows = [torch.cat(picked[i : i + MOSAIC_SIDE], dim=2) for i in range(0, len(picked), MOSAIC_SIDE)]
     return torch.cat(rows, dim=1)[None]
 
 
 def _measure_reconstructions(
-    family: Family, data: _Data, options: ExportOptions
-) -> tuple[Comparison, dict[str, Score]]:
-    perceptual_name, perceptual = choose_perceptual("auto", weights=None, device=family.device)
+    family: Family, data: _Data, options: ExportOptions, *, recipe: Config
+) -> tuple[Comparison, Protocol]:
+    """Measure reconstructions, and of numbers in a declared range each channel by itself too."""
+    view, value_range = recipe.view, data.images.value_range
+    choice: PerceptualChoice = "none" if view is None else "auto"
+    perceptual_name, perceptual = choose_perceptual(choice, weights=None, device=family.device, view=view)
     measured = measure_reconstructions(
         [family],
         data.images,
@@ -278,6 +288,8 @@ def _measure_reconstructions(
         set_features=None,
         num_pictures=CARD_PICTURES,
         strict=options.strict,
+        view=view,
+        per_channel=bool(value_range),
     )
     protocol = Protocol(
         resolution=data.images.resolution,
@@ -285,5 +297,8 @@ def _measure_reconstructions(
         bf16=False,
         perceptual=perceptual_name,
         set_features=None,
+        view=view,
+        value_range=value_range,
+        sizes=data.images.sizes,
     )
-    return measured, describe_scores(measured.measurements[0], protocol=protocol)
+    return measured, protocol

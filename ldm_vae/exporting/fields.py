@@ -42,4 +42,4 @@ def tile_size(run: RunAutoencoder) -> int:
     stated = run.family.model.config.get("sample_size")
     if run.config.model.pretrained is not None and stated not in (None, _UNSTATED_SAMPLE_SIZE):
         return stated
-    return max(_SMALLEST_TILE, run.config.data.resolution)
+    return max(_SMALLEST_TILE, *(side for size in run.config.data.sizes for side in size))

@@ -10,9 +10,9 @@ from typing import Any
 
 from ldm_vae.config.reading import ReadingRules
 from ldm_vae.images.cells import Cells
-from ldm_vae.images.decoding import UnreadableImage
 from ldm_vae.images.folders import TABLE_FORMATS, Listing
 from ldm_vae.images.formats import IMAGE_EXTENSIONS
+from ldm_vae.images.guard import UnreadableImage
 from ldm_vae.system.remote_store import PACKAGES, RemoteStore
 from ldm_vae.system.store import StoreError
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypedDict
 from urllib.parse import unquote, urlsplit
 
 from datasets import ClassLabel
 
 from ldm_vae.config.reading import ReadingRules
-from ldm_vae.images.decoding import UnreadableImage
 from ldm_vae.images.fetching import FetchError, address_roots, fetch, is_address
+from ldm_vae.images.guard import UnreadableImage
 from ldm_vae.images.metadata_files import LABEL_COLUMNS, decode_text
 from ldm_vae.system.telling import tell
 from ldm_vae.system.text import printable
@@ -22,6 +22,14 @@ CAPTION_FILE = "__caption_file__"
 JSON_COLUMNS = "__json_columns__"
 """Column with further columns as one JSON object."""
 _LONGEST_NAME = 1024
+
+
+class Stored(TypedDict):
+    """A picture as it is stored, and what its decoder has to know: arguments of `decode_image` and the like."""
+
+    source: bytes | str
+    name: str
+    rules: ReadingRules
 
 
 def label_column(features: Mapping[str, Any]) -> str | None:
@@ -104,6 +112,14 @@ class Cells:
             return self._local(path)
         except (ValueError, FetchError) as error:
             raise UnreadableImage(self.name(cell, row=row), str(error)) from error
+
+    def stored(self, cell: Any, *, row: int) -> Stored:
+        """Return a picture as the decoder's functions take it.
+
+        Raises:
+            UnreadableImage: See `content`.
+        """
+        return Stored(source=self.content(cell, row=row), name=self.name(cell, row=row), rules=self.rules)
 
     def _remote(self, path: str) -> bytes:
         """Fetch an address, or raise `ValueError` where it isn't the data's own and that wasn't asked for."""

@@ -5,32 +5,24 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Unpack
 
 import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset
-from PIL import Image
 
 from ldm_vae.config.reading import ReadingRules
-from ldm_vae.images.cells import label_column
-from ldm_vae.images.decoding import UnreadableImage, decode_image, open_regular, read_crop, upright_size
-from ldm_vae.images.request import Source, SourceRequest
+from ldm_vae.images.bands import Picture
+from ldm_vae.images.cells import Stored, label_column
+from ldm_vae.images.decoding import decode_image, read_crop, upright_size
+from ldm_vae.images.guard import UnreadableImage, open_regular
+from ldm_vae.images.request import Source, SourceOptions, source_request
 from ldm_vae.images.sources import open_source
 from ldm_vae.images.transforms import Box
 
 _NAMES_AT_ONCE = 10_000
 
 
-def open_collection(
-    source: str,
-    *,
-    split: str | None = None,
-    held_out: bool = False,
-    image_column: str | None = None,
-    field: str = "data",
-    rules: ReadingRules | None = None,
-    recorded: bool = False,
-) -> ImageCollection:
+def open_collection(source: str, **options: Unpack[SourceOptions]) -> ImageCollection:
     """Open a folder of images, parquet or webdataset files, what `Dataset.save_to_disk` wrote, or a hub's data set.
 
     Parquet and webdataset files are named by their folder, by a pattern or one by one. A folder's images are sorted by
@@ -40,27 +32,12 @@ def open_collection(
 
     Args:
         source: Path, glob or hub id.
-        split: Split to read, perhaps with a slice; None: `train`, or with `held_out` the first for validation or test
-            that there is, else the only one.
-        held_out: Whether images are wanted that aren't trained on.
-        image_column: Column of the images; None: the only image column there is.
-        field: What errors call the option that gave `source`.
-        rules: What may be read, and what it may cost.
-        recorded: Whether `source` is from a run's config, in which a hub id stays one, whatever lies here.
+        options: See `SourceOptions`.
 
     Raises:
         ValueError: There is no such source, it holds no images, or split or column don't fit it.
     """
-    request = SourceRequest(
-        source=source,
-        split=split,
-        held_out=held_out,
-        image_column=image_column,
-        option=field,
-        streaming=False,
-        rules=(rules or ReadingRules()).reading_rules(),
-        recorded=recorded,
-    )
+    request = source_request(source, streaming=False, **options)
     opened = open_source(request)
     if len(opened.dataset) == 0:
         raise request.error(f"{request.shown} holds no image")
@@ -147,39 +124,40 @@ class ImageCollection:
         except (OSError, UnreadableImage):
             return None
 
-    def size(self, i: int) -> tuple[int, int]:
-        """Return the (width, height) of image i, upright, from its header.
+    @property
+    def rules(self) -> ReadingRules:
+        """What may be read, and as what."""
+        return self._reader.rules
+
+    def size(self, i: int, *, channels: int) -> tuple[int, int]:
+        """Return the (width, height) of image i, upright, from its header; `channels` tells an array's axes apart.
 
         Raises:
             UnreadableImage: See `decoding.upright_size`.
         """
-        cell = self._cell(i)
-        source, rules = self._reader.content(cell, row=i), self._reader.rules
-        return upright_size(source, name=self._reader.name(cell, row=i), rules=rules)
+        return upright_size(**self._stored(i), channels=channels)
 
-    def read(self, i: int, *, channels: int) -> Image.Image:
-        """Return the whole of image i, upright, in mode L, RGB or RGBA for 1, 3 or 4 channels.
+    def read(self, i: int, *, channels: int) -> Picture:
+        """Return the whole of image i, upright, in mode L, RGB or RGBA for 1, 3 or 4 channels, or as numbers.
 
         Raises:
             UnreadableImage: See `decode_image`.
         """
-        cell = self._cell(i)
-        source, rules = self._reader.content(cell, row=i), self._reader.rules
-        return decode_image(source, channels=channels, name=self._reader.name(cell, row=i), rules=rules)
+        return decode_image(**self._stored(i), channels=channels)
 
     def read_crop(
         self, i: int, *, channels: int, resolution: int | tuple[int, int], box_of: Callable[[tuple[int, int]], Box]
-    ) -> Image.Image:
+    ) -> Picture:
         """Return the part `box_of(size)` of image i, resized to `resolution` pixels; see `decoding.read_crop`.
 
         Raises:
             UnreadableImage: See `decode_image`.
         """
-        cell = self._cell(i)
-        source, name = self._reader.content(cell, row=i), self._reader.name(cell, row=i)
-        return read_crop(
-            source, channels=channels, resolution=resolution, box_of=box_of, name=name, rules=self._reader.rules
-        )
+        return read_crop(**self._stored(i), channels=channels, resolution=resolution, box_of=box_of)
+
+    def _stored(self, i: int) -> Stored:
+        """Return image i as the decoder takes it."""
+        return self._reader.stored(self._cell(i), row=i)
 
     def _cell(self, i: int) -> Any:
         return self._cells[i][self._image_column]

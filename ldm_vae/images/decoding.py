@@ -1,35 +1,33 @@
-"""Image files of every kind to upright pictures of 1, 3 or 4 channels, decoding no more of them than is needed."""
+"""Image files of every kind to upright pictures, decoding no more of them than is needed.
+
+They are pictures of 8 bits and 1, 3 or 4 channels, or where a range is declared numbers of any channels.
+"""
 
 from __future__ import annotations
 
-import errno
-import os
-import stat
-import struct
-import warnings
-import zlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image
 from PIL.ImageFile import ImageFile
 
 from ldm_vae.config.reading import ReadingRules
+from ldm_vae.images.bands import Picture
 from ldm_vae.images.formats import FORMATS
+from ldm_vae.images.guard import BAD_FILE_ERRORS, guarded, open_content
 from ldm_vae.images.limits import (
     LimitedBytes,
     LimitedFile,
     check_scans,
     check_size,
-    raise_pillows_limit,
     silence_libtiff,
     without_png_text,
 )
+from ldm_vae.images.numbers import Numbers
 from ldm_vae.images.pixels import Units, stated_units, to_channels
 from ldm_vae.images.transforms import Box, resize_crop
-from ldm_vae.system.text import one_line, printable
-from ldm_vae.system.watch import at_work, refusal
 
 T = TypeVar("T")
 
@@ -38,23 +36,6 @@ OVERSAMPLING = 4 / 3
 a side: with fewer, photographs come out at less than 40 dB against decoding at full size."""
 
 _JPEG_FORMATS = ("JPEG", "MPO")
-
-_BAD_FILE_ERRORS = (  # what Pillow raises at bad files, by its sources and by fuzzing
-    OSError,
-    SyntaxError,
-    ValueError,
-    TypeError,
-    EOFError,
-    LookupError,
-    ArithmeticError,
-    RuntimeError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-)
-
-_MACHINE_ERRORS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
-"""Errors of opening a file that aren't the file's fault."""
 
 _TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -68,25 +49,15 @@ _TRANSPOSE = {
 """What makes a picture upright, by its EXIF orientation; from 5 on it swaps width and height."""
 
 
-class UnreadableImage(ValueError):
-    """An image that can't be read: `name` says which, `reason` why, in one line."""
-
-    def __init__(self, name: str, reason: str) -> None:
-        super().__init__(name, reason)
-        self.name = name
-        self.reason = reason
-
-    def __str__(self) -> str:
-        return f"the image {printable(self.name)} can't be read: {self.reason}"
-
-
 _DEFAULT_RULES = ReadingRules()
 
 
 def decode_image(
     source: bytes | str | Path, *, channels: int, name: str | None = None, rules: ReadingRules = _DEFAULT_RULES
-) -> Image.Image:
+) -> Picture:
     """Return the whole picture, upright, in mode L, RGB or RGBA for 1, 3 or 4 channels.
+
+    Where the rules declare a range, it is the file's numbers instead.
 
     Transparency is laid on white for 1 and 3 channels and kept for 4. Grey of more than 8 bits is scaled, so that the
     largest number that the file's samples can take is white. Of an animation the first frame is taken. Colour profiles
@@ -94,20 +65,22 @@ def decode_image(
 
     Args:
         source: Path of the file, or its content.
-        channels: 1, 3 or 4.
+        channels: Channels that the picture is to have; 1, 3 or 4 of pictures of 8 bits.
         name: What errors call it; by default the path.
         rules: What the picture may cost.
 
     Raises:
         UnreadableImage: The file is missing, damaged, too large or no image.
     """
+    if rules.reads_numbers:
+        return _of_numbers(source, lambda numbers: numbers.whole(), channels=channels, name=name, rules=rules)
 
     def whole(image: Image.Image, units: Units) -> Image.Image:
         _reduce(image, channels=channels, largest=1)
         check_size(image, rules)
         return _decode(image, channels=channels, units=units)
 
-    return _guarded(source, whole, name=name, rules=rules)
+    return _of_picture(source, whole, name=name, rules=rules)
 
 
 def convert_picture(picture: Image.Image, *, channels: int) -> Image.Image:
@@ -123,7 +96,7 @@ def read_crop(
     box_of: Callable[[tuple[int, int]], Box],
     name: str | None = None,
     rules: ReadingRules = _DEFAULT_RULES,
-) -> Image.Image:
+) -> Picture:
     """Return a part of the picture, resized to `resolution` pixels, and otherwise like `decode_image`.
 
     The part is chosen by the size in the file's header, so that a JPEG of which it is much larger than `resolution`
@@ -131,7 +104,7 @@ def read_crop(
 
     Args:
         source: Path of the file, or its content.
-        channels: 1, 3 or 4.
+        channels: Channels that the picture is to have; 1, 3 or 4 of pictures of 8 bits.
         resolution: Side of the square result in pixels, or its (width, height).
         box_of: Gives the part for the upright picture's (width, height).
         name: What errors call it; by default the path.
@@ -140,10 +113,16 @@ def read_crop(
     Raises:
         UnreadableImage: The file is missing, damaged, too large or no image.
     """
+    width, height = (resolution, resolution) if isinstance(resolution, int) else resolution
+    if rules.reads_numbers:
+
+        def part(numbers: Numbers) -> Picture:
+            return numbers.part(box_of(numbers.size), size=(width, height))
+
+        return _of_numbers(source, part, channels=channels, name=name, rules=rules)
 
     def crop(image: Image.Image, units: Units) -> Image.Image:
         left, top, right, bottom = box_of(_upright_size(image, rules))
-        width, height = (resolution, resolution) if isinstance(resolution, int) else resolution
         largest = min((right - left) / width, (bottom - top) / height) / OVERSAMPLING
         factor = _reduce(image, channels=channels, largest=largest)
         check_size(image, rules)
@@ -151,76 +130,72 @@ def read_crop(
         reduced = (left / factor, top / factor, right / factor, bottom / factor)
         return resize_crop(picture, reduced, resolution=resolution)
 
-    return _guarded(source, crop, name=name, rules=rules)
+    return _of_picture(source, crop, name=name, rules=rules)
 
 
 def upright_size(
-    source: bytes | str | Path, *, name: str | None = None, rules: ReadingRules = _DEFAULT_RULES
+    source: bytes | str | Path, *, channels: int, name: str | None = None, rules: ReadingRules = _DEFAULT_RULES
 ) -> tuple[int, int]:
     """Return the (width, height) of the upright picture, from the header alone where that tells them.
+
+    `channels` tells the axes of an array apart.
 
     Raises:
         UnreadableImage: The file is missing, too large or no image; damage behind the header may pass.
     """
+    if rules.reads_numbers:
+        return _of_numbers(source, lambda numbers: numbers.size, channels=channels, name=name, rules=rules)
 
     def size(image: Image.Image, units: Units) -> tuple[int, int]:
         if image.format == "PNG" and "exif" not in image.info:
             return image.size  # an orientation behind the pixels isn't worth decoding them
         return _upright_size(image, rules)
 
-    return _guarded(source, size, name=name, rules=rules)
+    return _of_picture(source, size, name=name, rules=rules)
 
 
-def open_regular(path: str | Path) -> LimitedFile:
-    """Open a file for reading, whatever it is called.
-
-    Raises:
-        OSError: It can't be opened, or is a folder, a pipe, a socket or a device, which may never end.
-    """
-    if not stat.S_ISREG(os.stat(path).st_mode):  # before it is opened, for opening a device may do something
-        raise OSError(f"it is {'a folder' if os.path.isdir(path) else 'no regular file'}")
-    return LimitedFile(path)
-
-
-def _guarded(
+def _of_picture(
     source: bytes | str | Path,
     read: Callable[[Image.Image, Units], T],
     *,
     name: str | None,
     rules: ReadingRules,
 ) -> T:
-    """Open `source`, hand it to `read`, and turn what Pillow raises at bad files into `UnreadableImage`."""
+    """Open a picture and hand it to `read`."""
 
-    def reopen() -> ImageFile:
-        file = LimitedBytes(source) if isinstance(source, bytes) else open_regular(source)
-        image = Image.open(file, formats=FORMATS)
-        assert isinstance(image, ImageFile)
-        return image
+    def opened(file: LimitedBytes | LimitedFile) -> T:
+        with _open_image(file) as image:
+            if image.format == "TIFF":
+                silence_libtiff()
+            if image.format in _JPEG_FORMATS:
+                check_scans(image, file)
+            return read(image, stated_units(image, reopen=partial(_reopen, source)))
 
-    if name is None:
-        name = f"of {len(source)} bytes" if isinstance(source, bytes) else str(source)
-    refused = refusal(name)
-    if refused is not None:
-        raise UnreadableImage(name, refused)
-    try:
-        raise_pillows_limit(rules)
-        with (
-            at_work(name, seconds=rules.max_decode_seconds),
-            warnings.catch_warnings(),
-            LimitedBytes(source) if isinstance(source, bytes) else open_regular(source) as file,
-        ):
-            warnings.simplefilter("ignore")  # Pillow's, on odd metadata and large pictures
-            file.begin(rules)
-            with _open_image(file) as image:
-                if image.format == "TIFF":
-                    silence_libtiff()
-                if image.format in _JPEG_FORMATS:
-                    check_scans(image, file)
-                return read(image, stated_units(image, reopen=reopen))
-    except _BAD_FILE_ERRORS as error:
-        if isinstance(error, OSError) and error.errno in _MACHINE_ERRORS:
-            raise
-        raise UnreadableImage(name, _reason(error, source, rules)) from error
+    return guarded(source, opened, name=name, rules=rules)
+
+
+def _of_numbers(
+    source: bytes | str | Path,
+    read: Callable[[Numbers], T],
+    *,
+    channels: int,
+    name: str | None,
+    rules: ReadingRules,
+) -> T:
+    """Open a file of numbers in a declared range and hand it to `read`."""
+
+    def opened(file: LimitedBytes | LimitedFile) -> T:
+        path = None if isinstance(source, bytes) else source
+        reopen = partial(_reopen, source)
+        return read(Numbers(file, path=path, channels=channels, rules=rules, open_picture=_open_image, reopen=reopen))
+
+    return guarded(source, opened, name=name, rules=rules)
+
+
+def _reopen(source: bytes | str | Path) -> ImageFile:
+    image = Image.open(open_content(source), formats=FORMATS)
+    assert isinstance(image, ImageFile)
+    return image
 
 
 def _open_image(file: LimitedBytes | LimitedFile) -> ImageFile:
@@ -236,17 +211,6 @@ def _open_image(file: LimitedBytes | LimitedFile) -> ImageFile:
     return image
 
 
-def _reason(error: Exception, source: bytes | str | Path, rules: ReadingRules) -> str:
-    if isinstance(error, Image.DecompressionBombError):
-        return f"its header claims more pixels than max_pixels, which is {rules.max_pixels}"
-    if isinstance(error, UnidentifiedImageError):
-        size = len(source) if isinstance(source, bytes) else os.path.getsize(source)
-        return "it is empty" if size == 0 else "it is in no format that is read here"
-    if isinstance(error, OSError) and error.strerror is not None:
-        return error.strerror
-    return one_line(error)
-
-
 def _upright_size(image: Image.Image, rules: ReadingRules) -> tuple[int, int]:
     if image.format not in _JPEG_FORMATS:
         check_size(image, rules)
@@ -259,7 +223,7 @@ def _orientation(image: Image.Image) -> int:
     """Return the EXIF orientation, 1 where there is none or where the EXIF data are broken."""
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation)
-    except _BAD_FILE_ERRORS:
+    except BAD_FILE_ERRORS:
         return 1
     return orientation if orientation in _TRANSPOSE else 1
 

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ldm_vae.images.buckets import nearest_bucket
 from ldm_vae.images.collection import ImageCollection
-from ldm_vae.images.decoding import UnreadableImage
+from ldm_vae.images.guard import UnreadableImage
 from ldm_vae.images.training import SkippedImage
-from ldm_vae.images.transforms import Box, crop_box, middle_box, to_tensor
+from ldm_vae.images.transforms import Box, Size, crop_box, middle_box, to_tensor
 from ldm_vae.system.workers import load
 
 
@@ -48,19 +49,38 @@ class EvaluationImages(Dataset):
 
     Args:
         collection: The images.
-        channels: 1, 3 or 4.
+        channels: Channels that the images have.
         resolution: The short side is resized to so many pixels and the middle is cropped to a square; None: the whole
             picture, cut around its middle to a multiple of `multiple_of` pixels a side.
         multiple_of: The model's spatial factor.
+        sizes: Where `resolution` is None, (width, height) of the shapes of which each picture gets the nearest, cut
+            about its middle; none: whole pictures.
     """
 
     def __init__(
-        self, collection: ImageCollection, *, channels: int, resolution: int | None, multiple_of: int = 1
+        self,
+        collection: ImageCollection,
+        *,
+        channels: int,
+        resolution: int | None,
+        multiple_of: int = 1,
+        sizes: Sequence[Size] = (),
     ) -> None:
         self._collection = collection
         self._channels = channels
         self.resolution = resolution
         self._multiple_of = multiple_of
+        self.sizes = tuple(sizes)
+
+    @property
+    def value_range(self) -> list[float]:
+        """The declared range of the images' numbers; empty where they are pictures of 8 bits."""
+        return self._collection.rules.value_range
+
+    @property
+    def has_one_shape(self) -> bool:
+        """Whether all images have one shape, so that several make a batch."""
+        return self.resolution is not None or len(self.sizes) == 1
 
     def __len__(self) -> int:
         return len(self._collection)
@@ -75,13 +95,13 @@ class EvaluationImages(Dataset):
         return EvaluationSample(index=index, image=image, name=self._collection.name(index), skipped=None)
 
     def _read(self, index: int) -> Tensor:
-        resolution, factor = self.resolution, self._multiple_of
-        if resolution is not None:
+        shape, factor = self.resolution or self._nearest(index), self._multiple_of
+        if shape is not None:
 
-            def box_of(size: tuple[int, int]) -> Box:
-                return crop_box(size, resolution=resolution, crop="center")
+            def box_of(size: Size) -> Box:
+                return crop_box(size, resolution=shape, crop="center")
 
-            picture = self._collection.read_crop(index, channels=self._channels, resolution=resolution, box_of=box_of)
+            picture = self._collection.read_crop(index, channels=self._channels, resolution=shape, box_of=box_of)
             return to_tensor(picture)
         picture = self._collection.read(index, channels=self._channels)
         width, height = (side // factor * factor for side in picture.size)
@@ -91,6 +111,12 @@ class EvaluationImages(Dataset):
                 self._collection.name(index), f"its {size} pixels are fewer than the model's factor {factor} a side"
             )
         return to_tensor(picture.crop(middle_box(picture.size, cut=(width, height))))
+
+    def _nearest(self, index: int) -> Size | None:
+        """Return the shape that image `index` gets, if there are shapes."""
+        if len(self.sizes) < 2:
+            return self.sizes[0] if self.sizes else None
+        return nearest_bucket(self._collection.size(index, channels=self._channels), sizes=self.sizes)
 
 
 def evaluation_batches(
@@ -102,12 +128,12 @@ def evaluation_batches(
     timeout_seconds: float = 600,
     pin_memory: bool = False,
 ) -> Iterator[EvaluationBatch]:
-    """Yield the images `indices` in this order, `batch_size` at a time; whole pictures come one at a time.
+    """Yield the images `indices` in this order, `batch_size` at a time; those of several shapes come one at a time.
 
     Raises:
         DataWorkerError: A worker died, or gave nothing for `timeout_seconds`.
     """
-    size = 1 if dataset.resolution is None else batch_size
+    size = batch_size if dataset.has_one_shape else 1
     batches = [indices[start : start + size] for start in range(0, len(indices), size)]
     return load(
         dataset,

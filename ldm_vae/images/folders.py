@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from ldm_vae.images.formats import EXTRA, IMAGE_EXTENSIONS, PLUGIN_EXTENSIONS
+from ldm_vae.images.formats import ARRAY_EXTENSIONS, EXTRA, PLUGIN_EXTENSIONS, image_extensions
 from ldm_vae.images.metadata_files import METADATA_FILES
 from ldm_vae.system.outputs import KINDS, RUN, OutputKind, is_marked
 from ldm_vae.system.telling import counted
@@ -76,8 +76,8 @@ class Listing:
             yield f"follows {counted(len(self.links_outside), 'link')} to the outside: {_some(self.links_outside)}"
 
 
-def list_folder(root: str) -> Listing:
-    """List a folder in one walk.
+def list_folder(root: str, *, arrays: bool = False) -> Listing:
+    """List a folder in one walk; with `arrays` files of arrays count as pictures.
 
     Hidden files and folders, and folders that this program wrote, are left out; links to folders are followed, but no
     folder is listed twice.
@@ -86,7 +86,7 @@ def list_folder(root: str) -> Listing:
         OSError: A folder can't be listed.
     """
     listing = Listing(root=root)
-    walk = _Walk(listing)
+    walk = _Walk(listing, extensions=image_extensions(arrays=arrays))
     walk.list("")
     walk.match_captions()
     for paths in (listing.images, listing.tables, listing.metadata):
@@ -120,14 +120,16 @@ def describe_endings(endings: Counter[str]) -> str:
     rest = len(endings) - _NAMED
     more = f" and {rest} more endings" if rest > 0 else ""
     extra = f" ({EXTRA})" if any(ending in PLUGIN_EXTENSIONS for ending in endings) else ""
-    return ", ".join(shown) + more + extra
+    arrays = " (value_range makes arrays images)" if any(ending in ARRAY_EXTENSIONS for ending in endings) else ""
+    return ", ".join(shown) + more + extra + arrays
 
 
 class _Walk:
     """Fills a listing, folder by folder, each before the folders in it."""
 
-    def __init__(self, listing: Listing) -> None:
+    def __init__(self, listing: Listing, *, extensions: tuple[str, ...]) -> None:
         self._listing = listing
+        self._extensions = extensions
         self._root = listing.root
         self._real_root = os.path.realpath(listing.root)
         self._listed: set[str] = set()
@@ -164,7 +166,7 @@ class _Walk:
         """Put a file into the list where it belongs."""
         listing, name, path, lower = self._listing, entry.name, prefix + entry.name, entry.name.lower()
         ending = os.path.splitext(lower)[1]
-        is_image, is_table = lower.endswith(IMAGE_EXTENSIONS), ending in TABLE_FORMATS
+        is_image, is_table = lower.endswith(self._extensions), ending in TABLE_FORMATS
         if name.startswith("."):
             listing.hidden += (is_image or is_table) and not name.startswith("._")
         elif lower in METADATA_FILES:

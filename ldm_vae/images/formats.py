@@ -24,6 +24,13 @@ EXTRA = "the extra `formats` reads .heic and .jxl: pip install ldm-vae[formats]"
 """What messages say of files that only a plugin reads."""
 
 
+ARRAY_EXTENSIONS = (".npy", ".npz")
+"""Endings of arrays, which are images where a range is declared for their numbers."""
+
+ARRAY_EXTRA = "the extra `arrays` reads the numbers: pip install ldm-vae[arrays]"
+"""What messages say of TIFF files whose numbers are wanted."""
+
+
 def _register_heif(module: object) -> None:
     module.register_heif_opener()  # type: ignore[attr-defined]
 
@@ -61,3 +68,8 @@ def _load_formats() -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
 FORMATS, IMAGE_EXTENSIONS, PLUGIN_EXTENSIONS = _load_formats()
 """Names of the formats that `Image.open` may use; endings, in lower case, of files that count as pictures; endings of
 pictures that count once a plugin is installed."""
+
+
+def image_extensions(*, arrays: bool) -> tuple[str, ...]:
+    """Return the endings, in lower case, of files that count as pictures; with `arrays` those of arrays too."""
+    return IMAGE_EXTENSIONS + ARRAY_EXTENSIONS if arrays else IMAGE_EXTENSIONS

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from typing import TypedDict, Unpack
 
 import datasets
 from datasets import Dataset, IterableDataset
@@ -75,6 +76,38 @@ class SourceRequest:
             return split_range(chosen, lengths)
         except ValueError as error:
             raise self.error(str(error)) from error
+
+
+class SourceOptions(TypedDict, total=False):
+    """What may be said of a source beside its name."""
+
+    split: str | None
+    """Split to read, perhaps with a slice; None: `train`, or with `held_out` the first for validation or test that
+    there is, else the only one."""
+    held_out: bool
+    """Whether images are wanted that aren't trained on."""
+    image_column: str | None
+    """Column of the images; None: the only image column there is."""
+    field: str
+    """What errors call the option that names the source; `data` by default."""
+    rules: ReadingRules | None
+    """What may be read, and what it may cost."""
+    recorded: bool
+    """Whether the source is from a run's config, in which a hub id stays one, whatever lies here."""
+
+
+def source_request(source: str, *, streaming: bool, **options: Unpack[SourceOptions]) -> SourceRequest:
+    """State what a user asks for, by a path, a glob or a hub id."""
+    return SourceRequest(
+        source=source,
+        split=options.get("split"),
+        held_out=options.get("held_out", False),
+        image_column=options.get("image_column"),
+        option=options.get("field", "data"),
+        streaming=streaming,
+        rules=(options.get("rules") or ReadingRules()).reading_rules(),
+        recorded=options.get("recorded", False),
+    )
 
 
 def one_line(error: BaseException) -> str:

@@ -22,7 +22,7 @@ from ldm_vae.images.folders import (
     relative_path,
     split_paths,
 )
-from ldm_vae.images.formats import IMAGE_EXTENSIONS
+from ldm_vae.images.formats import ARRAY_EXTENSIONS, image_extensions
 from ldm_vae.images.metadata_files import METADATA_FILES, MetadataError
 from ldm_vae.images.request import HINT, Source, SourceRequest
 from ldm_vae.images.splits import split_name
@@ -63,7 +63,7 @@ def _open_folder(path: str, request: SourceRequest) -> Source:
     if any(os.path.isfile(os.path.join(path, name)) for name in ("state.json", "dataset_dict.json")):
         return open_saved(path, request)
     try:
-        listing = list_folder(path)
+        listing = list_folder(path, arrays=request.rules.reads_numbers)
     except OSError as error:
         raise request.error(f"{printable(error.filename)} can't be listed: {error.strerror}") from error
     if not listing.images and not listing.tables:
@@ -154,7 +154,8 @@ def _open_files(files: list[str], request: SourceRequest) -> Source:
     """Open image, parquet, webdataset or arrow files, all of one kind."""
     files = [os.path.abspath(file) for file in files]
     root = os.path.dirname(files[0]) if len(files) == 1 else os.path.commonpath(files)
-    images = [file for file in files if file.lower().endswith(IMAGE_EXTENSIONS)]
+    extensions = image_extensions(arrays=request.rules.reads_numbers)
+    images = [file for file in files if file.lower().endswith(extensions)]
     beside = [file for file in files if os.path.basename(file).lower() in METADATA_FILES]
     if images and len(images) + len(beside) == len(files):
         listing = Listing(root=root, images=[relative_path(file, root) for file in images])
@@ -162,7 +163,8 @@ def _open_files(files: list[str], request: SourceRequest) -> Source:
         return _open_images(listing, request)
     endings = sorted({os.path.splitext(file)[1].lower() or "none" for file in files})
     if len(endings) > 1 or endings[0] not in TABLE_FORMATS:
-        raise request.error(f"{request.shown} names files with the endings {', '.join(endings)}; {HINT}")
+        hint = "value_range makes arrays images" if set(endings) <= set(ARRAY_EXTENSIONS) else HINT
+        raise request.error(f"{request.shown} names files with the endings {', '.join(endings)}; {hint}")
     return open_tables(root, files, request)
 
 

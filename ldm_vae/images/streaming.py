@@ -4,26 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import count
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 from datasets import ClassLabel, Dataset
 from datasets import IterableDataset as Stream
 from datasets.distributed import split_dataset_by_node
-from PIL import Image
 from torch.utils.data import IterableDataset
 
-from ldm_vae.config.names import Crop
-from ldm_vae.config.reading import ReadingRules
+from ldm_vae.images.bands import Picture
 from ldm_vae.images.cells import Cells, label_column
 from ldm_vae.images.collection import ImageCollection
-from ldm_vae.images.decoding import UnreadableImage, read_crop
-from ldm_vae.images.draws import DrawRules
-from ldm_vae.images.request import SourceRequest
+from ldm_vae.images.decoding import read_crop
+from ldm_vae.images.guard import UnreadableImage
+from ldm_vae.images.request import SourceOptions, source_request
 from ldm_vae.images.sources import open_source
 from ldm_vae.images.training import Augmentation, SkippedImage, TrainingSample
 from ldm_vae.system.randomness import sample_rng
@@ -57,31 +55,13 @@ class ImageStream:
     """The same images by number, where they have one."""
 
 
-def open_stream(
-    source: str,
-    *,
-    split: str | None = None,
-    held_out: bool = False,
-    image_column: str | None = None,
-    field: str = "data",
-    rules: ReadingRules | None = None,
-    recorded: bool = False,
-) -> ImageStream:
+def open_stream(source: str, **options: Unpack[SourceOptions]) -> ImageStream:
     """Open as a stream what `open_collection` opens, with the same arguments.
 
     Raises:
         ValueError: There is no such source, it holds no images, or split or column don't fit it.
     """
-    request = SourceRequest(
-        source=source,
-        split=split,
-        held_out=held_out,
-        image_column=image_column,
-        option=field,
-        streaming=True,
-        rules=(rules or ReadingRules()).reading_rules(),
-        recorded=recorded,
-    )
+    request = source_request(source, streaming=True, **options)
     opened = open_source(request)
     dataset, collection = opened.dataset, None
     if isinstance(dataset, Dataset):
@@ -122,41 +102,14 @@ class StreamingImages:
 
     Args:
         stream: The images.
+        augmentation: How they become training images.
         shuffle_buffer: Images that the stream is shuffled within, differently in each pass; 0 keeps its order.
-
-    The other arguments are those of `TrainingImages`.
     """
 
-    def __init__(
-        self,
-        stream: ImageStream,
-        *,
-        seed: int,
-        channels: int,
-        resolution: int,
-        latent_shape: tuple[int, int, int],
-        early: Sequence[tuple[int, int]] = (),
-        crop: Crop = "random",
-        min_area: float = 0.25,
-        flip: bool = True,
-        draws: DrawRules | None = None,
-        strict: bool = False,
-        shuffle_buffer: int = 0,
-    ) -> None:
+    def __init__(self, stream: ImageStream, augmentation: Augmentation, *, shuffle_buffer: int = 0) -> None:
         self._stream = stream
-        self._strict = strict
+        self._augmentation = augmentation
         self._shuffle_buffer = shuffle_buffer
-        self._augmentation = Augmentation(
-            seed=seed,
-            channels=channels,
-            resolution=resolution,
-            early=tuple(early),
-            crop=crop,
-            min_area=min_area,
-            flip=flip,
-            latent_shape=latent_shape,
-            draws=draws,
-        )
 
     def data_names(self) -> Iterator[str]:
         """Yield what tells this stream from another: see `ImageCollection.data_names`."""
@@ -176,7 +129,7 @@ class StreamingImages:
             num_threads: Threads that decode ahead; 0: none, and nothing is decoded before it is asked for.
 
         Raises:
-            UnreadableImage: An image can't be read, and `strict` is set.
+            UnreadableImage: An image can't be read, and the augmentation is strict.
             ValueError: No image of this process can be read.
             StreamError: The stream broke off.
         """
@@ -195,9 +148,9 @@ class StreamingImages:
             yield self._augmentation.sample(example.k, picture, [])
 
     def _check_readable(self, waiting: list[tuple[_Example, UnreadableImage]]) -> None:
-        """Raise if a whole pass went by without a readable image, or `strict` is set."""
+        """Raise if a whole pass went by without a readable image, or the augmentation is strict."""
         (first, error), (last, _) = waiting[0], waiting[-1]
-        if self._strict:
+        if self._augmentation.strict:
             raise error
         if last.epoch > first.epoch + (first.row > 0):
             raise ValueError(
@@ -207,13 +160,13 @@ class StreamingImages:
 
     def _decoded(
         self, examples: Iterator[_Example], num_threads: int
-    ) -> Iterator[tuple[_Example, Image.Image | UnreadableImage]]:
+    ) -> Iterator[tuple[_Example, Picture | UnreadableImage]]:
         """Yield the examples with their crops, or why there is none, decoded ahead by `num_threads`."""
         if num_threads == 0:
             for example in examples:
                 yield example, self._try_read(example)
             return
-        ahead: deque[tuple[_Example, Future[Image.Image | UnreadableImage]]] = deque()
+        ahead: deque[tuple[_Example, Future[Picture | UnreadableImage]]] = deque()
         with ThreadPoolExecutor(num_threads) as pool:
             for example in examples:
                 ahead.append((example, pool.submit(self._try_read, example)))
@@ -221,21 +174,19 @@ class StreamingImages:
                     example, future = ahead.popleft()
                     yield example, future.result()
 
-    def _try_read(self, example: _Example) -> Image.Image | UnreadableImage:
+    def _try_read(self, example: _Example) -> Picture | UnreadableImage:
         try:
             return self._read(example)
         except UnreadableImage as error:
             return error
 
-    def _read(self, example: _Example) -> Image.Image:
+    def _read(self, example: _Example) -> Picture:
         augmentation, cells = self._augmentation, self._stream.cells
         return read_crop(
-            cells.content(example.cell, row=example.row),
+            **cells.stored(example.cell, row=example.row),
             channels=augmentation.channels,
-            resolution=augmentation.resolution_of(example.k),
+            resolution=augmentation.size_of(example.k),
             box_of=augmentation.box_of(example.k),
-            name=cells.name(example.cell, row=example.row),
-            rules=cells.rules,
         )
 
     def _examples(self, start: int, process_index: int, num_processes: int) -> Iterator[_Example]:

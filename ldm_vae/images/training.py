@@ -7,15 +7,16 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from ldm_vae.config.names import Crop
+from ldm_vae.images.bands import Picture
+from ldm_vae.images.buckets import Buckets
 from ldm_vae.images.collection import ImageCollection
-from ldm_vae.images.decoding import UnreadableImage
 from ldm_vae.images.draws import DrawRules
-from ldm_vae.images.transforms import Box, crop_box, to_tensor
+from ldm_vae.images.guard import UnreadableImage
+from ldm_vae.images.transforms import Box, Size, crop_box, mirrored, to_tensor
 from ldm_vae.system.randomness import sample_index, sample_rng
 
 
@@ -33,7 +34,7 @@ class SkippedImage:
 class TrainingSample:
     """The k-th image of a run."""
 
-    image: Tensor  # [C, R, R], float32 in [-1, 1]
+    image: Tensor  # [C, H, W], float32 in [-1, 1]
     noise: Tensor  # [c, h, w], float32, standard normal: the posterior's
     skipped: list[SkippedImage]
     """Images that were tried before and could not be read."""
@@ -47,7 +48,7 @@ class TrainingSample:
 class TrainingBatch:
     """A micro-batch."""
 
-    images: Tensor  # [b, C, R, R], float32 in [-1, 1], channels_last
+    images: Tensor  # [b, C, H, W], float32 in [-1, 1], channels_last
     noise: Tensor  # [b, c, h, w], float32, standard normal
     skipped: list[SkippedImage]
     draws: dict[str, Tensor | float] = field(default_factory=dict)
@@ -69,7 +70,7 @@ class TrainingBatch:
 def grey_batch(
     size: int, *, shape: tuple[int, int, int], latent_shape: tuple[int, int, int], rules: DrawRules
 ) -> TrainingBatch:
-    """Return `size` grey images of [C, R, R], with zero for noise, and with all that an update may draw."""
+    """Return `size` grey images of [C, H, W], with zero for noise, and with all that an update may draw."""
     sample = rules.of_image(0, latent_shape=latent_shape)
     draws: dict[str, Tensor | float] = {name: torch.stack([drawn] * size) for name, drawn in sample.items()}
     return TrainingBatch(
@@ -86,36 +87,50 @@ class Augmentation:
 
     seed: int
     channels: int
+    """Channels of the images."""
     resolution: int
-    early: tuple[tuple[int, int], ...] = ()
+    """Side of the square images, in pixels."""
+    early: Sequence[tuple[int, int]] = ()
     """(k, smaller resolution): what the images before the k-th have instead, by ascending k."""
     crop: Crop = "random"
+    """See `crop_box`."""
     min_area: float = 0.25
+    """See `crop_box`."""
     flip: bool = True
-    latent_shape: tuple[int, int, int]
-    """Shape [c, h, w] of the latent of an image of `resolution`."""
+    """Whether half of the images are mirrored."""
+    latent_channels: int
+    """Channels of the posterior noise."""
+    spatial_factor: int
+    """Pixels of an image along one side of a pixel of the noise."""
+    buckets: Buckets | None = None
+    """Shapes that images have in place of squares of `resolution`."""
     draws: DrawRules | None = None
     """What is drawn beside crop, flip and noise; None: nothing."""
+    strict: bool = False
+    """Whether an image that can't be read is an error, instead of being replaced."""
 
-    def resolution_of(self, k: int) -> int:
-        """Return the k-th image's side, in pixels."""
-        return next((resolution for end, resolution in self.early if k < end), self.resolution)
+    def size_of(self, k: int) -> Size:
+        """Return the k-th image's (width, height), in pixels."""
+        if self.buckets is not None:
+            return self.buckets.size_of(k)
+        side = next((resolution for end, resolution in self.early if k < end), self.resolution)
+        return side, side
 
     def box_of(self, k: int) -> Callable[[tuple[int, int]], Box]:
         """Return the function that gives the k-th image's crop from its size."""
 
         def box(size: tuple[int, int]) -> Box:
             rng = sample_rng(k, seed=self.seed, stream="crop")
-            return crop_box(size, resolution=self.resolution_of(k), crop=self.crop, min_area=self.min_area, rng=rng)
+            return crop_box(size, resolution=self.size_of(k), crop=self.crop, min_area=self.min_area, rng=rng)
 
         return box
 
-    def sample(self, k: int, picture: Image.Image, skipped: list[SkippedImage]) -> TrainingSample:
+    def sample(self, k: int, picture: Picture, skipped: list[SkippedImage]) -> TrainingSample:
         """Return the k-th sample from its crop: flipped or not, and with its noise."""
         if self.flip and sample_rng(k, seed=self.seed, stream="flip").random() < 0.5:
-            picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        channels, *sides = self.latent_shape
-        shape = [channels, *(side * self.resolution_of(k) // self.resolution for side in sides)]
+            picture = mirrored(picture)
+        width, height = self.size_of(k)
+        shape = (self.latent_channels, height // self.spatial_factor, width // self.spatial_factor)
         noise = sample_rng(k, seed=self.seed, stream="noise").standard_normal(shape, dtype=np.float32)
         sample = TrainingSample(image=to_tensor(picture), noise=torch.from_numpy(noise), skipped=skipped)
         if self.draws is not None:
@@ -127,87 +142,56 @@ class Augmentation:
 class TrainingImages(Dataset):
     """The run's images by their number k, without end: item k depends on (seed, k) and the collection alone.
 
-    Where the image that is due can't be read, the next readable one of the collection takes its place, with k's crop,
-    flip and noise.
+    Where the image that is due can't be read, the next readable one of the collection, or of its bucket, takes its
+    place, with k's crop, flip and noise.
 
     Args:
         collection: The images.
-        seed: Seed of the run.
-        channels: 1, 3 or 4.
-        resolution: Side of the square images, in pixels.
-        early: (k, smaller resolution): the side of the images before the k-th, by ascending k.
-        crop: See `crop_box`.
-        min_area: See `crop_box`.
-        flip: Mirror half of the images.
-        latent_shape: (c, h, w) of the posterior noise at `resolution`.
-        draws: What is drawn beside crop, flip and noise; None: nothing.
-        strict: Raise `UnreadableImage` instead of taking the next one.
+        augmentation: How they become training images.
     """
 
-    def __init__(
-        self,
-        collection: ImageCollection,
-        *,
-        seed: int,
-        channels: int,
-        resolution: int,
-        latent_shape: tuple[int, int, int],
-        early: Sequence[tuple[int, int]] = (),
-        crop: Crop = "random",
-        min_area: float = 0.25,
-        flip: bool = True,
-        draws: DrawRules | None = None,
-        strict: bool = False,
-    ) -> None:
+    def __init__(self, collection: ImageCollection, augmentation: Augmentation) -> None:
         self._collection = collection
-        self._strict = strict
-        self._augmentation = Augmentation(
-            seed=seed,
-            channels=channels,
-            resolution=resolution,
-            early=tuple(early),
-            crop=crop,
-            min_area=min_area,
-            flip=flip,
-            latent_shape=latent_shape,
-            draws=draws,
-        )
+        self.augmentation = augmentation
 
     def data_names(self) -> Iterator[str]:
-        """Yield what tells this collection from another: see `ImageCollection.data_names`."""
-        return self._collection.data_names()
+        """Yield what tells this collection from another: see `ImageCollection.data_names`, and its buckets."""
+        yield from self._collection.data_names()
+        if self.augmentation.buckets is not None:
+            yield f"buckets of the images, {self.augmentation.buckets.digest()}"
 
     @property
     def first_of_full_size(self) -> int:
         """Number of the first image that has `resolution`."""
-        return max((end for end, _ in self._augmentation.early), default=0)
+        return max((end for end, _ in self.augmentation.early), default=0)
 
     def __getitem__(self, k: int) -> TrainingSample:
         """Return the k-th image of the run.
 
         Raises:
-            UnreadableImage: It can't be read, and `strict` is set.
+            UnreadableImage: It can't be read, and the augmentation is strict.
             ValueError: No image of the collection can be read.
         """
-        augmentation = self._augmentation
-        num_samples = len(self._collection)
-        first = sample_index(k, num_samples=num_samples, seed=augmentation.seed)
+        augmentation = self.augmentation
+        due = None if augmentation.buckets is None else augmentation.buckets.due(k)
+        images, place = due or (range(len(self._collection)), k)
+        first = sample_index(place, num_samples=len(images), seed=augmentation.seed)
         skipped: list[SkippedImage] = []
-        for offset in range(num_samples):
-            index = (first + offset) % num_samples
+        for offset in range(len(images)):
+            index = int(images[(first + offset) % len(images)])
             try:
                 picture = self._collection.read_crop(
                     index,
                     channels=augmentation.channels,
-                    resolution=augmentation.resolution_of(k),
+                    resolution=augmentation.size_of(k),
                     box_of=augmentation.box_of(k),
                 )
             except UnreadableImage as error:
-                if self._strict:
+                if augmentation.strict:
                     raise
                 skipped.append(SkippedImage(index=index, name=error.name, reason=error.reason))
             else:
                 return augmentation.sample(k, picture, skipped)
         raise ValueError(
-            f"none of the {num_samples} training images can be read; the first: {skipped[0].name}: {skipped[0].reason}"
+            f"none of the {len(images)} training images can be read; the first: {skipped[0].name}: {skipped[0].reason}"
         )

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from ldm_vae.system.pixels import as_rgb
+from ldm_vae.system.pixels import seen
 
 
 class PerceptualDistance(nn.Module):
@@ -22,12 +22,23 @@ class PerceptualDistance(nn.Module):
 
     Args:
         network: Maps pictures [B, 3, H, W] in [-1, 1] to feature maps, shallow to deep.
+        channels: Channels of an image that the network sees: three, or one, which is repeated. Without them images are
+            grey or red, green and blue.
+        alpha: Channel that says how opaque a pixel is; None: all are opaque.
         heads: One module for each layer, which maps [B, channels, h, w] to [B, 1, h, w]. With None the channels are
             added up and the sum is divided by the number of layers.
     """
 
-    def __init__(self, network: nn.Module, *, heads: Iterable[nn.Module] | None = None) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        channels: Sequence[int] | None = None,
+        alpha: int | None = None,
+        heads: Iterable[nn.Module] | None = None,
+    ) -> None:
         super().__init__()
+        self.channels, self.alpha = channels, alpha
         self.network = network
         self.heads = nn.ModuleList(heads) if heads is not None else None
         self.requires_grad_(False)
@@ -37,22 +48,22 @@ class PerceptualDistance(nn.Module):
         """Return the distance of each pair.
 
         Args:
-            images: [B, C, H, W] in [-1, 1]; grey is repeated to RGB, alpha is left out.
+            images: [B, C, H, W] in [-1, 1].
             reconstruction: Likewise; the gradient flows to it alone.
 
         Returns:
             [B], float32, 0 for equal pictures.
         """
         with torch.no_grad():
-            target = self.network(as_rgb(images))
-        source = self.network(as_rgb(reconstruction))
+            target = self.network(torch.cat(seen(images, channels=self.channels, alpha=self.alpha)))
+        source = self.network(torch.cat(seen(reconstruction, channels=self.channels, alpha=self.alpha)))
         squared = [(unit_channels(a) - unit_channels(b)).square() for a, b in zip(target, source, strict=True)]
         if self.heads is None:
             layers = [layer.sum(1).mean(dim=(1, 2)) / len(squared) for layer in squared]
         else:
             heads = zip(self.heads, squared, strict=True)
             layers = [head(layer).float().mean(dim=(1, 2, 3)) for head, layer in heads]
-        return torch.stack(layers).sum(0)
+        return torch.stack(layers).sum(0).reshape(-1, len(images)).mean(0)
 
     def train(self, mode: bool = True) -> PerceptualDistance:
         """Stay in eval mode."""

@@ -1,6 +1,7 @@
 """How near reconstructions come to their pictures.
 
-Every number is of pictures as a user gets them: clamped to [-1, 1] and rounded to 8 bits. A sum doesn't depend on how
+Every number is of pictures as a user gets them: clamped to [-1, 1] and rounded to 8 bits, or for images that are
+numbers in a declared range not rounded. A sum doesn't depend on how
 the images were cut into batches or dealt to processes, so neither does the result.
 """
 
@@ -15,12 +16,13 @@ import torch
 from torch import Tensor, nn
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
+from ldm_vae.metrics.image_channels import ImageChannels, ImageChannelSummary
 from ldm_vae.metrics.latents import LatentMetrics, LatentSummary
 from ldm_vae.metrics.sums import Sums
 from ldm_vae.system.float64 import in_float64
-from ldm_vae.system.pixels import from_pixels, to_pixels
+from ldm_vae.system.pixels import from_pixels, to_levels, to_pixels
 
-_LATENTS = "latents/"
+_LATENTS, _CHANNELS = "latents/", "channels/"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +49,8 @@ class ReconstructionSummary:
     """exp(entropy) of the codes over all places: so many codes, used alike, would tell as much."""
     code_bits_per_dim: float | None = None
     """Entropy of an image's codes, in bits an image element."""
+    image_channels: ImageChannelSummary | None = None
+    """Each channel of the images by itself; None where that wasn't asked for."""
 
     @property
     def active_channels(self) -> int:
@@ -67,6 +71,8 @@ class ReconstructionMetrics:
             distances [B]; or None.
         latent_channels: Channels of the latents.
         codebook_size: Number of codes that latents are made of; None where they aren't.
+        image_channels: Channels of the images, for figures of each; None: there are none.
+        rounded: Whether images are pictures of 8 bits, and not numbers in a declared range.
         device: Where the sums are kept.
     """
 
@@ -76,10 +82,14 @@ class ReconstructionMetrics:
         perceptual: nn.Module | None,
         latent_channels: int,
         codebook_size: int | None = None,
+        image_channels: int | None = None,
+        rounded: bool = True,
         device: torch.device | str = "cpu",
     ) -> None:
         self.perceptual = perceptual
         self.codebook_size = codebook_size
+        self._to_levels = to_pixels if rounded else to_levels
+        self.channels = None if image_channels is None else ImageChannels(image_channels, device=device)
         self.latents = LatentMetrics(latent_channels=latent_channels, device=device)
         sizes = dict.fromkeys(("psnr", "ssim", "perceptual", "kl", "nonfinite"), 1)
         if codebook_size is not None:
@@ -109,7 +119,9 @@ class ReconstructionMetrics:
         """
         if images.shape[0] == 0:
             return {}
-        pixels, reconstructed = to_pixels(images), to_pixels(reconstruction)
+        pixels, reconstructed = self._to_levels(images), self._to_levels(reconstruction)
+        if self.channels is not None:
+            self.channels.update(pixels, reconstructed)
         scores = {
             "psnr": psnr(pixels, reconstructed),
             "ssim": ssim(pixels, reconstructed),
@@ -129,13 +141,17 @@ class ReconstructionMetrics:
 
     def state(self) -> dict[str, Tensor]:
         """Return all sums by name: add up those of all processes and `load_state` the totals."""
-        return self._sums.state() | {_LATENTS + name: total for name, total in self.latents.state().items()}
+        parts = {"": self._sums.state(), _LATENTS: self.latents.state()}
+        if self.channels is not None:
+            parts[_CHANNELS] = self.channels.state()
+        return {prefix + name: total for prefix, part in parts.items() for name, total in part.items()}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Replace all sums by those of `state`."""
-        latents = {name.removeprefix(_LATENTS): total for name, total in state.items() if name.startswith(_LATENTS)}
-        self._sums.load_state({name: total for name, total in state.items() if not name.startswith(_LATENTS)})
-        self.latents.load_state(latents)
+        self._sums.load_state({name: total for name, total in state.items() if "/" not in name})
+        self.latents.load_state(_part(state, _LATENTS))
+        if self.channels is not None:
+            self.channels.load_state(_part(state, _CHANNELS))
 
     def compute(self) -> ReconstructionSummary:
         """Return the means over all that was added.
@@ -156,6 +172,7 @@ class ReconstructionMetrics:
             perceptual=None if self.perceptual is None else mean("perceptual"),
             kl=None if latents.channel_kl is None else mean("kl"),
             latents=latents,
+            image_channels=None if self.channels is None else self.channels.compute(),
             **self._codes(num_images=latents.num_images),
         )
 
@@ -172,6 +189,10 @@ class ReconstructionMetrics:
             "codebook_perplexity": math.exp(entropy),
             "code_bits_per_dim": codes_per_element * entropy / math.log(2),
         }
+
+
+def _part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): total for name, total in state.items() if name.startswith(prefix)}
 
 
 def psnr(pixels: Tensor, reconstructed: Tensor) -> Tensor:

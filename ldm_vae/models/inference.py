@@ -102,12 +102,16 @@ class InferenceAutoencoder:
         return self.family.bottleneck(self._encode(images))
 
     def encode_pixels(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Encode pixels [B, H, W, C], uint8, which are a quarter of the bytes to bring to the device."""
+        """Encode pixels [B, H, W, C]; as uint8 they are a quarter of the bytes to bring to the device."""
         return self.encode(self.to_images(pixels))
 
     def to_images(self, pixels: Tensor) -> Tensor:
-        """Return pixels [B, H, W, C], uint8, as images [B, C, H, W] in [-1, 1] on the device, channels_last."""
-        return from_pixels(pixels.to(self.device, non_blocking=True).permute(0, 3, 1, 2))
+        """Return pixels [B, H, W, C] as images [B, C, H, W] in [-1, 1] on the device, channels_last.
+
+        uint8 are the levels of a picture, float32 are in [-1, 1] already.
+        """
+        moved = pixels.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
+        return moved if moved.is_floating_point() else from_pixels(moved)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:

@@ -19,30 +19,32 @@ BLOCK = 8  # side of the blocks of `LowPass`
 Drawn = Mapping[str, "Tensor | float"]
 
 
-def transformed(pictures: Tensor, *, side: int, rotation: Tensor, mirror: Tensor) -> Tensor:
-    """Scale square pictures or latents to a side, mirror some of them left to right, then turn each by quarter turns.
+def transformed(pictures: Tensor, *, size: tuple[int, int], rotation: Tensor, mirror: Tensor) -> Tensor:
+    """Scale pictures or latents to a size, mirror some of them left to right, then turn each by quarter turns.
 
     Scaling is bilinear with antialiasing, as `F.interpolate(..., antialias=True)` has it. It is computed as two
     products of matrices in float32: their gradient adds in a fixed order on every device.
 
     Args:
-        pictures: [B, C, H, H].
-        side: New side, in pixels.
-        rotation: [B], quarter turns counter-clockwise, 0 to 3.
+        pictures: [B, C, H, W].
+        size: New (height, width), in pixels.
+        rotation: [B], quarter turns counter-clockwise, 0 to 3; 0 or 2 of what isn't square.
         mirror: [B], bool.
 
     Returns:
-        [B, C, side, side], float32, channels_last.
+        [B, C, *size], float32, channels_last.
     """
     with torch.autocast(pictures.device.type, enabled=False):
         scaled = pictures.float()
-        if pictures.shape[-1] != side:
-            matrix = scaling_matrix(pictures.shape[-1], side, pictures.device)
-            scaled = matrix @ scaled @ matrix.T
+        if pictures.shape[-2:] != size:
+            rows, columns = (
+                scaling_matrix(old, new, pictures.device) for old, new in zip(pictures.shape[-2:], size, strict=True)
+            )
+            scaled = rows @ scaled @ columns.T
     which = (slice(None), None, None, None)
     scaled = torch.where(mirror[which], scaled.flip(-1), scaled)
     turned = scaled
-    for quarters in (1, 2, 3):
+    for quarters in (1, 2, 3) if size[0] == size[1] else (2,):
         turned = torch.where((rotation == quarters)[which], torch.rot90(scaled, quarters, (-2, -1)), turned)
     return turned.contiguous(memory_format=torch.channels_last)
 
@@ -68,18 +70,20 @@ class Transform:
         return cls(scale=float(draws[scale]), rotation=rotation, mirror=mirror, factor=factor)
 
     def of_latents(self, latents: Tensor) -> Tensor:
-        """Return transformed latents, [B, c, h', h'] of [B, c, h, h]."""
-        return self._moved(latents, side=self._side(latents.shape[-1]))
+        """Return transformed latents, [B, c, h', w'] of [B, c, h, w]."""
+        height, width = latents.shape[-2:]
+        return self._moved(latents, size=(self._side(height), self._side(width)))
 
     def of_images(self, images: Tensor) -> Tensor:
-        """Return transformed images, [B, C, H', H'] of [B, C, H, H]; H' is h' times the factor."""
-        return self._moved(images, side=self.factor * self._side(images.shape[-1] // self.factor))
+        """Return transformed images, [B, C, H', W'] of [B, C, H, W]; H' is h' times the factor."""
+        height, width = (self.factor * self._side(side // self.factor) for side in images.shape[-2:])
+        return self._moved(images, size=(height, width))
 
     def _side(self, latent_side: int) -> int:
         return max(1, round(self.scale * latent_side))
 
-    def _moved(self, pictures: Tensor, *, side: int) -> Tensor:
-        return transformed(pictures, side=side, rotation=self.rotation, mirror=self.mirror)
+    def _moved(self, pictures: Tensor, *, size: tuple[int, int]) -> Tensor:
+        return transformed(pictures, size=size, rotation=self.rotation, mirror=self.mirror)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -14,6 +16,14 @@ def from_pixels(pixels: Tensor) -> Tensor:
     return pixels.to(torch.float32, copy=True).div_(LEVELS_PER_UNIT).sub_(1)
 
 
+def to_levels(values: Tensor) -> Tensor:
+    """Return values in [-1, 1], of any shape, as levels from 0 to 255 in float32, not rounded.
+
+    Values outside are clamped; NaN stays NaN.
+    """
+    return values.to(torch.float32, copy=True).add_(1).mul_(LEVELS_PER_UNIT).clamp_(0, 255)
+
+
 def to_pixels(values: Tensor) -> Tensor:
     """Return values in [-1, 1], of any shape, as whole numbers 0 to 255 in float32: what a saved picture holds.
 
@@ -22,6 +32,29 @@ def to_pixels(values: Tensor) -> Tensor:
     return values.to(torch.float32, copy=True).add_(1).mul_(LEVELS_PER_UNIT).round_().clamp_(0, 255)
 
 
-def as_rgb(images: Tensor) -> Tensor:
-    """Return [B, 3, H, W] of [B, 1, 3 or 4, H, W]."""
-    return images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images[:, :3]
+def seen(images: Tensor, *, channels: Sequence[int] | None = None, alpha: int | None = None) -> list[Tensor]:
+    """Return what a network for photographs sees of images: one picture of each, or where there is alpha two.
+
+    With alpha a, in [0, 1], colours c become a c over black and a c + 1 - a over white, in that order. So colours
+    don't count where nothing is opaque, and what is opaque counts whatever its colour.
+
+    Args:
+        images: [B, C, H, W] in [-1, 1].
+        channels: Which are seen; None: grey is repeated, and others are red, green and blue.
+        alpha: Which says how opaque a pixel is; None: all are opaque.
+
+    Returns:
+        Pictures [B, 3, H, W] in [-1, 1].
+    """
+    channels = tuple(channels or ((0,) if images.shape[1] == 1 else (0, 1, 2)))
+    if len(channels) == 1:
+        colours = images[:, channels[0], None].expand(-1, 3, -1, -1)
+    elif images.shape[1] == 3 and channels == (0, 1, 2):
+        colours = images
+    else:  # slices, since numbers of channels would be copied to the device each time
+        colours = torch.cat([images[:, channel, None] for channel in channels], dim=1)
+    if alpha is None:
+        return [colours]
+    opacity = (images[:, alpha, None] + 1) / 2
+    over_black = opacity * (colours + 1) - 1
+    return [over_black, over_black + 2 * (1 - opacity)]

@@ -156,7 +156,7 @@ def _trial(connection: Connection, config: Config, size: int) -> None:
         step = TrainingStep(state, loss_config=config.loss, train_config=config.train, accelerator=accelerator)
         if train.compiles(device.type):
             state.compile_networks()
-        batch = step.grey_batch(size, resolution=config.data.resolution)
+        batch = step.grey_batch(size, resolution=config.data.sizes[0])
         if device.type == "cuda":
             batch = batch.pin_memory()
         step(iter([batch]))

@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from ldm_vae.config.names import CheckpointingLevel
 from ldm_vae.config.rules import FieldError, require
 from ldm_vae.config.run import Config
+from ldm_vae.images.transforms import Size
 from ldm_vae.models.checkpointing import checkpoint_activations
 from ldm_vae.system.float64 import float64_tensor
 from ldm_vae.system.memory import release_freed_memory
@@ -69,8 +70,8 @@ def explained_memory(step: TrainingStep, config: Config) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError:
         raise FieldError(
-            f"a micro-batch of {step.micro_batch_size} images of {config.data.resolution} pixels doesn't fit into the "
-            f"GPU's memory; take a smaller <train.micro_batch_size>, or a higher level of "
+            f"a micro-batch of {step.micro_batch_size} images of {max(config.data.sizes[0])} pixels doesn't fit into "
+            f"the GPU's memory; take a smaller <train.micro_batch_size>, or a higher level of "
             f"<train.gradient_checkpointing>"
         ) from None
 
@@ -93,7 +94,7 @@ def fit_to_memory(step: TrainingStep, config: Config, *, accelerator: Accelerato
     estimates = []
     for level in LEVELS[LEVELS.index(train.gradient_checkpointing) :]:
         checkpoint_activations(state.family, level)
-        needed = _estimate(step, resolution=config.data.resolution, accelerator=accelerator) / GIB
+        needed = _estimate(step, resolution=config.data.sizes[0], accelerator=accelerator) / GIB
         estimates.append(f"{level} {needed:.2f} GiB")
         if needed <= train.memory_budget_gib:
             return (
@@ -107,7 +108,7 @@ def fit_to_memory(step: TrainingStep, config: Config, *, accelerator: Accelerato
     )
 
 
-def _estimate(step: TrainingStep, *, resolution: int, accelerator: Accelerator) -> float:
+def _estimate(step: TrainingStep, *, resolution: Size, accelerator: Accelerator) -> float:
     """Return the bytes that a step takes, the most of all processes."""
     state = step.state
     image = step.grey_batch(1, resolution=resolution)

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+import numpy as np
+import torch
 from accelerate import Accelerator
 
 from ldm_vae.config.rules import require
 from ldm_vae.config.run import Config
 from ldm_vae.images.batches import training_batches
+from ldm_vae.images.buckets import Buckets, nearest_bucket
 from ldm_vae.images.collection import ImageCollection, open_collection
 from ldm_vae.images.draws import DrawRules
 from ldm_vae.images.evaluation import EvaluationImages
+from ldm_vae.images.headers import picture_sizes
 from ldm_vae.images.streaming import ImageStream, StreamingImages, open_stream
-from ldm_vae.images.training import TrainingBatch, TrainingImages
+from ldm_vae.images.training import Augmentation, TrainingBatch, TrainingImages
 from ldm_vae.system.cores import count_workers
-from ldm_vae.training.processes import timeout
+from ldm_vae.system.progress import progress
+from ldm_vae.system.telling import tell
+from ldm_vae.training.processes import Processes, timeout
 from ldm_vae.training.state import TrainingState
 from ldm_vae.training.tracking import Tracking
 
@@ -61,6 +66,7 @@ def training_images(
     config: Config,
     state: TrainingState,
     *,
+    processes: Processes,
     early_stages: Sequence[tuple[int, int]] = (),
 ) -> TrainingImages | StreamingImages:
     """Return the images to train on, cropped and with their noise.
@@ -70,29 +76,68 @@ def training_images(
         config: The run's settings.
         state: The model, whose latents have the shape of the noise.
         early_stages: Early stages as (update, resolution): the side that images have before the update.
+        processes: The run's processes, which share in reading the images' sizes where there are buckets.
     """
     data = config.data
-    latent_side = data.resolution // state.family.spatial_factor
-    arguments: dict[str, Any] = {
-        "seed": config.seed,
-        "channels": config.model.in_channels,
-        "resolution": data.resolution,
-        "latent_shape": (state.family.latent_channels, latent_side, latent_side),
-        "early": [(step * config.train.batch_size, resolution) for step, resolution in early_stages],
-        "crop": data.crop,
-        "min_area": data.crop_min_area,
-        "flip": data.flip,
-        "draws": DrawRules.of(
+    augmentation = Augmentation(
+        seed=config.seed,
+        channels=config.model.in_channels,
+        resolution=data.resolution,
+        early=[(step * config.train.batch_size, resolution) for step, resolution in early_stages],
+        crop=data.crop,
+        min_area=data.crop_min_area,
+        flip=data.flip,
+        latent_channels=state.family.latent_channels,
+        spatial_factor=state.family.spatial_factor,
+        buckets=_buckets(source, config, processes=processes) if data.buckets else None,
+        draws=DrawRules.of(
             config.loss,
             seed=config.seed,
             batch_size=config.train.batch_size,
             decoder_only=config.model.decoder_only,
         ),
-        "strict": data.strict,
-    }
+        strict=data.strict,
+    )
     if isinstance(source, ImageStream):
-        return StreamingImages(source, shuffle_buffer=data.shuffle_buffer, **arguments)
-    return TrainingImages(source, **arguments)
+        return StreamingImages(source, augmentation, shuffle_buffer=data.shuffle_buffer)
+    return TrainingImages(source, augmentation)
+
+
+def _buckets(source: ImageCollection | ImageStream, config: Config, *, processes: Processes) -> Buckets:
+    """Return the run's buckets, with the images in each; headers are read where there are several."""
+    sizes, members = config.data.sizes, None
+    if len(sizes) > 1:
+        assert isinstance(source, ImageCollection)
+        chosen = _nearest_of_all(source, config, processes=processes)
+        members = [np.flatnonzero(chosen == number) for number in range(len(sizes))]
+        counts = ", ".join(f"{w}x{h} {len(images):,}" for (w, h), images in zip(sizes, members, strict=True))
+        if processes.accelerator.is_main_process:
+            tell(f"data.train: images by the nearest of data.buckets: {counts}")
+    return Buckets(sizes, members=members, seed=config.seed, batch_size=config.train.batch_size)
+
+
+def _nearest_of_all(collection: ImageCollection, config: Config, *, processes: Processes) -> np.ndarray:
+    """Return the number of each image's bucket, or of the one nearest to a square where its header can't be read.
+
+    Each process reads its part of the headers.
+    """
+    sizes, accelerator = config.data.sizes, processes.accelerator
+    mine = range(accelerator.process_index, len(collection), processes.count)
+    numbers = {size: number for number, size in enumerate(sizes)}
+    found = torch.zeros(len(collection), dtype=torch.int32)
+    seen = picture_sizes(
+        collection,
+        mine,
+        channels=config.model.in_channels,
+        num_workers=count_workers(config.data.num_workers),
+        timeout_seconds=timeout(config).total_seconds(),
+    )
+    with progress(len(mine), what="image sizes", unit="img", show=accelerator.is_main_process, leave=False) as bar:
+        for image, size in zip(mine, seen, strict=True):
+            found[image] = numbers[nearest_bucket(size or (1, 1), sizes=sizes)]
+            bar.update()
+    processes.add_up([found], purpose="to read the images' sizes")
+    return found.numpy()
 
 
 def validation_images(source: ImageCollection | None, config: Config, state: TrainingState) -> EvaluationImages | None:
@@ -103,8 +148,8 @@ def validation_images(source: ImageCollection | None, config: Config, state: Tra
     return EvaluationImages(
         source,
         channels=config.model.in_channels,
-        resolution=None if data.whole_validation else data.resolution,
         multiple_of=state.family.spatial_factor,
+        **({"resolution": None} if data.whole_validation else data.shapes),
     )
 
 

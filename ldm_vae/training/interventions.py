@@ -19,7 +19,8 @@ def build_interventions(config: Config, *, family: Family) -> list[Intervention]
         FieldError: A side of images or latents doesn't fit one of them. The message names the field.
     """
     loss, interventions = config.loss, list[Intervention]()
-    sides = [*config.data.early_resolutions, config.data.resolution]
+    sides = _sides(config)
+    _check_turns(config)
     if loss.low_pass:
         for side in sides:
             require(
@@ -41,13 +42,29 @@ def pair_rules(loss: LossConfig) -> PairRules:
     return PairRules(decode=loss.equivariance_weight != 0, encode=loss.consistency_weight != 0)
 
 
+def _sides(config: Config) -> list[int]:
+    """Return every side that images of the run have, in pixels."""
+    return [*config.data.early_resolutions, *dict.fromkeys(side for size in config.data.sizes for side in size)]
+
+
+def _check_turns(config: Config) -> None:
+    """Refuse quarter turns of images that aren't square, which would have another shape."""
+    loss = config.loss
+    turned = (loss.eq_probability > 0 or loss.compares_pairs) and {90, 270} & set(loss.equivariance_rotations)
+    require(
+        not turned or all(width == height for width, height in config.data.sizes),
+        f"<loss.equivariance_rotations> is {loss.equivariance_rotations}, but images of <data.buckets> that aren't "
+        f"square keep their shape only by 0 and 180",
+    )
+
+
 def _check_smallest(config: Config, *, family: Family) -> None:
     """Refuse scaled images that the perceptual network or the discriminator can't take."""
     loss, factor = config.loss, family.spatial_factor
     least = LEAST_SIDE.get(loss.perceptual, 1) if loss.perceptual_weight != 0 else 1
     if loss.disc_weight > 0 and loss.discriminator == "patch":
         least = max(least, 3 * 2**loss.disc_num_layers)
-    resolution = min([*config.data.early_resolutions, config.data.resolution])
+    resolution = min(_sides(config))
     scale = min(loss.equivariance_scales)
     smallest = factor * max(1, round(scale * (resolution // factor)))
     require(

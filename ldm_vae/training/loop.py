@@ -107,7 +107,9 @@ def train_stage(
     run, processes, config = session.run, session.processes, stage.config
     accelerator = processes.accelerator
     state = build_networks(session, config)
-    training = training_images(session.data.training, config, state, early_stages=stage.early_stages)
+    training = training_images(
+        session.data.training, config, state, processes=processes, early_stages=stage.early_stages
+    )
     validation = validation_images(session.data.validation, config, state)
     panel = panel_images(session.data.validation, config, state)
     step = TrainingStep(state, loss_config=config.loss, train_config=config.train, accelerator=accelerator)
@@ -226,7 +228,7 @@ def take_up(state: TrainingState, stage: Stage, checkpoint: Path | None) -> list
 
 
 def compile_and_rehearse(step: TrainingStep, config: Config, *, accelerator: Accelerator, tracking: Tracking) -> None:
-    """Choose which activations to recompute, compile the networks, and rehearse a step of each resolution.
+    """Choose which activations to recompute, compile the networks, and rehearse a step of each shape.
 
     Raises:
         ValueError: A step doesn't fit into memory.
@@ -238,8 +240,8 @@ def compile_and_rehearse(step: TrainingStep, config: Config, *, accelerator: Acc
                 tracking.say(fit_to_memory(step, config, accelerator=accelerator))
         if train.compiles(accelerator.device.type):
             step.state.compile_networks()
-        for resolution in (*config.data.early_resolutions, config.data.resolution):
-            step.rehearse(resolution=resolution)
+        for shape in (*((side, side) for side in config.data.early_resolutions), *config.data.sizes):
+            step.rehearse(resolution=shape)
 
 
 def summary_of(posterior: Tensor | None) -> PosteriorSummary | None:

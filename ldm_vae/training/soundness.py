@@ -33,9 +33,9 @@ def why_unsound(state: TrainingState, config: Config) -> str | None:
 @torch.no_grad()
 @torch.compiler.set_stance("force_eager")  # one more shape would be compiled
 def _computes_finite_values(state: TrainingState, config: Config) -> bool:
-    device, side = state.lam.device, config.data.resolution
+    device, (width, height) = state.lam.device, config.data.sizes[0]
     rng = torch.Generator().manual_seed(0)
-    picture = torch.rand(1, config.model.in_channels, side, side, generator=rng) * 2 - 1  # [1, C, R, R], [-1, 1]
+    picture = torch.rand(1, config.model.in_channels, height, width, generator=rng) * 2 - 1  # [1, C, H, W]
     picture = picture.to(device, memory_format=torch.channels_last)
     reconstruction = reconstruct(state, picture, train=config.train)
     results = [reconstruction.images, reconstruction.mean]

@@ -254,6 +254,7 @@ def build_discriminator(config: Config, *, device: torch.device) -> Discriminato
         depth="quarters",
         choice="loss.discriminator",
         field="loss.discriminator_weights",
+        view=config.view,
     )
     return FeatureDiscriminator(network.to(device), channels=loss.disc_channels)
 

@@ -16,6 +16,7 @@ from ldm_vae.config.loss import LossConfig
 from ldm_vae.config.train import TrainConfig
 from ldm_vae.images.draws import DrawRules
 from ldm_vae.images.training import TrainingBatch, grey_batch
+from ldm_vae.images.transforms import Size
 from ldm_vae.losses.adversarial import ADAPTIVE_WEIGHT_MAX, generator_loss, gradient_penalty
 from ldm_vae.losses.rate import channel_kl, posterior_moments
 from ldm_vae.models.bottlenecks.bottleneck import Latent
@@ -75,7 +76,7 @@ class TrainingStep:
         """Whether some updates have a gradient penalty."""
         return self.state.discriminator is not None and self.state.objective.r1_weight > 0
 
-    def rehearse(self, *, resolution: int) -> None:
+    def rehearse(self, *, resolution: int | Size) -> None:
         """Run a whole step on grey images, GAN included, and discard it.
 
         DDP orders its buckets by the first backward, which changes the order of sums in every later one: fresh and
@@ -97,12 +98,12 @@ class TrainingStep:
         """Run a micro-batch with whatever an update of the run may have, but for the batch's draws."""
         return self.micro_batch(batch, adversarial=self.state.discriminator is not None, penalised=self._penalises)
 
-    def grey_batch(self, size: int, *, resolution: int) -> TrainingBatch:
+    def grey_batch(self, size: int, *, resolution: int | Size) -> TrainingBatch:
         """Return `size` grey images, with zero for their posterior noise, and with all that an update may draw."""
         family = self.state.family
-        side = resolution // family.spatial_factor
-        shape = (family.in_channels, resolution, resolution)
-        return grey_batch(size, shape=shape, latent_shape=(family.latent_channels, side, side), rules=self.rules)
+        width, height = (resolution, resolution) if isinstance(resolution, int) else resolution
+        latent_shape = (family.latent_channels, height // family.spatial_factor, width // family.spatial_factor)
+        return grey_batch(size, shape=(family.in_channels, height, width), latent_shape=latent_shape, rules=self.rules)
 
     def forget_gradients(self) -> None:
         """Discard the gradients that micro-batches left in the networks."""

@@ -14,10 +14,11 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from ldm_vae.config.loss import LossConfig, Ramp, Weight
+from ldm_vae.config.loss import Ramp, Weight
 from ldm_vae.config.names import PixelDistance, VisionNetwork
 from ldm_vae.config.rules import require
 from ldm_vae.config.run import Config
+from ldm_vae.config.views import View
 from ldm_vae.losses.adversarial import LogitAnchors
 from ldm_vae.losses.alignment import AlignmentBalance, alignment_loss
 from ldm_vae.losses.equivariance import latent_consistency
@@ -59,7 +60,7 @@ def build_objective(
     """
     loss = config.loss
     with torch.random.fork_rng(devices=[]):  # so that one more term doesn't change the other networks' first weights
-        terms = list(_terms(loss, bottleneck=bottleneck, max_train_steps=config.train.max_train_steps))
+        terms = list(_terms(config, bottleneck=bottleneck))
         if config.model.teacher is not None:
             weight = _weight(loss.imitation_weight, max_train_steps=config.train.max_train_steps)
             terms.append(Term(name="imitation", on="latents", weight=weight, of=_imitation))
@@ -90,12 +91,13 @@ def build_objective(
     )
 
 
-def _terms(loss: LossConfig, *, bottleneck: Bottleneck, max_train_steps: int) -> Iterator[Term]:
+def _terms(config: Config, *, bottleneck: Bottleneck) -> Iterator[Term]:
     """Yield the terms that have a weight; those of the bottleneck also without one, for their figures."""
-    weight = partial(_weight, max_train_steps=max_train_steps)
+    loss = config.loss
+    weight = partial(_weight, max_train_steps=config.train.max_train_steps)
     yield Term(name="rec", on="images", weight=1.0, of=partial(pixel_distance, kind=loss.reconstruction))
     if loss.perceptual != "none" and loss.perceptual_weight != 0:
-        distance = load_perceptual(loss.perceptual, weights=loss.perceptual_weights)
+        distance = load_perceptual(loss.perceptual, weights=loss.perceptual_weights, view=config.view)
         yield perceptual_term(distance, weight=weight(loss.perceptual_weight))
     if bottleneck.has_posterior:
         yield Term(name="kl", on="latents", weight=weight(loss.rate_weight), of=_kl)
@@ -121,6 +123,7 @@ def _alignment_term(config: Config, *, latent_channels: int, factor: int, device
         depth="last",
         choice="loss.alignment",
         field="loss.alignment_weights",
+        view=config.view,
     )
     projection = Projection(latent_channels, network.trunk.channels[-1])
     bf16 = use_bf16(config.train.mixed_precision, device=device)
@@ -142,7 +145,7 @@ def _alignment_term(config: Config, *, latent_channels: int, factor: int, device
 
 
 def load_perceptual(
-    name: str, *, weights: str | None = None, field: str = "loss.perceptual_weights"
+    name: str, *, weights: str | None = None, field: str = "loss.perceptual_weights", view: View | None = None
 ) -> PerceptualDistance:
     """Load a perceptual distance.
 
@@ -151,18 +154,21 @@ def load_perceptual(
         weights: For LPIPS, a file with the trunk's ImageNet weights as torchvision publishes them, or a folder that
             holds it; None: torch's cache, then a download. For a vision transformer, its folder.
         field: The option that gives `weights`, for the error.
+        view: What the network sees of an image; None: grey or RGB.
 
     Raises:
         ValueError: The weights are missing (the message says which file to put where) or aren't this network's.
     """
+    how = {} if view is None else view.arguments
     if name == "efficientnet_lite0":
-        return PerceptualDistance(EfficientNetFeatures(load_efficientnet()))
+        return PerceptualDistance(EfficientNetFeatures(load_efficientnet()), **how)
     if name in ("dinov2", "dinov3", "siglip2"):
         return PerceptualDistance(
-            load_vision(cast(VisionNetwork, name), folder=weights, depth="all", choice="loss.perceptual", field=field)
+            load_vision(cast(VisionNetwork, name), folder=weights, depth="all", choice="loss.perceptual", field=field),
+            **how,
         )
     network = load_lpips(name, weights=weights, field=field)
-    return PerceptualDistance(LpipsFeatures(network), heads=network.lins)
+    return PerceptualDistance(LpipsFeatures(network), heads=network.lins, **how)
 
 
 def perceptual_term(distance: nn.Module, *, weight: float | Schedule) -> Term:

@@ -18,7 +18,7 @@ from ldm_vae.config.train import TrainConfig
 from ldm_vae.images.evaluation import EvaluationImages, evaluation_batches
 from ldm_vae.images.streaming import StreamingImages
 from ldm_vae.images.training import TrainingImages
-from ldm_vae.images.transforms import to_image
+from ldm_vae.images.transforms import to_shown
 from ldm_vae.metrics.reconstruction import ReconstructionMetrics, ReconstructionSummary
 from ldm_vae.models.exact import within_memory
 from ldm_vae.models.families.parts import Reconstruction
@@ -63,13 +63,14 @@ def validate(
         perceptual=state.objective.frozen_networks.get("perceptual"),
         latent_channels=state.family.latent_channels,
         codebook_size=state.family.codebook_size,
+        rounded=not dataset.value_range,
         device=device,
     )
     num_images = min(len(dataset), config.data.validation_images)
     batches = evaluation_batches(
         dataset,
         indices=range(accelerator.process_index, num_images, processes.count),
-        batch_size=1 if dataset.resolution is None else train.accumulation(num_processes=processes.count)[0],
+        batch_size=train.accumulation(num_processes=processes.count)[0] if dataset.has_one_shape else 1,
         num_workers=count_workers(config.data.num_workers),
         timeout_seconds=60 * train.timeout_minutes,
         pin_memory=device.type == "cuda",
@@ -84,7 +85,7 @@ def validate(
             metrics.update(images, made.images, made.mean, made.std, made.indices)
             if samples is not None and accelerator.is_main_process and len(pictures) < 2 * NUM_SAMPLES:
                 for pair in zip(images, made.images, strict=True):
-                    pictures += [to_image(image) for image in pair]
+                    pictures += [to_shown(image, config.view) for image in pair]
     sums = {name: total.cpu() for name, total in metrics.state().items()}
     processes.add_up(sums.values(), purpose="to add up a validation")
     metrics.load_state(sums)
@@ -114,11 +115,12 @@ def draw_samples(
     """
     if not accelerator.is_main_process or isinstance(dataset, StreamingImages):
         return
-    images = torch.stack([dataset[dataset.first_of_full_size + i].image for i in range(NUM_SAMPLES)])
+    crops = [dataset[dataset.first_of_full_size + i].image for i in range(NUM_SAMPLES)]
+    batches = [torch.stack(crops)] if len(config.data.sizes) == 1 else [crop[None] for crop in crops]
     with averaged_weights(state):
-        made = reconstruct(state, images.to(accelerator.device), train=config.train)
-    pairs = zip(images, made.images, strict=True)
-    save_samples([to_image(image) for pair in pairs for image in pair], path)
+        made = [reconstruct(state, batch.to(accelerator.device), train=config.train).images for batch in batches]
+    pairs = zip(crops, (image for batch in made for image in batch), strict=True)
+    save_samples([to_shown(image, config.view) for pair in pairs for image in pair], path)
 
 
 @contextlib.contextmanager

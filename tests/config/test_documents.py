@@ -15,7 +15,7 @@ from ldm_vae.config.fields import FieldInfo, all_fields
 from ldm_vae.config.parsing import dump_config, load_config, parse
 from ldm_vae.config.run import Config
 
-TEXTS: list[FieldInfo] = [info for info in all_fields(Config).values() if info.type is str]
+TEXTS: list[FieldInfo] = [info for info in all_fields(Config).values() if info.type is str and not info.many]
 ODD = [
     "1e-4", "001", "null", "true", "1:30", ":", "#x", " x ", "a\nb", "\t", "- a", "{a}", "[a]", "*a", "&a", "!a", "'",
     '"', "%", "@", "`", "no", "2026-01-01", "<<", "=", "---", "...", "猫", "\u2028", "\x85", "\ufeff", "\x07",

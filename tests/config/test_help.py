@@ -80,7 +80,7 @@ def test_bash_completes_commands_options_and_values(tmp_path: Path) -> None:
     script.write_text(completion(CompletionOptions(shell="bash")))
     assert {"train", "latents", "find-batch-size", "recipes"} <= set(complete(["ldm-vae", ""], script))
     assert complete(["ldm-vae", "train", "--loss.perc"], script) == [
-        "--loss.perceptual", "--loss.perceptual_weights", "--loss.perceptual_weight"
+        "--loss.perceptual", "--loss.perceptual_weights", "--loss.perceptual_channels", "--loss.perceptual_weight"
     ]  # fmt: skip
     assert "lpips_vgg" in complete(["ldm-vae", "train", "--loss.perceptual", "lp"], script)
     assert complete(["ldm-vae", "train", "--config", "kl_f"], script) == ["kl_f16", "kl_f32", "kl_f4", "kl_f8"]

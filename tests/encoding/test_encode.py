@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ldm_vae.config.commands.encode import EncodeOptions
 from ldm_vae.encoding.encode import encode
-from ldm_vae.images.decoding import UnreadableImage
+from ldm_vae.images.guard import UnreadableImage
 from ldm_vae.latents.dataset import LatentDataset
 from ldm_vae.system.randomness import sample_rng
 from tests.encodings import contents, moments, options, save_vae, square

@@ -14,10 +14,11 @@ from datasets import Dataset, Features, Image, Value
 from PIL.Image import Image as PictureFile
 
 from ldm_vae.config.commands.latents import LatentsVerifyOptions
-from ldm_vae.encoding.buckets import bucket_sizes, covering_box, nearest_bucket
+from ldm_vae.encoding.buckets import bucket_sizes, covering_box
 from ldm_vae.encoding.encode import encode
 from ldm_vae.encoding.verify import verify
 from ldm_vae.images import decoding
+from ldm_vae.images.buckets import nearest_bucket
 from ldm_vae.latents.dataset import LatentDataset
 from tests.encodings import contents, finish, moments, options, save_vae, square, start_encodes
 from tests.pictures import picture

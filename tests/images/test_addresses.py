@@ -14,7 +14,7 @@ import pytest
 
 from ldm_vae.images import addresses
 from ldm_vae.images.collection import ImageCollection, open_collection
-from ldm_vae.images.decoding import UnreadableImage
+from ldm_vae.images.guard import UnreadableImage
 from ldm_vae.images.streaming import open_stream
 from ldm_vae.system.remote_store import RemoteStore, Retries
 from tests.pictures import picture

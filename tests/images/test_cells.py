@@ -12,9 +12,10 @@ from PIL import Image
 
 from ldm_vae.config.reading import ReadingRules
 from ldm_vae.images.collection import ImageCollection, open_collection
-from ldm_vae.images.decoding import UnreadableImage
 from ldm_vae.images.fetching import address_roots, is_address
+from ldm_vae.images.guard import UnreadableImage
 from ldm_vae.images.streaming import StreamingImages, open_stream
+from ldm_vae.images.training import Augmentation
 from tests.pictures import encoded, write_grey
 
 CELL = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -122,7 +123,10 @@ def test_what_is_fetched_when_asked(tmp_path: Path, server: tuple[str, list[str]
 def test_one_bad_address_does_not_end_a_stream(tmp_path: Path) -> None:
     good = {"bytes": encoded(Image.new("L", (4, 4), 9), "PNG"), "path": None}
     write_cells(tmp_path / "x.parquet", [{"bytes": None, "path": "http://127.0.0.1:1/x"}, good])
-    images = StreamingImages(open_stream(str(tmp_path)), channels=1, resolution=4, latent_shape=(1, 1, 1), seed=1)
+    images = StreamingImages(
+        open_stream(str(tmp_path)),
+        Augmentation(channels=1, resolution=4, latent_channels=1, spatial_factor=4, seed=1),
+    )
     sample = next(images.samples(start=0))
     assert [skipped.name for skipped in sample.skipped] == ["http://127.0.0.1:1/x"]
 

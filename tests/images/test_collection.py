@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from ldm_vae.images.collection import ImageCollection, open_collection
-from ldm_vae.images.decoding import UnreadableImage
+from ldm_vae.images.guard import UnreadableImage
 from tests.pictures import encoded, write_grey
 
 

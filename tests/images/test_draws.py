@@ -13,7 +13,7 @@ from ldm_vae.images.batches import training_batches
 from ldm_vae.images.collection import open_collection
 from ldm_vae.images.draws import DrawRules
 from ldm_vae.images.streaming import StreamingImages, open_stream
-from ldm_vae.images.training import TrainingBatch, TrainingImages
+from ldm_vae.images.training import Augmentation, TrainingBatch, TrainingImages
 from tests.pictures import picture
 
 RULES = DrawRules(
@@ -27,7 +27,7 @@ RULES = DrawRules(
     latent_noise="additive",
     low_pass=(0, 8, 12),
 )
-ARGUMENTS = {"seed": 3, "channels": 3, "resolution": 16, "latent_shape": (4, 2, 2), "draws": RULES}
+AUGMENTATION = Augmentation(seed=3, channels=3, resolution=16, latent_channels=4, spatial_factor=8, draws=RULES)
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def rows(batches: list[TrainingBatch], name: str) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize(("processes", "size"), [(1, 1), (1, 2), (2, 1), (2, 2)])
 def test_draws_are_those_of_one_process_and_one_batch(photos: Path, processes: int, size: int) -> None:
-    images = TrainingImages(open_collection(str(photos)), **ARGUMENTS)
+    images = TrainingImages(open_collection(str(photos)), AUGMENTATION)
     whole = list(islice(training_batches(images, start_step=0, batch_size=4, micro_batch_size=4), 6))
     of_process = [
         list(
@@ -78,7 +78,7 @@ def test_draws_are_those_of_one_process_and_one_batch(photos: Path, processes: i
 
 
 def test_processes_of_a_stream_have_the_same_scale_in_each_update(photos: Path) -> None:
-    images = StreamingImages(open_stream(str(photos)), **ARGUMENTS)
+    images = StreamingImages(open_stream(str(photos)), AUGMENTATION)
     per_process = [
         list(
             islice(

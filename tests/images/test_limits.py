@@ -13,7 +13,8 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from ldm_vae.config.reading import ReadingRules
-from ldm_vae.images.decoding import UnreadableImage, decode_image, read_crop, upright_size
+from ldm_vae.images.decoding import decode_image, read_crop, upright_size
+from ldm_vae.images.guard import UnreadableImage
 from ldm_vae.images.limits import LimitedBytes
 from tests.pictures import encoded, noise, smooth_picture
 
@@ -42,7 +43,7 @@ def test_a_header_that_claims_absurd_sizes_allocates_nothing() -> None:
     for content in (b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", b""), bytes(gif), b"P6 99999 99999 255\n"):
         for read in (decode_image, None):
             with pytest.raises(UnreadableImage, match="max_pixels"):
-                decode_image(content, channels=3) if read else upright_size(content)
+                decode_image(content, channels=3) if read else upright_size(content, channels=3)
 
 
 def progressive(scans: int) -> bytes:
@@ -79,7 +80,7 @@ def test_pipes_devices_and_folders_are_no_pictures(tmp_path: Path) -> None:
         with pytest.raises(UnreadableImage, match=reason):
             decode_image(path, channels=3)
         with pytest.raises(UnreadableImage, match=reason):
-            upright_size(path)
+            upright_size(path, channels=3)
 
 
 def test_libtiff_writes_nothing_of_its_own(tmp_path: Path) -> None:
@@ -87,7 +88,8 @@ def test_libtiff_writes_nothing_of_its_own(tmp_path: Path) -> None:
     content[200:1200] = bytes(1000)
     (tmp_path / "bad.tif").write_bytes(content)
     program = (
-        "import sys; from ldm_vae.images.decoding import decode_image, UnreadableImage\n"
+        "import sys; from ldm_vae.images.decoding import decode_image\n"
+        "from ldm_vae.images.guard import UnreadableImage\n"
         "try: decode_image(sys.argv[1], channels=3)\n"
         "except UnreadableImage: print('skipped')"
     )

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ldm_vae.images.decoding import UnreadableImage, decode_image
+from ldm_vae.images.decoding import decode_image
+from ldm_vae.images.guard import UnreadableImage
 from tests.pictures import encoded
 
 

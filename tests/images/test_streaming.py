@@ -19,7 +19,7 @@ from ldm_vae.images import decoding
 from ldm_vae.images.batches import training_batches
 from ldm_vae.images.collection import open_collection
 from ldm_vae.images.streaming import LocalSamples, StreamingImages, open_stream
-from ldm_vae.images.training import TrainingImages
+from ldm_vae.images.training import Augmentation, TrainingImages
 from tests.pictures import encoded, noise, write_grey
 
 
@@ -34,8 +34,9 @@ def write_shards(folder: Path, *shards: list[int]) -> Path:
 
 
 def streaming_images(source: Path, **options: Any) -> StreamingImages:
-    options = {"channels": 1, "resolution": 4, "latent_shape": (1, 1, 1), "seed": 1} | options
-    return StreamingImages(open_stream(str(source)), **options)
+    options = {"channels": 1, "resolution": 4, "latent_channels": 1, "spatial_factor": 4, "seed": 1} | options
+    shuffle_buffer = options.pop("shuffle_buffer", 0)
+    return StreamingImages(open_stream(str(source)), Augmentation(**options), shuffle_buffer=shuffle_buffer)
 
 
 def greys(dataset: StreamingImages, count: int, *, start: int = 0, **options: int) -> list[int]:
@@ -117,9 +118,16 @@ def test_any_number_of_processes_reads_all_images_and_none_waits(
 
 def test_crops_flips_and_noise_are_functions_of_k(tmp_path: Path) -> None:
     Image.fromarray(noise(16, 24, 3)).save(tmp_path / "a.png")
-    options = {"channels": 3, "resolution": 8, "latent_shape": (2, 1, 1), "crop": "random_resized", "seed": 9}
+    options = {
+        "channels": 3,
+        "resolution": 8,
+        "latent_channels": 2,
+        "spatial_factor": 8,
+        "crop": "random_resized",
+        "seed": 9,
+    }
     stream = streaming_images(tmp_path, **options)
-    expected = TrainingImages(open_collection(str(tmp_path)), **options)
+    expected = TrainingImages(open_collection(str(tmp_path)), Augmentation(**options))
     for num_processes in (1, 3):
         for process_index in range(num_processes):
             samples = stream.samples(start=2, num_processes=num_processes, process_index=process_index)

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from ldm_vae.images.collection import open_collection
-from ldm_vae.images.decoding import UnreadableImage
+from ldm_vae.images.guard import UnreadableImage
 from ldm_vae.images.streaming import open_stream
 from tests.images.test_collection import greys, names
 from tests.pictures import encoded

@@ -25,9 +25,9 @@ from ldm_vae.config.reading import ReadingRules
 from ldm_vae.images import decoding
 from ldm_vae.images.batches import training_batches
 from ldm_vae.images.collection import ImageCollection, open_collection
-from ldm_vae.images.decoding import UnreadableImage
+from ldm_vae.images.guard import UnreadableImage
 from ldm_vae.images.streaming import StreamingImages, open_stream
-from ldm_vae.images.training import TrainingBatch, TrainingImages, TrainingSample
+from ldm_vae.images.training import Augmentation, TrainingBatch, TrainingImages, TrainingSample
 from ldm_vae.images.transforms import crop_box, to_image
 from ldm_vae.system.randomness import sample_index, sample_rng
 from tests.pictures import noise, write_grey
@@ -35,10 +35,11 @@ from tests.pictures import noise, write_grey
 SEED = 3
 
 
-def training_images(folder: Path, **options: Any) -> TrainingImages:
-    options = {"channels": 3, "resolution": 16, "latent_shape": (4, 2, 2), "crop": "random_resized"} | options
+def training_images(folder: Path, **given: Any) -> TrainingImages:
+    options = {"channels": 3, "resolution": 16, "latent_channels": 4, "spatial_factor": 8}
+    options = {"crop": "random_resized", "seed": SEED} | options | given
     rules = options.pop("rules", None)
-    return TrainingImages(open_collection(str(folder), rules=rules), seed=SEED, **options)
+    return TrainingImages(open_collection(str(folder), rules=rules), Augmentation(**options))
 
 
 def assert_rows_are(batch: TrainingBatch, samples: list[TrainingSample]) -> None:
@@ -76,12 +77,12 @@ def test_crops_and_flips_are_those_of_k_by_the_plain_formula(photos: Path) -> No
 
 
 def test_early_images_are_those_of_a_smaller_resolution(photos: Path) -> None:
-    small = training_images(photos, resolution=8, latent_shape=(4, 1, 1))
+    small = training_images(photos, resolution=8)
     medium = training_images(photos, resolution=16)
-    full = training_images(photos, resolution=24, latent_shape=(4, 3, 3))
-    early: dict[str, Any] = {"resolution": 24, "latent_shape": (4, 3, 3), "early": [(5, 8), (9, 16)]}
+    full = training_images(photos, resolution=24)
+    early: dict[str, Any] = {"resolution": 24, "early": [(5, 8), (9, 16)]}
     dataset = training_images(photos, **early)
-    stream = StreamingImages(open_stream(str(photos)), seed=SEED, channels=3, crop="random_resized", **early)
+    stream = StreamingImages(open_stream(str(photos)), dataset.augmentation)
     assert dataset.first_of_full_size == 9
     for k, streamed in zip(range(14), stream.samples(start=0), strict=False):
         expected = (small if k < 5 else medium if k < 9 else full)[k]
@@ -103,7 +104,7 @@ def test_replacements_wrap_around_and_end(tmp_path: Path) -> None:
 
 def test_flips_and_noise(tmp_path: Path) -> None:
     Image.fromarray(np.tile(np.arange(16, dtype=np.uint8) * 16, (16, 1))).save(tmp_path / "ramp.png")
-    options = {"crop": "center", "channels": 1, "latent_shape": (16, 8, 8)}
+    options = {"crop": "center", "channels": 1, "latent_channels": 16, "spatial_factor": 2}
     samples = [training_images(tmp_path, **options)[k] for k in range(400)]
     flipped = [bool(sample.image[0, 0, 0] > sample.image[0, 0, -1]) for sample in samples]
     assert 150 < sum(flipped) < 250

@@ -38,6 +38,37 @@ def test_boxes_are_squares_inside_the_picture(
         assert right - left == pytest.approx(side)
 
 
+@settings(max_examples=200, deadline=None)
+@given(
+    width=SIDES,
+    height=SIDES,
+    wide=st.integers(1, 512),
+    high=st.integers(1, 512),
+    crop=st.sampled_from(["random_resized", "random", "center"]),
+    min_area=st.floats(0.01, 1),
+    seed=st.integers(0, 100),
+)
+def test_boxes_of_other_shapes_have_the_asked_aspect(
+    width: int, height: int, wide: int, high: int, crop: Crop, min_area: float, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    left, top, right, bottom = crop_box(
+        (width, height), resolution=(wide, high), crop=crop, min_area=min_area, rng=rng
+    )
+    assert 0 <= left < right <= width
+    assert 0 <= top < bottom <= height
+    assert (right - left) * high == pytest.approx((bottom - top) * wide, rel=1e-6)
+    largest = min(width / wide, height / high)
+    if crop == "random_resized":
+        largest = min(largest, (min_area * width * height / (wide * high)) ** 0.5)
+        assert (right - left) >= largest * wide * (1 - 1e-6)
+    else:
+        assert right - left == pytest.approx(largest * wide)
+    if crop == "center":
+        assert abs(left + right - width) <= 2 * largest
+        assert abs(top + bottom - height) <= 2 * largest
+
+
 @pytest.mark.parametrize("size", [(96, 64), (64, 96), (32, 47), (64, 64)])
 @pytest.mark.parametrize("crop", ["random", "center"])
 def test_plain_crops_are_those_of_the_resized_picture(size: tuple[int, int], crop: Crop) -> None:

@@ -21,18 +21,27 @@ def pictures(side: int = 16, channels: int = 3, size: int = 5) -> Tensor:
 @pytest.mark.parametrize("side", [4, 11, 16])
 def test_a_transform_scales_mirrors_and_turns_each_picture(side: int) -> None:
     images = pictures()
-    moved = transformed(images, side=side, rotation=QUARTERS, mirror=MIRRORS)
+    moved = transformed(images, size=(side, side), rotation=QUARTERS, mirror=MIRRORS)
     for image, got, quarters, mirror in zip(images, moved, QUARTERS.tolist(), MIRRORS.tolist(), strict=True):
         plain = F.interpolate(image[None], size=(side, side), mode="bilinear", antialias=True)
         plain = torch.rot90(plain.flip(-1) if mirror else plain, quarters, (-2, -1))
         torch.testing.assert_close(got, plain[0])
 
 
+def test_what_is_not_square_keeps_its_shape_by_half_turns() -> None:
+    images = pictures()[..., :10]
+    rotation = torch.tensor([0, 2, 2, 0, 2])
+    moved = transformed(images, size=(12, 6), rotation=rotation, mirror=MIRRORS)
+    for image, got, quarters, mirror in zip(images, moved, rotation.tolist(), MIRRORS.tolist(), strict=True):
+        plain = F.interpolate(image[None], size=(12, 6), mode="bilinear", antialias=True)
+        torch.testing.assert_close(got, torch.rot90(plain.flip(-1) if mirror else plain, quarters, (-2, -1))[0])
+
+
 def test_its_gradient_is_that_of_the_plain_formula() -> None:
     images = pictures().double().float().requires_grad_()
     weights = torch.randn(5, 3, 11, 11)
     (ours,) = torch.autograd.grad(
-        (weights * transformed(images, side=11, rotation=QUARTERS, mirror=MIRRORS)).sum(), images
+        (weights * transformed(images, size=(11, 11), rotation=QUARTERS, mirror=MIRRORS)).sum(), images
     )
     plain = F.interpolate(images, size=(11, 11), mode="bilinear", antialias=True)
     turned = [

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from tests.launching import start, torchrun
 from tests.training.changes import Change, SmoothNetworks, change_classes
 
 DRIVER = Path(__file__).parent / "drive.py"
@@ -70,3 +72,20 @@ def read_jobs(file: Path) -> list[Job]:
             fields["damage"] = Damage(**fields["damage"])
         jobs.append(job_class(**fields))
     return jobs
+
+
+def run_together(folder: Path, launched: Mapping[int, Sequence[Job]], forked: Sequence[ForkedJob]) -> None:
+    """Run jobs in launches of so many processes, and forked ones beside them; return when all have ended well.
+
+    Args:
+        folder: Where what is run and what it prints is filed.
+        launched: The jobs of each launch, by its number of processes.
+        forked: Jobs in processes of their own, one after the other.
+    """
+    commands = {"forked": driver_command([*forked], file=folder / "forked.json")}
+    for processes, jobs in launched.items():
+        command = driver_command([*jobs], file=folder / f"launch-{processes}.json")
+        commands[f"launch-{processes}"] = torchrun(processes, *command)
+    started = {name: start(command, output=folder / f"{name}.txt") for name, command in commands.items()}
+    for name, process in started.items():
+        assert process.wait(timeout=300) == 0, (folder / f"{name}.txt").read_text()[-3000:]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,9 @@ from torch._dynamo.utils import counters
 
 from ldm_vae.training.loop import train
 from ldm_vae.training.step import TrainingStep
-from tests.launching import start, torchrun
 from tests.tiny import tiny_config
 from tests.training.changes import Change, SignalInStep, SmoothNetworks
-from tests.training.jobs import ForkedJob, Job, driver_command
+from tests.training.jobs import ForkedJob, Job, run_together
 from tests.training.runs import assert_bit_equal, largest_difference, metrics
 from tests.vision import save_vision
 
@@ -78,20 +78,10 @@ def through_networks(folder: Path) -> dict[str, Any]:
 def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Path:
     folder = tmp_path_factory.mktemp("diffusable")
     loss = EVERYTHING if request.param == "own" else through_networks(folder / "networks")
-    started = []
 
     def config_of(run: Path, **train: Any) -> dict[str, Any]:
         data = {"train": str(pictures)}
         return {"output_dir": str(run), "data": data, "loss": loss, "train": TRAIN | train, "stages": STAGES}
-
-    for processes in (1, 2):
-        jobs = [
-            Job(config=config_of(folder / f"{processes}-{size}", micro_batch_size=size))
-            for number, size in CUTS
-            if number == processes
-        ]
-        command = torchrun(processes, *driver_command(jobs, file=folder / f"jobs-{processes}.json"))
-        started.append((start(command, output=folder / f"launch-{processes}.txt"), f"launch-{processes}.txt"))
 
     def forked(name: str, *changes: Change, run: str | None = None) -> ForkedJob:
         resume = {"resume_from_checkpoint": "latest"} if run else {}
@@ -102,11 +92,11 @@ def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     jobs = [forked("whole"), forked("killed", kills[0])]
     jobs += [forked(f"killed-{kill.step}", kill, run="killed") for kill in kills[1:]]
     jobs.append(forked("killed-resumed", run="killed"))
-    started.append(
-        (start(driver_command(jobs, file=folder / "jobs.json"), output=folder / "forked.txt"), "forked.txt")
-    )
-    for process, printed in started:
-        assert process.wait(timeout=300) == 0, (folder / printed).read_text()[-3000:]
+    launched = defaultdict(list)
+    for processes, size in CUTS:
+        config = config_of(folder / f"{processes}-{size}", micro_batch_size=size)
+        launched[processes].append(Job(config=config))
+    run_together(folder, launched, jobs)
     return folder
 
 

@@ -17,7 +17,7 @@ from ldm_vae.config.parsing import dump_config
 from ldm_vae.config.run import Config
 from ldm_vae.images import batches as batches_module
 from ldm_vae.images.collection import open_collection
-from ldm_vae.images.training import TrainingBatch, TrainingImages, TrainingSample
+from ldm_vae.images.training import Augmentation, TrainingBatch, TrainingImages, TrainingSample
 from ldm_vae.reporting.page import FIRST_BYTES
 from ldm_vae.training.checkpoint import RunPlan
 from ldm_vae.training.checkpoint_files import CheckpointError
@@ -59,7 +59,9 @@ def pictures_called(folder: Path, called: Sequence[str]) -> TrainingImages:
     for name in called:
         Image.fromarray(np.zeros((40, 40, 3), dtype=np.uint8)).save(folder / name)
     collection = open_collection(str(folder))
-    return TrainingImages(collection, seed=0, channels=3, resolution=32, latent_shape=(4, 16, 16))
+    return TrainingImages(
+        collection, Augmentation(seed=0, channels=3, resolution=32, latent_channels=4, spatial_factor=2)
+    )
 
 
 @pytest.fixture

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from typing import Optional
 
 from ldm_vae.config.commands.shared import ReadsVae, RunsAutoencoder
-from ldm_vae.config.names import MixedPrecision
+from ldm_vae.config.names import MixedPrecision, PictureFormat
 from ldm_vae.config.rules import local_path, positive, source
 
 
 @dataclass(kw_only=True)
 class DecodeOptions(ReadsVae, RunsAutoencoder):
-    """Decode shards of latents into PNG pictures, named by their sources.
+    """Decode shards of latents into pictures, named by their sources.
 
     Example: ldm-vae decode --vae export --latents latents --output pictures
     """
@@ -27,6 +27,10 @@ class DecodeOptions(ReadsVae, RunsAutoencoder):
     """Number of latents that are decoded at once."""
     num_images: Optional[int] = positive(None)
     """The most latents to decode. Without it all are decoded."""
+    format: Optional[PictureFormat] = None
+    """What is written of an image: a picture of 8 bits (`png`, for 1, 3 or 4 channels), or an array of rows, columns
+    and channels (`npy`, float32, in the range that was declared for the images). Without it arrays are written where a
+    range was declared, or where the channels make no picture."""
     mixed_precision: MixedPrecision = "no"
     """Precision of the convolutions: `no` is float32, `auto` takes bf16 where the hardware has it."""
     other_vae: bool = False

@@ -35,6 +35,11 @@ class EvaluateOptions(ReadsImages, ReadsVae, WritesReport):
     """Split of the data. Without it `validation`, `test` or `train` is taken, or the only split."""
     panel: bool = False
     """Measure also how well a diffusion model could learn on the latents, without training one (docs/probe.md)."""
+    per_channel: bool = False
+    """Measure also each channel of the images by itself: PSNR, and the mean and standard deviation of its values."""
+    perceptual_channels: list[int] = at_least(0, factory=list)
+    """Channels that networks for photographs see and grids show, counted from 0: one, which is repeated, or three.
+    Without them grey is repeated, and RGBA is seen over black and over white."""
     num_pictures: int = at_least(0, 8)
     """Rows of the picture grid. With 0 no grid is drawn."""
     report_pictures: int = at_least(0, 12)

@@ -9,9 +9,10 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from ldm_vae.config.names import VisionNetwork as Name
+from ldm_vae.config.views import View
 from ldm_vae.models.frozen.efficientnet import EfficientNetFeatures, load_efficientnet
 from ldm_vae.models.resizing import Interpolation, resized
-from ldm_vae.system.pixels import as_rgb
+from ldm_vae.system.pixels import seen
 
 Depth = Literal["last", "quarters", "all"]
 """Which features a network gives: what it ends with; those after each quarter of its blocks; or those of all blocks.
@@ -42,11 +43,13 @@ class VisionNetwork(nn.Module):
 
     Args:
         trunk: The network.
+        view: What it sees of an image, where there is alpha over white; None: grey or RGB.
     """
 
-    def __init__(self, trunk: Trunk) -> None:
+    def __init__(self, trunk: Trunk, *, view: View | None = None) -> None:
         super().__init__()
         self.trunk = trunk
+        self._view = {} if view is None else view.arguments
         self.requires_grad_(False)
         self.train()
 
@@ -54,13 +57,13 @@ class VisionNetwork(nn.Module):
         """Return the features, shallow to deep.
 
         Args:
-            images: [B, C, H, W] in [-1, 1]; grey is repeated to RGB, alpha is left out.
+            images: [B, C, H, W] in [-1, 1].
             grid: Rows and columns of the last map, for which images are scaled; None: those that scale them least.
         """
         patch = self.trunk.patch_size
         rows, columns = grid or tuple(max(1, round(side / patch)) for side in images.shape[-2:])
         size = (rows * patch, columns * patch)
-        return self.trunk(resized(as_rgb(images), size, kind=self.trunk.interpolation))
+        return self.trunk(resized(seen(images, **self._view)[-1], size, kind=self.trunk.interpolation))
 
     def train(self, mode: bool = True) -> VisionNetwork:
         """Stay in eval mode."""
@@ -95,7 +98,9 @@ class EfficientNetTrunk(Trunk):
         return [each.flatten(2).unsqueeze(-1) for each in maps] if self._flat else maps
 
 
-def load_vision(name: Name, *, folder: str | None, depth: Depth, choice: str, field: str) -> VisionNetwork:
+def load_vision(
+    name: Name, *, folder: str | None, depth: Depth, choice: str, field: str, view: View | None = None
+) -> VisionNetwork:
     """Load a vision network.
 
     Args:
@@ -104,13 +109,15 @@ def load_vision(name: Name, *, folder: str | None, depth: Depth, choice: str, fi
         depth: Which features it gives.
         choice: The field that gives `name`, for the error.
         field: The field that gives `folder`, for the error.
+        view: What the network sees of an image; None: grey or RGB.
 
     Raises:
         ValueError: It isn't there, or is of another kind. The message says which folder is to hold what, and how to
             get it.
     """
     if name == "efficientnet_lite0":
-        return VisionNetwork(EfficientNetTrunk(depth))
+        return VisionNetwork(EfficientNetTrunk(depth), view=view)
     from ldm_vae.models.frozen.transformer import load_transformer
 
-    return VisionNetwork(load_transformer(name, folder=folder, depth=depth, choice=choice, field=field))
+    trunk = load_transformer(name, folder=folder, depth=depth, choice=choice, field=field)
+    return VisionNetwork(trunk, view=view)
