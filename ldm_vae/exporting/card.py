@@ -210,9 +210,10 @@ def _reconstruction(content: CardContent) -> str:
         value = str(score.value) if isinstance(score.value, int) else f"{score.value:.5g}"
         rows.append([name, f"{value} {score.unit}".strip(), score.protocol])
     read, data = content.metrics_read, _data(content.metrics_data, content.metrics_kind)
+    versions = ", ".join(f"{name} {number}" for name, number in content.versions.items())
     return (
-        f"On {read.num_images} images of {data}, cropped to {_shapes(content)} ({_skipped(read)}; SHA-256 of their pixels "
-        f"`{read.fingerprint[:16]}`), {', '.join(f'{name} {number}' for name, number in content.versions.items())}."
+        f"On {read.num_images} images of {data}, cropped to {_shapes(content)} ({_skipped(read)}; SHA-256 of their "
+        f"pixels `{read.fingerprint[:16]}`), {versions}."
         f"\n\n{markdown_table(rows)}{_channel_table(content)}"
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from ldm_vae.exporting.fields import scaling_fields, taught_fields, tile_size
 from ldm_vae.exporting.files import export_place, variant, with_fields, write_card, write_weights
 from ldm_vae.exporting.headroom import PrecisionReport, fit_float16
 from ldm_vae.exporting.hub import push_folder
+from ldm_vae.exporting.mosaic import mosaic
 from ldm_vae.exporting.readers import reader_notes
 from ldm_vae.images.collection import ImageCollection, open_collection
 from ldm_vae.images.evaluation import EvaluationImages, evaluation_batches
@@ -48,8 +49,6 @@ from ldm_vae.training.run_autoencoder import RunAutoencoder, load_run_autoencode
 PRECISION_IMAGES = 32
 """Images whose activations are measured, and whose reconstructions in 16-bit types are compared."""
 CARD_PICTURES = 4
-MOSAIC_SIDE = 2
-"""Images in a row, and rows, of the larger image that strips are checked on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +132,7 @@ def export(options: ExportOptions) -> ExportSummary:
         metrics = describe_scores(measured.measurements[0], protocol=protocol)
         fields = scaling_fields(options, latents=latents) | taught_fields(run)
         fields |= {"force_upcast": not precision.float16_is_safe, "sample_size": tile_size(run)}
-        strips = check_strips(family, _mosaic(batches))
+        strips = check_strips(family, mosaic(batches))
         exported = with_fields(family, fields, patches=_patches(run, found), dtype=options.dtype)
         config = json.loads(exported.model.to_json_string())
         if place is not None:
@@ -260,14 +259,6 @@ def _precision_batches(data: _Data, options: ExportOptions) -> Iterator[Tensor]:
     for batch in batches:
         if batch.images is not None:
             yield batch.images
-
-
-def _mosaic(batches: Sequence[Tensor]) -> Tensor:
-    """Return images of the first one's shape as one larger image; where there are too few, some are there again."""
-    images = torch.cat([batch for batch in batches if batch.shape[1:] == batches[0].shape[1:]])
-    picked = [images[i % len(images)] for i in range(MOSAIC_SIDE**2)]
-    rows = [torch.cat(picked[i : i + MOSAIC_SIDE], dim=2) for i in range(0, len(picked), MOSAIC_SIDE)]
-    return torch.cat(rows, dim=1)[None]
 
 
 def _measure_reconstructions(
