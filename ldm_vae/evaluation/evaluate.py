@@ -133,8 +133,8 @@ def evaluate(options: EvaluateOptions) -> EvaluateSummary:
     evaluations: list[Evaluation] = []
     comparisons: list[Comparison] = []
     indices = spread_indices(len(collection), num_images=options.num_images)
-    kept = options.report_pictures
-    logs = [PictureLog(indices=indices, num_kept=kept, factor=factor, view=view) for _ in resolutions]
+    num_kept = options.report_pictures
+    logs = [PictureLog(indices=indices, num_kept=num_kept, factor=factor, view=view) for _ in resolutions]
     for resolution, log in zip(resolutions, logs, strict=True):
         comparison = measure_reconstructions(
             families,
