@@ -26,10 +26,9 @@ from ldm_vae.evaluation.results import (
     Protocol,
     channel_figures,
     describe_scores,
-    format_channels,
-    format_table,
     package_versions,
 )
+from ldm_vae.evaluation.tables import format_table, more_tables
 from ldm_vae.images.collection import open_collection
 from ldm_vae.images.evaluation import EvaluationImages
 from ldm_vae.images.training import SkippedImage
@@ -39,7 +38,7 @@ from ldm_vae.models.fingerprint import fingerprint
 from ldm_vae.models.inference import InferenceAutoencoder
 from ldm_vae.models.load import load_vae
 from ldm_vae.models.precision import exact_float32, use_bf16
-from ldm_vae.panel.measures import describe_measures, format_panel
+from ldm_vae.panel.measures import describe_measures
 from ldm_vae.panel.panel import measure_panels
 from ldm_vae.panel.sums import PanelImages
 from ldm_vae.reporting.report import write_report
@@ -81,7 +80,7 @@ class EvaluateSummary:
 
     def __str__(self) -> str:
         """Return the table and where the files are."""
-        lines = [format_table(self.evaluations), *(f"\n{table}\n" for table in _more_tables(self.evaluations))]
+        lines = [format_table(self.evaluations), *(f"\n{table}\n" for table in more_tables(self.evaluations))]
         if self.skipped:
             first = self.skipped[0]
             which = f"{printable(first.name)} ({printable(first.reason)})"
@@ -267,18 +266,6 @@ def _with_panels(
     return [replace(evaluation, panel=panel) for evaluation, panel in zip(evaluations, panels, strict=True)]
 
 
-def _more_tables(evaluations: list[Evaluation]) -> list[str]:
-    """Return the table of the images' channels, if there is one, and one for each size of panels."""
-    by_channel = format_channels(evaluations)
-    tables = [] if by_channel is None else [f"channels of the images\n\n{by_channel}"]
-    for resolution in dict.fromkeys(evaluation.resolution for evaluation in evaluations):
-        measured = [each for each in evaluations if each.resolution == resolution and each.panel is not None]
-        if measured:
-            figures = [each.panel.figures for each in measured if each.panel is not None]
-            tables.append(f"panel at {resolution}\n\n{format_panel([each.name for each in measured], figures)}")
-    return tables
-
-
 def _grid_name(resolution: int | None, resolutions: list[int | None]) -> str:
     return "grid.png" if len(resolutions) == 1 else f"grid-{resolution}.png"
 
@@ -296,7 +283,7 @@ def _write(
     titles = ["original", *(printable(evaluation.name) for evaluation in summary.evaluations[: len(options.vae)])]
     for path, rows in zip(summary.grids, pictures, strict=False):
         save_grid(folder / path.name, rows, titles=titles)
-    tables = [format_table(summary.evaluations), *_more_tables(summary.evaluations)]
+    tables = [format_table(summary.evaluations), *more_tables(summary.evaluations)]
     write_whole(folder / TABLE, ("\n\n".join(tables) + "\n").encode())
     content = {
         "kind": "evaluations",  # within the first bytes, by which the folder is known to be an evaluation's

@@ -19,7 +19,6 @@ from ldm_vae.metrics.latents import ACTIVE_VARIANCE
 from ldm_vae.metrics.reconstruction import ReconstructionSummary
 from ldm_vae.metrics.sets import SUBSET_SIZE, KernelDistance
 from ldm_vae.panel.panel import Panel
-from ldm_vae.system.markdown import markdown_table
 
 PROTOCOL_VERSION = 3
 """Raised whenever a figure changes its meaning under an unchanged name."""
@@ -244,19 +243,6 @@ def _set_scores(measurement: Measurement, *, protocol: Protocol) -> dict[str, Sc
     return scores
 
 
-def format_table(evaluations: Sequence[Evaluation]) -> str:
-    """Return a Markdown table, a row an evaluation, a column a metric that any of them has."""
-    columns = dict.fromkeys(name for evaluation in evaluations for name in evaluation.metrics)
-    names = [name for name in columns if name not in ("kl", "latent_mean")]
-    rows = [["vae", "resolution", "images", *(f"{name} (dB)" if name == "psnr" else name for name in names)]]
-    for evaluation in evaluations:
-        resolution = "whole" if evaluation.resolution is None else str(evaluation.resolution)
-        scores = [evaluation.metrics.get(name) for name in names]
-        values = ["" if score is None else str(score) for score in scores]
-        rows.append([evaluation.name, resolution, str(evaluation.num_images), *values])
-    return markdown_table(rows)
-
-
 def channel_figures(summary: ImageChannelSummary | None, *, protocol: Protocol) -> dict[str, list[float]] | None:
     """Return figures of each image channel, values in the images' own units; None where there are none."""
     if summary is None:
@@ -271,17 +257,6 @@ def channel_figures(summary: ImageChannelSummary | None, *, protocol: Protocol) 
         "mean": [low + mean / 255 * (high - low) for mean, (low, high) in means],
         "std": [std / 255 * (high - low) for std, (low, high) in deviations],
     }
-
-
-def format_channels(evaluations: Sequence[Evaluation]) -> str | None:
-    """Return a Markdown table of the images' channels, a row an autoencoder and channel; None where there are none."""
-    rows = [["vae", "resolution", "channel", "psnr (dB)", "mean", "std"]]
-    for evaluation in evaluations:
-        figures = evaluation.image_channels
-        for channel, values in enumerate(zip(*figures.values(), strict=True) if figures else ()):
-            resolution = "whole" if evaluation.resolution is None else str(evaluation.resolution)
-            rows.append([evaluation.name, resolution, str(channel), *(f"{value:.6g}" for value in values)])
-    return markdown_table(rows) if len(rows) > 1 else None
 
 
 def package_versions() -> dict[str, str]:
