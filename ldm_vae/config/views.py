@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ldm_vae.config.rules import require
+from ldm_vae.config.rules import FieldError, require
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,18 @@ def view_of(
         f"<{field}> is {[*chosen]}; name one channel or three, from 0 to {num_channels - 1}",
     )
     return View(tuple(chosen))
+
+
+def photographs_view(num_channels: int, *, numbers: bool) -> View:
+    """Return what is seen of images that are like photographs, by `view_of` without a choice.
+
+    Raises:
+        FieldError: That isn't known.
+    """
+    view = view_of(num_channels, numbers=numbers)
+    if view is None:
+        raise FieldError(f"<value_range>: which of {num_channels} channels a photograph would have isn't known")
+    return view
 
 
 def shown_channels(num_channels: int, view: View | None) -> tuple[int, ...]:

@@ -10,8 +10,8 @@ from typing import Any
 from safetensors.torch import load_file
 
 from ldm_vae.config.commands.probe import ProbeOptions
-from ldm_vae.config.rules import FieldError, require, require_divides
-from ldm_vae.config.views import View, view_of
+from ldm_vae.config.rules import require, require_divides
+from ldm_vae.config.views import photographs_view
 from ldm_vae.evaluation.features import choose_perceptual, load_all_set_features
 from ldm_vae.evaluation.grid import save_grid
 from ldm_vae.evaluation.measure import short_name, spread_indices
@@ -82,6 +82,8 @@ class _Probe:
         self.bf16 = use_bf16(options.mixed_precision, device=self.device)
         self.train_bf16 = self.bf16 and self.device.type == "cuda"
         self.subjects = self._load()
+        channels = self.subjects[0].autoencoder.family.in_channels
+        self.view = photographs_view(channels, numbers=options.reads_numbers)
         self.folder = ProbeFolder(
             options.output, request=self._request(), overwrite=options.overwrite, processes=self.processes
         )
@@ -100,7 +102,7 @@ class _Probe:
         scores: list[str] = []
         if not options.no_diffusion:
             features = load_all_set_features(
-                inception_weights=options.inception_weights, device=self.device, view=self._view
+                inception_weights=options.inception_weights, device=self.device, view=self.view
             )
             require(bool(features), "no network to compare pictures in: pip install 'ldm-vae[quickstart]'")
             scores = score_names(features)
@@ -196,14 +198,6 @@ class _Probe:
             strict=options.strict,
         )
 
-    @property
-    def _view(self) -> View:
-        """What networks for photographs see of the pictures."""
-        view = view_of(self.subjects[0].autoencoder.family.in_channels, numbers=self.options.reads_numbers)
-        if view is None:
-            raise FieldError("<value_range>: which of the channels a photograph would have isn't known")
-        return view
-
     def _compared(self, images: PanelImages) -> set[int]:
         return {images.indices[i] for i in spread_indices(len(images.indices), num_images=self.budget.num_samples)}
 
@@ -212,7 +206,7 @@ class _Probe:
     def _panel(self, collection: ImageCollection, images: PanelImages) -> dict[str, Any]:
         options = self.options
         name, perceptual = choose_perceptual(
-            options.perceptual, weights=options.perceptual_weights, device=self.device, view=self._view
+            options.perceptual, weights=options.perceptual_weights, device=self.device, view=self.view
         )
         chosen = spread_indices(len(images.indices), num_images=options.panel_images)
         images = replace(images, indices=[images.indices[i] for i in chosen], perceptual=perceptual)
