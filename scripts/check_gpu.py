@@ -78,7 +78,7 @@ def run_parts(options: argparse.Namespace, folder: Path) -> list[Verdict]:
     """Run the parts, print each verdict as it comes, and write the file after each part."""
     verdicts: list[Verdict] = []
     seconds: dict[str, float] = {}
-    print(f"{'check':38}{'verdict':9}what was found", flush=True)
+    print(f"{'check':42}{'verdict':9}what was found", flush=True)
     for part in options.only:
         start = time.monotonic()
         for verdict in run_part(part, options, folder):

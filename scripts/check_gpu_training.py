@@ -161,8 +161,10 @@ def perform(run: Run, folder: Path) -> str | None:
             ).returncode
         except subprocess.TimeoutExpired:
             return f"not done within {SECONDS} s"
-    lines = (folder / f"{run.name}.log").read_text(errors="replace").strip().splitlines()
-    return None if status == 0 else (lines[-1] if lines else f"status {status}")
+    printed = (folder / f"{run.name}.log").read_text(errors="replace").strip()
+    if status != 0:
+        return printed.splitlines()[-1] if printed else f"status {status}"
+    return None if f"= {run.processes} (processes)" in printed else f"it did not run on {run.processes} processes"
 
 
 def distance(folder: Path, name: str, base: str) -> float:

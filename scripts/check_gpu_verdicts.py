@@ -21,7 +21,7 @@ class Verdict:
     figures: dict[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        return f"{self.check:38}{self.verdict:9}{self.found}"
+        return f"{self.check:42}{self.verdict:9}{self.found}"
 
     def to_line(self) -> str:
         """Return it as a line of JSON."""

@@ -125,6 +125,7 @@ def join_processes(config: Config) -> Processes:
     train = config.train
     with waiting_for_others("to join them"):
         accelerator = Accelerator(
+            cpu=not torch.accelerator.is_available(),  # accelerate has to be told: else each process would run alone
             mixed_precision="no",  # autocast is the step's own, around each network
             log_with=None if config.report_to == "none" else config.report_to,
             project_config=ProjectConfiguration(

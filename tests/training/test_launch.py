@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from ldm_vae.config.parsing import dump_config
 from ldm_vae.config.run import Config
@@ -90,6 +91,7 @@ def test_accelerate_launches_and_sigterm_saves(tmp_path: Path, pictures: Path) -
          "--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0",
          "-m", "ldm_vae", "train", "--config", str(tmp_path / "config.yaml")],
         output=printed,
+        ACCELERATE_USE_CPU=str(torch.accelerator.is_available()).lower(),  # said only where there is another choice
     )  # fmt: skip
     wait_for(run / "metrics.jsonl", launcher, printed)
     launcher.send_signal(signal.SIGTERM)  # which torch's launcher passes on, and then calls a failure of its own
