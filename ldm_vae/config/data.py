@@ -10,6 +10,9 @@ from ldm_vae.config.names import Crop, WhenChanged
 from ldm_vae.config.reading import ReadingRules
 from ldm_vae.config.rules import at_least, between, positive, require, require_divides, source
 
+MEL_BINS = 64
+"""Mel filters of a frame of sound."""
+
 _BUCKET = re.compile(r"[1-9][0-9]{0,4}x[1-9][0-9]{0,4}")
 _MOST_BUCKETS = 16
 
@@ -56,6 +59,10 @@ class DataConfig(ReadingRules):
     early_fractions: list[float] = field(default_factory=list)
     """Part of train.max_train_steps that is trained at each of early_resolutions, before the rest is trained at
     resolution."""
+    mel_frames: Optional[int] = positive(None)
+    """Frames of 10 ms of the mel spectrograms [1, mel_frames, 64] of sounds, in AudioLDM's format: 1024 for 10.24 s.
+    With it `train` and `validation` name folders or files of sound, which the extra `audio` reads, and resolution
+    doesn't count. Without it they name images."""
     streaming: bool = False
     """Read the training images as a stream, without a local copy and without random access."""
     shuffle_buffer: int = at_least(0, 0)
@@ -84,6 +91,8 @@ class DataConfig(ReadingRules):
             f"<data.early_fractions> is {self.early_fractions}; they must be positive, and together less than 1",
         )
         self._check_buckets()
+        if self.mel_frames is not None:
+            self._check_sounds()
         require(
             self.shuffle_buffer == 0 or self.streaming,
             "<data.shuffle_buffer> is for <data.streaming>; without it the whole collection is shuffled anyway",
@@ -109,9 +118,32 @@ class DataConfig(ReadingRules):
             "<data.buckets> needs the headers of all images first, which <data.streaming> doesn't give; name one",
         )
 
+    def _check_sounds(self) -> None:
+        for name, value in (
+            ("early_resolutions", self.early_resolutions),
+            ("buckets", self.buckets),
+            ("value_range", self.value_range),
+            ("streaming", self.streaming),
+            ("whole_validation", self.whole_validation),
+            ("image_column", self.image_column),
+            ("flip", self.flip),
+        ):
+            require(
+                not value,
+                f"<data.{name}> is for images, but <data.mel_frames> says that the data are sounds; "
+                + ("set it to false" if value is True else "leave it out"),
+            )
+        require(
+            self.crop != "random_resized",
+            "<data.crop> is random_resized, but <data.mel_frames> says that the data are sounds, which keep their "
+            "pitch; take random or center",
+        )
+
     @property
     def sizes(self) -> list[tuple[int, int]]:
         """(width, height) of the training crops, the largest first; one where there is one bucket or none."""
+        if self.mel_frames is not None:
+            return [(MEL_BINS, self.mel_frames)]
         if not self.buckets:
             return [(self.resolution, self.resolution)]
         sides = (bucket.split("x") for bucket in self.buckets)
@@ -126,6 +158,13 @@ class DataConfig(ReadingRules):
 
 def check_resolution(data: DataConfig, *, spatial_factor: int) -> None:
     """Raise `FieldError` unless the model's spatial factor divides the resolutions."""
+    if data.mel_frames is not None:
+        require_divides(spatial_factor, data.mel_frames, name="data.mel_frames", whose="the model's factor")
+        require(
+            MEL_BINS % spatial_factor == 0,
+            f"the model's factor {spatial_factor} doesn't divide the {MEL_BINS} mels of a frame of <data.mel_frames>",
+        )
+        return
     for width, height in data.sizes if data.buckets else []:
         require(
             width % spatial_factor == 0 and height % spatial_factor == 0,

@@ -217,8 +217,8 @@ class ImitationFields(TermFields):
     """How near latents come to a teacher's."""
 
     imitation_weight: Weight = at_least(0, 1.0)
-    """Weight of the mean squared distance of the encoder's latents from those of `model.teacher`: a number or a
-    ramp."""
+    """Weight of the mean squared distance of the encoder's latents, and of their standard deviations where they have
+    any, from those of `model.teacher`: a number or a ramp."""
 
 
 @dataclass(kw_only=True)

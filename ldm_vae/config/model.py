@@ -35,8 +35,8 @@ class ModelConfig(Options):
     (`fsq`, both for the family vq). Without it the family's first one is taken."""
     teacher: Optional[str] = source(None)
     """Folder, hub id or single file of a frozen autoencoder whose normalised latents the model learns to make and to
-    decode. It is for the families tiny and dc, with the teacher's latent channels and factor. Without it the model has
-    latents of its own."""
+    decode, or the folder of latents that `encode` wrote with it of the images in data.train. The model has the
+    teacher's latent channels and factor, and any family but vq. Without it the model has latents of its own."""
     latent_channels: Optional[int] = positive(None)
     """Channels of the latent. Without it they are 4 from scratch (32 for flux2 and dc), or those of the pretrained
     model. Another number keeps the channels of a pretrained kl or flux2 and adds new ones, or drops the last ones."""
@@ -109,12 +109,16 @@ class ModelConfig(Options):
             f"<model.attention_levels> is {self.attention_levels}; the family tiny has no attention",
         )
         require(
-            self.teacher is None or (self.pretrained is not None or self.family in ("tiny", "dc")),
-            f"<model.teacher> is for the families tiny and dc; <model.family> is {self.family or 'kl'}",
+            self.teacher is None or self.family != "vq",
+            "<model.teacher> is for families whose latents are free numbers; <model.family> is vq",
         )
         require(
-            self.teacher is None or not self.decoder_only,
-            "<model.decoder_only> keeps the encoder as it is, but <model.teacher> teaches it; leave one out",
+            self.teacher is None or self.posterior == "learnt",
+            f"<model.posterior> is {self.posterior}, but <model.teacher> teaches a posterior; leave one out",
+        )
+        require(
+            self.teacher is None or self.pretrained is not None or not self.decoder_only,
+            "<model.decoder_only> keeps the encoder as it is, which hasn't learnt from <model.teacher>; leave one out",
         )
         require(
             math.prod(self.fsq_levels) <= MAX_CODES and len(self.fsq_levels) > 0,

@@ -63,6 +63,20 @@ class Config(Options):
             f"for the network of <loss.{which}> to see, or leave that network out",
         )
         require(
+            self.data.mel_frames is None or self.model.in_channels == 1,
+            f"<data.mel_frames> makes images of one channel of sounds; set <model.in_channels> to 1, which is "
+            f"{self.model.in_channels}",
+        )
+        for name in ("eq_probability", "equivariance_weight", "consistency_weight", "low_pass"):
+            require(
+                self.data.mel_frames is None or not getattr(self.loss, name),
+                f"<loss.{name}> is for square images, but with <data.mel_frames> the data are sounds; leave it out",
+            )
+        require(
+            self.data.mel_frames is None or self.train.panel_steps is None,
+            "<train.panel_steps> is for square images, but with <data.mel_frames> the data are sounds; leave it out",
+        )
+        require(
             self.model.posterior != "fixed" or self.train.weight_decay == 0,
             "<train.weight_decay> would move the deviation of a fixed <model.posterior>; set it to 0",
         )
@@ -82,6 +96,11 @@ class Config(Options):
         require(
             self.train.panel_steps is None or self.data.validation is not None,
             "<train.panel_steps> measures validation images; name them with <data.validation>",
+        )
+        require(
+            (self.loss.spectrum_weight == 0 and self.loss.alignment == "none") or self.model.teacher is None,
+            f"<loss.{'alignment' if self.loss.spectrum_weight == 0 else 'spectrum_weight'}> shapes the latents, which "
+            f"are those of <model.teacher>; leave it out",
         )
         require(
             self.train.best_metric != "perceptual" or self.loss.perceptual != "none",

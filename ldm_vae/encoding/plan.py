@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any
 
 from ldm_vae.config.commands.encode import EncodeOptions
@@ -15,8 +14,6 @@ from ldm_vae.latents.shards import Plan
 from ldm_vae.models.families.family import Family
 from ldm_vae.models.fingerprint import fingerprint
 from ldm_vae.models.load import LoadedVae
-
-_NAMES_AT_ONCE = 10_000
 
 
 def latents_mode(options: EncodeOptions, *, family: Family) -> str:
@@ -59,7 +56,7 @@ def make_plan(options: EncodeOptions, *, images: ImageCollection | ImageStream, 
     if isinstance(images, ImageStream):
         data: dict[str, Any] = {"num_files": images.dataset.num_shards, "label_names": images.label_names}
     else:
-        data = {"num_images": len(images), "names": _digest_names(images), "changes": options.detect_changes}
+        data = {"num_images": len(images), "names": images.names_digest(), "changes": options.detect_changes}
         data |= {"label_names": images.label_names}
     return Plan(
         vae={
@@ -106,11 +103,3 @@ def check_sizes(options: EncodeOptions, *, family: Family) -> None:
     require_divides(factor, options.resolution, name="resolution", whose="the VAE's factor")
     if options.buckets:
         require_divides(factor, options.bucket_step, name="bucket_step", whose="the VAE's factor")
-
-
-def _digest_names(collection: ImageCollection) -> str:
-    digest = hashlib.sha256()
-    for start in range(0, len(collection), _NAMES_AT_ONCE):
-        for name in collection.names(start, min(start + _NAMES_AT_ONCE, len(collection))):
-            digest.update(name.encode(errors="backslashreplace") + b"\0")
-    return digest.hexdigest()

@@ -19,7 +19,7 @@ from torch.nn.functional import pixel_unshuffle
 from ldm_vae.config.views import View
 from ldm_vae.evaluation.features import SetFeatures
 from ldm_vae.evaluation.pictures import PictureLog
-from ldm_vae.images.evaluation import EvaluationBatch, EvaluationImages, evaluation_batches
+from ldm_vae.images.evaluation import EvaluationBatch, EvaluationSamples, evaluation_batches
 from ldm_vae.images.training import SkippedImage
 from ldm_vae.images.transforms import to_shown
 from ldm_vae.latents.statistics import ChannelMoments, RowMoments
@@ -30,7 +30,7 @@ from ldm_vae.models.families.family import Family
 from ldm_vae.models.families.parts import Reconstruction
 from ldm_vae.models.precision import autocast
 from ldm_vae.system.launch import join_processes
-from ldm_vae.system.pixels import to_pixels
+from ldm_vae.system.pixels import Span, as_pictures, to_pixels
 from ldm_vae.system.progress import progress
 
 
@@ -83,7 +83,7 @@ def spread_indices(num_available: int, *, num_images: int | None) -> list[int]:
 
 def measure_latents(
     family: Family,
-    dataset: EvaluationImages,
+    dataset: EvaluationSamples,
     *,
     indices: Sequence[int],
     batch_size: int,
@@ -101,7 +101,7 @@ def measure_latents(
     """
     metrics = LatentMetrics(latent_channels=family.latent_channels)
     rows: dict[int, RowMoments] = {}
-    reader = _Reader(strict=strict, rounded=not dataset.value_range)
+    reader = _Reader(strict=strict, rounded=not dataset.value_range, span=dataset.span)
     for batch in _batches(dataset, indices, batch_size, num_workers, title="latent statistics"):
         images = reader.read(batch)
         if images is not None:
@@ -109,9 +109,8 @@ def measure_latents(
             metrics.update(mean, std)
             if family.patch_size > 1:
                 patches = pixel_unshuffle(mean, family.patch_size)
-                rows |= {
-                    index: RowMoments.of(patch[None]) for index, patch in zip(batch.indices, patches, strict=True)
-                }
+                pairs = zip(batch.indices, patches, strict=True)
+                rows |= {index: RowMoments.of(patch[None]) for index, patch in pairs}
     reader, states = _merge(reader, [metrics.state()])
     metrics.load_state(states[0])
     everyones: dict[int, RowMoments] = {}
@@ -126,7 +125,7 @@ def measure_latents(
 
 def measure_reconstructions(
     families: Sequence[Family],
-    dataset: EvaluationImages,
+    dataset: EvaluationSamples,
     *,
     indices: Sequence[int],
     batch_size: int,
@@ -168,10 +167,11 @@ def measure_reconstructions(
             codebook_size=family.codebook_size,
             image_channels=family.in_channels if per_channel else None,
             rounded=not dataset.value_range,
+            span=dataset.span,
         )
         for family in families
     ]
-    reader = _Reader(strict=strict, rounded=not dataset.value_range)
+    reader = _Reader(strict=strict, rounded=not dataset.value_range, span=dataset.span)
     pictures: list[list[Image.Image]] = []
     every = max(1, len(_share(indices)) // max(1, num_pictures))
     for batch in _batches(dataset, indices, batch_size, num_workers, title="reconstructions"):
@@ -191,7 +191,7 @@ def measure_reconstructions(
             reader.add_features(batch.indices, [set_features(column).cpu() for column in columns])
         for row in range(len(images)):
             if (reader.num_images - len(images) + row) % every == 0 and len(pictures) < num_pictures:
-                pictures.append([to_shown(column[row], view) for column in columns])
+                pictures.append([to_shown(as_pictures(column[row], dataset.span), view) for column in columns])
     reader, states = _merge(reader, [metric.state() for metric in metrics])
     for metric, state in zip(metrics, states, strict=True):
         metric.load_state(state)
@@ -225,8 +225,8 @@ class _Reader:
     """What one process reads; the readers of all processes merge into one."""
 
     strict: bool
-    rounded: bool
-    """Whether images are pictures of 8 bits."""
+    rounded: bool  # whether images are pictures of 8 bits
+    span: Span
     digests: dict[int, bytes] = field(default_factory=dict)
     features: dict[int, list[Tensor]] = field(default_factory=dict)
     skipped: list[SkippedImage] = field(default_factory=list)
@@ -241,7 +241,7 @@ class _Reader:
             raise ValueError(f"{self.skipped[0].name} can't be read as an image: {self.skipped[0].reason}")
         if batch.images is None:
             return None
-        seen = to_pixels(batch.images).byte() if self.rounded else batch.images
+        seen = to_pixels(as_pictures(batch.images, self.span)).byte() if self.rounded else batch.images
         for index, pixels in zip(batch.indices, seen, strict=True):
             self.digests[index] = hashlib.sha256(pixels.contiguous().numpy().tobytes()).digest()
         return batch.images
@@ -273,7 +273,7 @@ def _share(indices: Sequence[int]) -> Sequence[int]:
 
 
 def _batches(
-    dataset: EvaluationImages, indices: Sequence[int], batch_size: int, num_workers: int, *, title: str
+    dataset: EvaluationSamples, indices: Sequence[int], batch_size: int, num_workers: int, *, title: str
 ) -> Iterator[EvaluationBatch]:
     """The batches of this process's share, with a progress bar on the main one."""
     share, state = _share(indices), join_processes()
@@ -289,7 +289,7 @@ def _batches(
 def _merge(reader: _Reader, states: list[dict[str, Tensor]]) -> tuple[_Reader, list[dict[str, Tensor]]]:
     """Join what all processes read, and add up their sums by name; every process gets both."""
     parts: list[tuple[_Reader, list[dict[str, Tensor]]]] = gather_object([(reader, states)])
-    merged = _Reader(strict=reader.strict, rounded=reader.rounded)
+    merged = _Reader(strict=reader.strict, rounded=reader.rounded, span=reader.span)
     for part, _ in parts:
         merged.digests |= part.digests
         merged.features |= part.features

@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import ldm_vae
+from ldm_vae.audio.mels import MEL_RANGE
 from ldm_vae.config.views import GREY, RGB, View
 from ldm_vae.evaluation.features import SetFeatures
 from ldm_vae.evaluation.measure import Measurement
@@ -68,11 +69,16 @@ class Protocol:
     """(width, height) of the shapes of which each picture got the nearest; empty where it got none."""
     value_range: Sequence[float] = ()
     """The declared range of the images' numbers; empty where they are pictures of 8 bits."""
+    is_sound: bool = False
+    """Whether pictures are mels of sounds, of `resolution` frames."""
 
     @property
     def pictures(self) -> str:
         """Return, in words, what was reconstructed and what of it was compared."""
-        if self.resolution is not None:
+        if self.is_sound:
+            low, high = MEL_RANGE
+            cut = f"mels of the middle {self.resolution} frames, black at {low:.4g}, white at {high:g}"
+        elif self.resolution is not None:
             side = self.resolution
             cut = f"short side resized to {side} (bicubic, antialiased), centre crop {side}x{side}"
         elif self.sizes:
@@ -250,12 +256,10 @@ def channel_figures(summary: ImageChannelSummary | None, *, protocol: Protocol) 
     count = len(summary.psnr)
     lows, highs = ([*(protocol.value_range or (0, 255))][end::2] for end in (0, 1))
     ranges = [(lows[i % len(lows)], highs[i % len(highs)]) for i in range(count)]
-    means = zip(summary.mean, ranges, strict=True)
-    deviations = zip(summary.std, ranges, strict=True)
     return {
         "psnr": summary.psnr,
-        "mean": [low + mean / 255 * (high - low) for mean, (low, high) in means],
-        "std": [std / 255 * (high - low) for std, (low, high) in deviations],
+        "mean": [low + mean / 255 * (high - low) for mean, (low, high) in zip(summary.mean, ranges, strict=True)],
+        "std": [std / 255 * (high - low) for std, (low, high) in zip(summary.std, ranges, strict=True)],
     }
 
 

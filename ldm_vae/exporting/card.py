@@ -121,6 +121,14 @@ with torch.no_grad():
 def _reading(content: CardContent) -> tuple[str, str, str]:
     """Return Python that imports what is needed, reads `images`, and writes `reconstruction`."""
     channels, factor = content.config["in_channels"], content.spatial_factor * content.scaling.get("patch_size", 1)
+    if content.recipe.data.mel_frames is not None:
+        return (
+            "import soundfile\nimport torch\nfrom diffusers import DIFFUSERS\n"
+            "from ldm_vae.audio import SAMPLE_RATE, read_mels, to_sound",
+            f'images = read_mels("sound.wav", frames={content.recipe.data.mel_frames})[None]',
+            "sound = to_sound(reconstruction[0].float())  # or with vocoder=load_vocoder(FOLDER)\n"
+            'soundfile.write("reconstruction.wav", sound.numpy(), SAMPLE_RATE)',
+        )
     if not content.value_range:
         mode = {1: "L", 3: "RGB", 4: "RGBA"}[channels]
         return (
@@ -160,10 +168,12 @@ def scaling_formula(scaling: Mapping[str, Any]) -> tuple[str, str]:
 
 def _introduction(content: CardContent) -> str:
     config = content.config
+    of_sounds = "mel spectrograms of sounds in AudioLDM's format, [1, frames, 64] as 1-channel images"
+    images = f"{config['in_channels']}-channel images" if content.recipe.data.mel_frames is None else of_sounds
     return (
-        f"{content.summary} for latent diffusion: {config['in_channels']}-channel images, a spatial "
-        f"factor of {content.spatial_factor}, {config['latent_channels']} latent channels. Trained and exported with "
-        f"ldm-vae; `diffusers.{config['_class_name']}` loads it.{_numbers(content)}"
+        f"{content.summary} for latent diffusion: {images}, a spatial factor of {content.spatial_factor}, "
+        f"{config['latent_channels']} latent channels. Trained and exported with ldm-vae; "
+        f"`diffusers.{config['_class_name']}` loads it.{_numbers(content)}"
     )
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from ldm_vae.audio.datasets import EvaluationSounds
 from ldm_vae.config.commands.export import ExportOptions
 from ldm_vae.config.names import PerceptualChoice
 from ldm_vae.config.rules import require
@@ -22,19 +21,16 @@ from ldm_vae.evaluation.measure import (
     join_processes,
     measure_latents,
     measure_reconstructions,
-    short_name,
-    spread_indices,
 )
 from ldm_vae.evaluation.results import Protocol, Score, channel_figures, describe_scores, package_versions
 from ldm_vae.exporting.card import CardContent
+from ldm_vae.exporting.data import MeasuredData, open_data, precision_batches
 from ldm_vae.exporting.fields import scaling_fields, taught_fields, tile_size
 from ldm_vae.exporting.files import export_place, variant, with_fields, write_card, write_weights
 from ldm_vae.exporting.headroom import PrecisionReport, fit_float16
 from ldm_vae.exporting.hub import push_folder
 from ldm_vae.exporting.mosaic import mosaic
 from ldm_vae.exporting.readers import reader_notes
-from ldm_vae.images.collection import ImageCollection, open_collection
-from ldm_vae.images.evaluation import EvaluationImages, evaluation_batches
 from ldm_vae.images.training import SkippedImage
 from ldm_vae.latents.statistics import ChannelMoments
 from ldm_vae.metrics.latents import LatentSummary
@@ -46,8 +42,6 @@ from ldm_vae.system.telling import counted
 from ldm_vae.system.text import printable
 from ldm_vae.training.run_autoencoder import RunAutoencoder, load_run_autoencoder
 
-PRECISION_IMAGES = 32
-"""Images whose activations are measured, and whose reconstructions in 16-bit types are compared."""
 CARD_PICTURES = 4
 
 
@@ -92,17 +86,6 @@ class ExportSummary:
         return "\n".join([*lines, *self.notes, *([f"uploaded to {self.url}"] if self.url else [])])
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Data:
-    """The images that something is measured on."""
-
-    images: EvaluationImages
-    indices: list[int]
-    name: str
-    kind: str
-    """What the images are to the run: `training images`, `validation images`; empty for images that were named."""
-
-
 def export(options: ExportOptions) -> ExportSummary:
     """Measure a run's autoencoder over its data, write it, read it back and compare.
 
@@ -116,9 +99,10 @@ def export(options: ExportOptions) -> ExportSummary:
     _check_target(options, family=run.family)
     with export_place(options, is_main=processes.is_main_process) as place:
         family = run.family.to(processes.device, memory_format=torch.channels_last)
-        scaling_data, reconstruction_data = _open_data(run, options)
-        batches = list(_precision_batches(reconstruction_data, options))
-        family, precision, statement = fit_float16(family, batches, repair=options.repair)
+        scaling_data, reconstruction_data = open_data(run, options)
+        batches = list(precision_batches(reconstruction_data, options))
+        span = reconstruction_data.images.span
+        family, precision, statement = fit_float16(family, batches, repair=options.repair, span=span)
         found = measure_latents(
             family,
             scaling_data.images,
@@ -206,63 +190,15 @@ def _patches(run: RunAutoencoder, found: MeasuredLatents) -> ChannelMoments | No
     """The statistics that become the model's; None where it keeps its own, or has none.
 
     A decoder trained alone leaves a pretrained encoder's latents as they are, and with them what diffusion models were
-    trained on.
+    trained on. A teacher's normalised latents stay as they are too.
     """
     model = run.config.model
-    return None if model.pretrained is not None and model.decoder_only else found.patches
-
-
-def _open_data(run: RunAutoencoder, options: ExportOptions) -> tuple[_Data, _Data]:
-    """The images of the scaling, and those of the reconstructions."""
-    config = run.config.data
-
-    def data(collection: ImageCollection, *, source: str, kind: str, num_images: int) -> _Data:
-        images = EvaluationImages(
-            collection,
-            channels=run.family.in_channels,
-            multiple_of=run.family.spatial_factor,
-            **config.shapes,
-        )
-        indices = spread_indices(len(collection), num_images=num_images)
-        return _Data(images=images, indices=indices, name=short_name(source), kind=kind)
-
-    if options.data is not None:
-        options.check_channels(run.family.in_channels)
-        given = open_collection(options.data, split=options.split, image_column=options.image_column, rules=options)
-        scaling = data(given, source=options.data, kind="", num_images=options.num_images)
-        return scaling, data(
-            given, source=options.data, kind="", num_images=min(options.num_images, config.validation_images)
-        )
-    require(
-        config.train is not None and not config.streaming, "<data>: name images to measure on; the run streams its own"
-    )
-    assert config.train is not None
-    arguments: dict[str, Any] = {"image_column": config.image_column, "rules": config, "recorded": True}
-    training = open_collection(config.train, split=config.split, field="data.train", **arguments)
-    kind = "training images"
-    scaling = data(training, source=config.train, kind=kind, num_images=options.num_images)
-    num_images = min(options.num_images, config.validation_images)
-    if config.validation is None:
-        return scaling, data(training, source=config.train, kind=kind, num_images=num_images)
-    validation = open_collection(
-        config.validation, split=config.validation_split, held_out=True, field="data.validation", **arguments
-    )
-    kind = "validation images"
-    return scaling, data(validation, source=config.validation, kind=kind, num_images=num_images)
-
-
-def _precision_batches(data: _Data, options: ExportOptions) -> Iterator[Tensor]:
-    indices = spread_indices(len(data.indices), num_images=PRECISION_IMAGES)
-    batches = evaluation_batches(
-        data.images, indices=[data.indices[i] for i in indices], batch_size=options.batch_size, num_workers=0
-    )
-    for batch in batches:
-        if batch.images is not None:
-            yield batch.images
+    keeps = model.teacher is not None or (model.pretrained is not None and model.decoder_only)
+    return None if keeps else found.patches
 
 
 def _measure_reconstructions(
-    family: Family, data: _Data, options: ExportOptions, *, recipe: Config
+    family: Family, data: MeasuredData, options: ExportOptions, *, recipe: Config
 ) -> tuple[Comparison, Protocol]:
     """Measure reconstructions, and of numbers in a declared range each channel by itself too."""
     view, value_range = recipe.view, data.images.value_range
@@ -284,6 +220,7 @@ def _measure_reconstructions(
     )
     protocol = Protocol(
         resolution=data.images.resolution,
+        is_sound=isinstance(data.images, EvaluationSounds),
         factor=family.spatial_factor,
         bf16=False,
         perceptual=perceptual_name,

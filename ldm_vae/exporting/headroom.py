@@ -15,7 +15,7 @@ from ldm_vae.models.families.family import Family
 from ldm_vae.models.precision import DTYPES
 from ldm_vae.models.rescaling import FLOAT16_LIMIT, MARGIN, recorded_magnitudes, rescale_activations
 from ldm_vae.system.float64 import in_float64
-from ldm_vae.system.pixels import LEVELS_PER_UNIT, to_pixels
+from ldm_vae.system.pixels import LEVELS_PER_UNIT, PICTURES, Span, as_pictures, to_pixels
 
 ONE_LEVEL_PSNR = 20 * math.log10(255)
 """PSNR of a root mean square error of one 8-bit level, 48.1 dB."""
@@ -75,8 +75,13 @@ class PrecisionReport:
         return f"its reconstructions are at {error.psnr:.1f} dB from float32's"
 
 
-def measure_precision(family: Family, batches: Iterable[Tensor]) -> PrecisionReport:
-    """Encode and decode batches [B, C, H, W], [-1, 1], in float32 and both 16-bit types, on the model's device.
+def measure_precision(family: Family, batches: Iterable[Tensor], *, span: Span = PICTURES) -> PrecisionReport:
+    """Encode and decode batches [B, C, H, W] in float32 and both 16-bit types, on the model's device.
+
+    Args:
+        family: The autoencoder.
+        batches: The images.
+        span: The values of black and white in them.
 
     Raises:
         ValueError: There is no image.
@@ -89,7 +94,7 @@ def measure_precision(family: Family, batches: Iterable[Tensor]) -> PrecisionRep
             mean, reconstruction = _reconstruct(family, images)
         for name, half in halves.items():
             half_mean, half_reconstruction = _reconstruct(half, images)
-            compared[name].append(_Comparison.of(mean, reconstruction, half_mean, half_reconstruction))
+            compared[name].append(_Comparison.of(mean, reconstruction, half_mean, half_reconstruction, span))
     if not magnitudes:
         raise ValueError("no images to measure activations on: every one was unreadable, or there were none")
     return PrecisionReport(
@@ -114,7 +119,17 @@ class _Comparison:
     finite: bool
 
     @classmethod
-    def of(cls, mean: Tensor, reconstruction: Tensor, half_mean: Tensor, half_reconstruction: Tensor) -> _Comparison:
+    def of(
+        cls,
+        mean: Tensor,
+        reconstruction: Tensor,
+        half_mean: Tensor,
+        half_reconstruction: Tensor,
+        span: Span,
+    ) -> _Comparison:
+        reconstruction, half_reconstruction = (
+            as_pictures(values, span) for values in (reconstruction, half_reconstruction)
+        )
         return cls(
             psnr=psnr(to_pixels(reconstruction), to_pixels(half_reconstruction)).cpu(),
             max_error=(reconstruction - half_reconstruction).abs().max().item() * LEVELS_PER_UNIT,
@@ -143,27 +158,33 @@ def _nan_is_infinite(value: float) -> float:
     return math.inf if math.isnan(value) else value
 
 
-def fit_float16(family: Family, batches: Sequence[Tensor], *, repair: bool) -> tuple[Family, PrecisionReport, str]:
+def fit_float16(
+    family: Family, batches: Sequence[Tensor], *, repair: bool, span: Span = PICTURES
+) -> tuple[Family, PrecisionReport, str]:
     """Measure an autoencoder and, where float16 isn't safe, whether rescaling its weights makes it so.
 
     Args:
         family: The autoencoder, on the device to measure on.
-        batches: Images [B, C, H, W] in [-1, 1] to measure on.
+        batches: Images [B, C, H, W] to measure on.
         repair: Whether to take the rescaled autoencoder, where that helps and leaves the reconstruction as it is.
+        span: The values of black and white in them.
 
     Returns:
         The autoencoder to use, its report, and a sentence on float16.
     """
-    report = measure_precision(family, batches)
+    report = measure_precision(family, batches, span=span)
     if report.float16_is_safe:
         return family, report, "float16 is safe on the measured images."
     unsafe = f"float16 is not safe: {report.why_float16_is_unsafe()}."
     rescaled = rescale_activations(family, report.magnitudes) if family.is_residual else None
     if rescaled is None:
         return family, report, f"{unsafe} No exact rescaling of weights helps: no norm follows what is too large."
-    rescaled_report = measure_precision(rescaled, batches)
+    rescaled_report = measure_precision(rescaled, batches, span=span)
     difference = max(
-        (_reconstruct(family, images)[1] - _reconstruct(rescaled, images)[1]).abs().max().item() * LEVELS_PER_UNIT
+        (_reconstruct(family, images)[1] - _reconstruct(rescaled, images)[1]).abs().max().item()
+        * LEVELS_PER_UNIT
+        * 2
+        / (span[1] - span[0])
         for images in batches
     )
     if not rescaled_report.float16_is_safe or not difference < 0.5:

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from ldm_vae.images.streaming import LocalSamples, StreamingImages
-from ldm_vae.images.training import TrainingBatch, TrainingImages, TrainingSample
+from ldm_vae.images.training import TrainingBatch, TrainingSample, TrainingSamples
 from ldm_vae.system.workers import load
 
 
 def training_batches(
-    dataset: TrainingImages | StreamingImages,
+    dataset: TrainingSamples | StreamingImages,
     *,
     start_step: int,
     batch_size: int,
@@ -44,7 +44,7 @@ def training_batches(
 
     Raises:
         DataWorkerError: A worker died, or gave nothing for `timeout_seconds`.
-        UnreadableImage, ValueError: See `TrainingImages` and `StreamingImages.samples`.
+        UnreadableImage, ValueError: See `TrainingSamples` and `StreamingImages.samples`.
     """
     stride = num_processes * micro_batch_size
     assert batch_size % stride == 0
@@ -98,4 +98,5 @@ def collate_training(samples: list[TrainingSample]) -> TrainingBatch:
         noise=torch.stack([sample.noise for sample in samples]),
         skipped=[skipped for sample in samples for skipped in sample.skipped],
         draws=draws,
+        stored={name: torch.stack([sample.stored[name] for sample in samples]) for name in samples[0].stored},
     )

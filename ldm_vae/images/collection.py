@@ -82,6 +82,14 @@ class ImageCollection:
             cells = [{"path": path} for path in pc.struct_field(column, "path").to_pylist()]
         return [self._reader.name(cell, row=i) for i, cell in enumerate(cells, start)]
 
+    def names_digest(self) -> str:
+        """SHA-256, in hexadecimal, of all images' names in order."""
+        digest = hashlib.sha256()
+        for start in range(0, len(self), _NAMES_AT_ONCE):
+            for name in self.names(start, min(start + _NAMES_AT_ONCE, len(self))):
+                digest.update(name.encode(errors="backslashreplace") + b"\0")
+        return digest.hexdigest()
+
     def data_names(self) -> Iterator[str]:
         """Yield what tells this collection from another, in its order.
 

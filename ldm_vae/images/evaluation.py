@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -14,6 +16,7 @@ from ldm_vae.images.collection import ImageCollection
 from ldm_vae.images.guard import UnreadableImage
 from ldm_vae.images.training import SkippedImage
 from ldm_vae.images.transforms import Box, Size, crop_box, middle_box, to_tensor
+from ldm_vae.system.pixels import PICTURES, Span
 from ldm_vae.system.workers import load
 
 
@@ -44,7 +47,61 @@ class EvaluationBatch:
         return EvaluationBatch(indices=self.indices, images=images, names=self.names, skipped=self.skipped)
 
 
-class EvaluationImages(Dataset):
+class NamedCollection(Protocol):
+    """What samples are made of, by number."""
+
+    def __len__(self) -> int: ...
+
+    def name(self, i: int) -> str:
+        """What to call item i."""
+        ...
+
+
+class EvaluationSamples(Dataset, ABC):
+    """Samples by their number in a collection.
+
+    Args:
+        collection: What they are made of.
+        resolution: The side that all of them have, in pixels; None: there is none.
+        sizes: Where `resolution` is None, (width, height) of the shapes that they have; none: any.
+    """
+
+    span: Span = PICTURES
+    """The values of black and white."""
+
+    def __init__(self, collection: NamedCollection, *, resolution: int | None, sizes: Sequence[Size] = ()) -> None:
+        self._items = collection
+        self.resolution = resolution
+        self.sizes = tuple(sizes)
+
+    @property
+    def value_range(self) -> list[float]:
+        """The declared range of the images' numbers; empty where they are pictures of 8 bits."""
+        return []
+
+    @property
+    def has_one_shape(self) -> bool:
+        """Whether all images have one shape, so that several make a batch."""
+        return self.resolution is not None or len(self.sizes) == 1
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __getitem__(self, index: int) -> EvaluationSample:
+        """Return sample `index`; an unreadable one has no image."""
+        try:
+            image = self._read(index)
+        except UnreadableImage as error:
+            skipped = SkippedImage(index=index, name=error.name, reason=error.reason)
+            return EvaluationSample(index=index, image=None, name=error.name, skipped=skipped)
+        return EvaluationSample(index=index, image=image, name=self._items.name(index), skipped=None)
+
+    @abstractmethod
+    def _read(self, index: int) -> Tensor:
+        """Return sample `index`, [C, H, W]; raise `UnreadableImage` where it can't be read."""
+
+
+class EvaluationImages(EvaluationSamples):
     """A collection's images by number.
 
     Args:
@@ -66,33 +123,15 @@ class EvaluationImages(Dataset):
         multiple_of: int = 1,
         sizes: Sequence[Size] = (),
     ) -> None:
+        super().__init__(collection, resolution=resolution, sizes=sizes)
         self._collection = collection
         self._channels = channels
-        self.resolution = resolution
         self._multiple_of = multiple_of
-        self.sizes = tuple(sizes)
 
     @property
     def value_range(self) -> list[float]:
         """The declared range of the images' numbers; empty where they are pictures of 8 bits."""
         return self._collection.rules.value_range
-
-    @property
-    def has_one_shape(self) -> bool:
-        """Whether all images have one shape, so that several make a batch."""
-        return self.resolution is not None or len(self.sizes) == 1
-
-    def __len__(self) -> int:
-        return len(self._collection)
-
-    def __getitem__(self, index: int) -> EvaluationSample:
-        """Return image `index`; an unreadable one gives a sample without image."""
-        try:
-            image = self._read(index)
-        except UnreadableImage as error:
-            skipped = SkippedImage(index=index, name=error.name, reason=error.reason)
-            return EvaluationSample(index=index, image=None, name=error.name, skipped=skipped)
-        return EvaluationSample(index=index, image=image, name=self._collection.name(index), skipped=None)
 
     def _read(self, index: int) -> Tensor:
         shape, factor = self.resolution or self._nearest(index), self._multiple_of
@@ -120,7 +159,7 @@ class EvaluationImages(Dataset):
 
 
 def evaluation_batches(
-    dataset: EvaluationImages,
+    dataset: EvaluationSamples,
     *,
     indices: Sequence[int],
     batch_size: int,

@@ -9,7 +9,7 @@ import os
 import re
 import stat
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from ldm_vae.images.formats import ARRAY_EXTENSIONS, EXTRA, PLUGIN_EXTENSIONS, image_extensions
@@ -76,17 +76,24 @@ class Listing:
             yield f"follows {counted(len(self.links_outside), 'link')} to the outside: {_some(self.links_outside)}"
 
 
-def list_folder(root: str, *, arrays: bool = False) -> Listing:
-    """List a folder in one walk; with `arrays` files of arrays count as pictures.
+def list_folder(root: str, *, arrays: bool = False, endings: tuple[str, ...] = ()) -> Listing:
+    """List a folder in one walk.
 
     Hidden files and folders, and folders that this program wrote, are left out; links to folders are followed, but no
     folder is listed twice.
+
+    Args:
+        root: The folder.
+        arrays: Whether files of arrays count as pictures.
+        endings: In lower case, of the files that are listed in place of pictures, where tables don't count.
 
     Raises:
         OSError: A folder can't be listed.
     """
     listing = Listing(root=root)
-    walk = _Walk(listing, extensions=image_extensions(arrays=arrays))
+    walk = _Walk(
+        listing, extensions=endings or image_extensions(arrays=arrays), tables=() if endings else TABLE_FORMATS
+    )
     walk.list("")
     walk.match_captions()
     for paths in (listing.images, listing.tables, listing.metadata):
@@ -127,9 +134,9 @@ def describe_endings(endings: Counter[str]) -> str:
 class _Walk:
     """Fills a listing, folder by folder, each before the folders in it."""
 
-    def __init__(self, listing: Listing, *, extensions: tuple[str, ...]) -> None:
+    def __init__(self, listing: Listing, *, extensions: tuple[str, ...], tables: Collection[str]) -> None:
         self._listing = listing
-        self._extensions = extensions
+        self._extensions, self._tables = extensions, tables
         self._root = listing.root
         self._real_root = os.path.realpath(listing.root)
         self._listed: set[str] = set()
@@ -166,7 +173,7 @@ class _Walk:
         """Put a file into the list where it belongs."""
         listing, name, path, lower = self._listing, entry.name, prefix + entry.name, entry.name.lower()
         ending = os.path.splitext(lower)[1]
-        is_image, is_table = lower.endswith(self._extensions), ending in TABLE_FORMATS
+        is_image, is_table = lower.endswith(self._extensions), ending in self._tables
         if name.startswith("."):
             listing.hidden += (is_image or is_table) and not name.startswith("._")
         elif lower in METADATA_FILES:

@@ -20,7 +20,7 @@ from ldm_vae.metrics.image_channels import ImageChannels, ImageChannelSummary
 from ldm_vae.metrics.latents import LatentMetrics, LatentSummary
 from ldm_vae.metrics.sums import Sums
 from ldm_vae.system.float64 import in_float64
-from ldm_vae.system.pixels import from_pixels, to_levels, to_pixels
+from ldm_vae.system.pixels import PICTURES, Span, as_pictures, from_pixels, to_levels, to_pixels
 
 _LATENTS, _CHANNELS = "latents/", "channels/"
 
@@ -73,6 +73,7 @@ class ReconstructionMetrics:
         codebook_size: Number of codes that latents are made of; None where they aren't.
         image_channels: Channels of the images, for figures of each; None: there are none.
         rounded: Whether images are pictures of 8 bits, and not numbers in a declared range.
+        span: The values of black and white in images and reconstructions.
         device: Where the sums are kept.
     """
 
@@ -84,10 +85,12 @@ class ReconstructionMetrics:
         codebook_size: int | None = None,
         image_channels: int | None = None,
         rounded: bool = True,
+        span: Span = PICTURES,
         device: torch.device | str = "cpu",
     ) -> None:
         self.perceptual = perceptual
         self.codebook_size = codebook_size
+        self._span = span
         self._to_levels = to_pixels if rounded else to_levels
         self.channels = None if image_channels is None else ImageChannels(image_channels, device=device)
         self.latents = LatentMetrics(latent_channels=latent_channels, device=device)
@@ -108,8 +111,8 @@ class ReconstructionMetrics:
         """Add a batch, which may be empty.
 
         Args:
-            images: Pictures [B, C, H, W] in [-1, 1].
-            reconstruction: What the decoder made of them [B, C, H, W], about in [-1, 1].
+            images: Pictures [B, C, H, W] in [-1, 1], or the span.
+            reconstruction: What the decoder made of them [B, C, H, W], about in [-1, 1], or the span.
             mean: Posterior means [B, c, h, w], or the latents themselves.
             std: Posterior standard deviations [B, c, h, w]; None where nothing is random.
             indices: Which codes the latents are, [B, 1, h, w]; None where they aren't made of codes.
@@ -119,7 +122,9 @@ class ReconstructionMetrics:
         """
         if images.shape[0] == 0:
             return {}
-        pixels, reconstructed = self._to_levels(images), self._to_levels(reconstruction)
+        pixels, reconstructed = (
+            self._to_levels(as_pictures(values, self._span)) for values in (images, reconstruction)
+        )
         if self.channels is not None:
             self.channels.update(pixels, reconstructed)
         scores = {

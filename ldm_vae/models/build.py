@@ -24,6 +24,8 @@ def build_autoencoder(config: ModelConfig) -> Family:
         ValueError: The pretrained model can't be read or doesn't fit the config. The message names the field.
     """
     family = _built_or_loaded(config)
+    if config.teacher is not None:
+        family.take_as_normalised()
     require(
         config.posterior == "learnt" or family.bottleneck.has_posterior,
         f"<model.posterior> is {config.posterior}, but the family {family.name} has no posterior; leave it out",

@@ -2,22 +2,81 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
-from torch.nn.functional import mse_loss, pixel_shuffle
+from torch.nn.functional import mse_loss, pixel_shuffle, pixel_unshuffle
 
-from ldm_vae.config.model import ModelConfig
-from ldm_vae.config.rules import require
 from ldm_vae.models.bottlenecks.bottleneck import Latent
 from ldm_vae.models.families.family import Family
-from ldm_vae.models.load import load_vae
+from ldm_vae.models.normalisation import Normalisation
 
 
-class Teacher:
+class Teacher(ABC):
     """Gives its own latents in place of the student's.
 
     They are normalised as the teacher's pipelines do: a student in their place needs no scaling. FLUX.2's patches are
     put back into place after that.
+
+    Args:
+        normalisation: The teacher's, where it runs.
+    """
+
+    def __init__(self, normalisation: Normalisation) -> None:
+        self._normalisation = normalisation
+
+    @abstractmethod
+    def moments(self, images: Tensor, stored: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+        """Return mean and standard deviation of the teacher's own latents, [B, c, h, w]; None where nothing is random.
+
+        Args:
+            images: [B, C, H, W] in [-1, 1].
+            stored: What came with the images.
+        """
+
+    @torch.no_grad()
+    def latent(self, images: Tensor, noise: Tensor | None, stored: Mapping[str, Tensor]) -> Latent:
+        """Return the latent that the student is to make of images, and decodes meanwhile.
+
+        Args:
+            images: [B, C, H, W] in [-1, 1].
+            noise: [B, c, h, w], standard normal; None: the mean is taken.
+            stored: What came with the images.
+        """
+        own, own_std = self.moments(images, stored)
+        normalise, patch_size = self._normalisation.normalise, self._normalisation.patch_size
+        mean = pixel_shuffle(normalise(own), patch_size)
+        if own_std is None:
+            return Latent(z=mean, mean=mean, stored={"latents": mean})
+        std = pixel_shuffle(pixel_unshuffle(own_std, patch_size) * self._normalisation.scale.abs(), patch_size)
+        z = mean if noise is None else pixel_shuffle(normalise(own + own_std * noise), patch_size)
+        return Latent(z=z, mean=mean, stored={"mean": mean, "std": std})
+
+    def teach(self, latent: Latent | None, images: Tensor, noise: Tensor, stored: Mapping[str, Tensor]) -> Latent:
+        """Return the teacher's latent, with how far the student's is from it, `imitation`, as a loss.
+
+        It is the mean squared distance of the means; where the student has a posterior, plus that of the standard
+        deviations: the squared 2-Wasserstein distance of both normal distributions, an element.
+
+        Args:
+            latent: The student's; None where its encoder isn't trained, and there is no such loss.
+            images: See `latent`.
+            noise: See `latent`.
+            stored: See `latent`.
+        """
+        taught = self.latent(images, noise, stored)
+        losses = {}
+        if latent is not None:
+            losses["imitation"] = mse_loss(latent.mean, taught.mean)
+            if latent.posterior_logvar is not None:
+                losses["imitation"] += mse_loss(torch.exp(0.5 * latent.posterior_logvar), taught.stored["std"])
+        return Latent(z=taught.z, mean=taught.mean, losses=losses, stored=taught.stored)
+
+
+class RunningTeacher(Teacher):
+    """The autoencoder itself, which encodes the images.
 
     Args:
         family: The autoencoder; it isn't trained.
@@ -25,42 +84,18 @@ class Teacher:
     """
 
     def __init__(self, family: Family, *, device: torch.device) -> None:
+        super().__init__(family.normalisation.to(device))
         family.model.requires_grad_(False)
         self.family = family.eval().to(device, memory_format=torch.channels_last)
-        self._normalisation = family.normalisation.to(device)
 
-    @torch.no_grad()
-    def latent(self, images: Tensor, noise: Tensor) -> Latent:
-        """Return the latent that the student is to make of images [B, C, H, W] in [-1, 1], and decodes meanwhile."""
-        latent = self.family.encode_latent(images, noise)
-        return Latent(z=self._own_place(latent.z), mean=self._own_place(latent.mean))
-
-    def teach(self, latent: Latent, images: Tensor, noise: Tensor) -> Latent:
-        """Return the teacher's latent, with how far the student's is from its mean, `imitation`, as a loss."""
-        taught = self.latent(images, noise)
-        return Latent(z=taught.z, mean=taught.mean, losses={"imitation": mse_loss(latent.mean, taught.mean)})
-
-    def _own_place(self, z: Tensor) -> Tensor:
-        return pixel_shuffle(self._normalisation.normalise(z), self.family.patch_size)
+    def moments(self, images: Tensor, stored: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+        """Encode the images."""
+        return self.family.encode_moments(images)
 
 
-def load_teacher(config: ModelConfig, *, student: Family, device: torch.device) -> Teacher | None:
-    """Load the autoencoder that `model.teacher` names; None where it names none.
+class StoredTeacher(Teacher):
+    """The latents that it wrote, which come with the images: `mean`, and `std` where they were stored as moments."""
 
-    Raises:
-        ValueError: There is none, or the student's latents have another shape.
-    """
-    if config.teacher is None:
-        return None
-    family = load_vae(config.teacher, field="model.teacher").family
-    for name, of_teacher, of_student in (
-        ("channels of images", family.in_channels, student.in_channels),
-        ("latent channels", family.latent_channels, student.latent_channels),
-        ("spatial factor", family.spatial_factor, student.spatial_factor),
-    ):
-        require(
-            of_teacher == of_student,
-            f"<model.teacher> {config.teacher} and the model differ in their {name}: {of_teacher} and {of_student}; "
-            f"take <model.latent_channels> {family.latent_channels} and as many levels as give its factor",
-        )
-    return Teacher(family, device=device)
+    def moments(self, images: Tensor, stored: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+        """Take what was stored."""
+        return stored["mean"], stored.get("std")

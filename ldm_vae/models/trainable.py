@@ -129,19 +129,26 @@ class TrainableAutoencoder(nn.Module):
         """The decoder's last convolution, at whose weight W the adaptive weight is measured."""
         return self.family.last_layer
 
-    def forward(self, images: Tensor, noise: Tensor, draws: Draws | None = None) -> TrainableOutput:
+    def forward(
+        self,
+        images: Tensor,
+        noise: Tensor,
+        draws: Draws | None = None,
+        stored: Mapping[str, Tensor] | None = None,
+    ) -> TrainableOutput:
         """Encode, sample the posterior with `noise`, intervene where there are `draws`, and decode.
 
         Args:
             images: [B, C, H, W] in [-1, 1].
             noise: [B, c, h, w], standard normal.
             draws: What the interventions take.
+            stored: The teacher's latents, where it is one of stored latents.
         """
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.decoder_only):
             features, hidden = self._encode(images)
             latent = self.family.bottleneck(hidden, noise)
         if self.teacher is not None:
-            latent = self.teacher.teach(latent, images, noise)
+            latent = self.teacher.teach(None if self.decoder_only else latent, images, noise, stored or {})
         pair = self._pair(images, latent, draws or {})
         z, encoder_end = latent.z, None
         if features is not None:

@@ -71,9 +71,7 @@ EXPORT = OutputKind(
     alone=True,
 )  # fmt: skip
 LATENTS = OutputKind(
-    what="an encode",
-    mark="plan.json",
-    says=b"ldm-vae latents",
+    what="an encode", mark="plan.json", says=b"ldm-vae latents",
     parts=(
         "index.json", "samples.jsonl", "skipped.jsonl", "headers.jsonl", "codebook.npy", "shards.npy",
         "latents-[0-9]*.safetensors", "latents-[0-9]*.json",
@@ -88,18 +86,19 @@ EVALUATION = OutputKind(
     what="an evaluation", mark="metrics.json", says=b'"options"',
     parts=("table.md", "grid*.png", "per_picture.jsonl", "pictures", REPORT), alone=True,
 )  # fmt: skip
+SOUNDS = OutputKind(
+    what="a folder of decoded sounds", mark="sounds.jsonl", says=b'"decoded":', alone=True,
+    parts=("[0-9]*-decoded.wav", "[0-9]*-original.wav", "skipped.jsonl"),
+)  # fmt: skip
 PROBE = OutputKind(
     what="a probe", mark="probe.json", says=b'"kind": "probe"',
     parts=("metrics.json", "table.md", "samples.png", REPORT, "work"), alone=False,
 )  # fmt: skip
 QUICKSTART = OutputKind(
-    what="a quickstart",
-    mark=".ldm-vae-quickstart",
-    says=b"",
+    what="a quickstart", mark=".ldm-vae-quickstart", says=b"", alone=True,
     parts=("photographs", "run", "export", "latents", "decoded", "evaluation", REPORT),
-    alone=True,
-)
-KINDS = (RUN, EXPORT, LATENTS, LATENTS_EXPORT, DECODED, EVALUATION, PROBE, QUICKSTART)
+)  # fmt: skip
+KINDS = (RUN, EXPORT, LATENTS, LATENTS_EXPORT, DECODED, EVALUATION, SOUNDS, PROBE, QUICKSTART)
 
 
 def output_kind(folder: str | Path) -> OutputKind | None:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 LEVELS_PER_UNIT = 127.5
 """8-bit levels in a difference of 1 between values in [-1, 1]."""
+
+Span: TypeAlias = tuple[float, float]
+"""The values of black and white."""
+PICTURES: Span = (-1.0, 1.0)
 
 
 def from_pixels(pixels: Tensor) -> Tensor:
@@ -58,3 +63,11 @@ def seen(images: Tensor, *, channels: Sequence[int] | None = None, alpha: int | 
     opacity = (images[:, alpha, None] + 1) / 2
     over_black = opacity * (colours + 1) - 1
     return [over_black, over_black + 2 * (1 - opacity)]
+
+
+def as_pictures(values: Tensor, span: Span) -> Tensor:
+    """Return values of any span as float32 in that of pictures, [-1, 1]; those that are so already as they are."""
+    if span == PICTURES:
+        return values
+    low, high = span
+    return values.float().sub(low).mul_(2 / (high - low)).sub_(1)

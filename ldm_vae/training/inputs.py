@@ -9,21 +9,25 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
+from ldm_vae.audio.collection import SoundCollection, open_sounds
+from ldm_vae.audio.datasets import EvaluationSounds, TrainingSounds
+from ldm_vae.config.data import DataConfig
 from ldm_vae.config.rules import require
 from ldm_vae.config.run import Config
 from ldm_vae.images.batches import training_batches
 from ldm_vae.images.buckets import Buckets, nearest_bucket
 from ldm_vae.images.collection import ImageCollection, open_collection
 from ldm_vae.images.draws import DrawRules
-from ldm_vae.images.evaluation import EvaluationImages
+from ldm_vae.images.evaluation import EvaluationImages, EvaluationSamples
 from ldm_vae.images.headers import picture_sizes
 from ldm_vae.images.streaming import ImageStream, StreamingImages, open_stream
-from ldm_vae.images.training import Augmentation, TrainingBatch, TrainingImages
+from ldm_vae.images.training import Augmentation, TrainingBatch, TrainingImages, TrainingSamples
 from ldm_vae.system.cores import count_workers
 from ldm_vae.system.progress import progress
 from ldm_vae.system.telling import tell
 from ldm_vae.training.processes import Processes, timeout
 from ldm_vae.training.state import TrainingState
+from ldm_vae.training.teaching import TaughtImages, is_stored_teacher
 from ldm_vae.training.tracking import Tracking
 
 
@@ -31,8 +35,8 @@ from ldm_vae.training.tracking import Tracking
 class RunData:
     """What a run trains on and validates on: opened, and not yet prepared for a model."""
 
-    training: ImageCollection | ImageStream
-    validation: ImageCollection | None
+    training: ImageCollection | ImageStream | SoundCollection
+    validation: ImageCollection | SoundCollection | None
 
 
 def open_data(config: Config) -> RunData:
@@ -44,6 +48,8 @@ def open_data(config: Config) -> RunData:
     data = config.data
     require(data.train is not None, "<data.train> is missing: name a folder of images, a hub id or files to train on")
     assert data.train is not None
+    if data.mel_frames is not None:
+        return _open_sounds(data)
     open_training = open_stream if data.streaming else open_collection
     training = open_training(
         data.train, split=data.split, image_column=data.image_column, field="data.train", rules=data
@@ -61,14 +67,25 @@ def open_data(config: Config) -> RunData:
     return RunData(training=training, validation=validation)
 
 
+def _open_sounds(data: DataConfig) -> RunData:
+    assert data.train is not None
+    training = open_sounds(data.train, split=data.split, field="data.train", rules=data)
+    if data.validation is None:
+        return RunData(training=training, validation=None)
+    validation = open_sounds(
+        data.validation, split=data.validation_split, held_out=True, field="data.validation", rules=data
+    )
+    return RunData(training=training, validation=validation)
+
+
 def training_images(
-    source: ImageCollection | ImageStream,
+    source: ImageCollection | ImageStream | SoundCollection,
     config: Config,
     state: TrainingState,
     *,
     processes: Processes,
     early_stages: Sequence[tuple[int, int]] = (),
-) -> TrainingImages | StreamingImages:
+) -> TrainingSamples | StreamingImages:
     """Return the images to train on, cropped and with their noise.
 
     Args:
@@ -98,12 +115,18 @@ def training_images(
         ),
         strict=data.strict,
     )
+    teacher = config.model.teacher
+    if teacher is not None and is_stored_teacher(teacher):
+        return TaughtImages(source, augmentation, latents=teacher, data=data)
+    if isinstance(source, SoundCollection):
+        assert data.mel_frames is not None
+        return TrainingSounds(source, augmentation, frames=data.mel_frames)
     if isinstance(source, ImageStream):
         return StreamingImages(source, augmentation, shuffle_buffer=data.shuffle_buffer)
     return TrainingImages(source, augmentation)
 
 
-def _buckets(source: ImageCollection | ImageStream, config: Config, *, processes: Processes) -> Buckets:
+def _buckets(source: object, config: Config, *, processes: Processes) -> Buckets:
     """Return the run's buckets, with the images in each; headers are read where there are several."""
     sizes, members = config.data.sizes, None
     if len(sizes) > 1:
@@ -140,11 +163,16 @@ def _nearest_of_all(collection: ImageCollection, config: Config, *, processes: P
     return found.numpy()
 
 
-def validation_images(source: ImageCollection | None, config: Config, state: TrainingState) -> EvaluationImages | None:
+def validation_images(
+    source: ImageCollection | SoundCollection | None, config: Config, state: TrainingState
+) -> EvaluationSamples | None:
     """Return the images to validate on, sized for the model; None where there are none."""
     if source is None:
         return None
     data = config.data
+    if isinstance(source, SoundCollection):
+        assert data.mel_frames is not None
+        return EvaluationSounds(source, frames=data.mel_frames)
     return EvaluationImages(
         source,
         channels=config.model.in_channels,
@@ -154,7 +182,7 @@ def validation_images(source: ImageCollection | None, config: Config, state: Tra
 
 
 def open_batches(
-    images: TrainingImages | StreamingImages,
+    images: TrainingSamples | StreamingImages,
     config: Config,
     *,
     state: TrainingState,

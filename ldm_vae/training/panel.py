@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from ldm_vae.audio.collection import SoundCollection
 from ldm_vae.config.run import Config
 from ldm_vae.images.collection import ImageCollection
 from ldm_vae.images.evaluation import EvaluationImages
@@ -21,10 +22,13 @@ BATCH_SIZE = 16
 """Images measured together, whatever the run's micro-batches: neighbours in a batch are interpolated."""
 
 
-def panel_images(source: ImageCollection | None, config: Config, state: TrainingState) -> PanelImages | None:
+def panel_images(
+    source: ImageCollection | SoundCollection | None, config: Config, state: TrainingState
+) -> PanelImages | None:
     """Return the validation images as the panel measures them, square; None where the run measures none."""
     if source is None or config.train.panel_steps is None:
         return None
+    assert isinstance(source, ImageCollection), "Config refuses a panel of sounds"
     return PanelImages(
         dataset=EvaluationImages(source, channels=config.model.in_channels, resolution=config.data.resolution),
         indices=range(min(len(source), config.data.validation_images)),

@@ -8,7 +8,7 @@ from ldm_vae.config.parsing import dump_config
 from ldm_vae.config.rules import FieldError
 from ldm_vae.config.run import Config
 from ldm_vae.images.streaming import StreamingImages
-from ldm_vae.images.training import TrainingImages
+from ldm_vae.images.training import TrainingSamples
 from ldm_vae.reporting.report import is_report
 from ldm_vae.system.files import remove_temporaries, write_whole
 from ldm_vae.training.checkpoint import RunPlan
@@ -77,7 +77,7 @@ def choose_checkpoint(run: RunFolder, config: Config) -> Path | None:
 
 
 def compare_data(
-    run: RunFolder, config: Config, images: TrainingImages | StreamingImages, *, checkpoint: Path | None
+    run: RunFolder, config: Config, images: TrainingSamples | StreamingImages, *, checkpoint: Path | None
 ) -> DataNames:
     """Return the number and digest of the training images' names, after comparing them with the checkpoint's.
 
@@ -108,7 +108,7 @@ def compare_data(
 def begin_run(
     run: RunFolder,
     plan: RunPlan,
-    images: TrainingImages | StreamingImages,
+    images: TrainingSamples | StreamingImages,
     *,
     checkpoint: Path | None,
     learning_rates: dict[str, float],

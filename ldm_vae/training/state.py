@@ -26,11 +26,11 @@ from ldm_vae.models.families.family import DiffusersModel, Family
 from ldm_vae.models.frozen.vision import load_vision
 from ldm_vae.models.kernels.fused import use_kernels
 from ldm_vae.models.precision import use_bf16
-from ldm_vae.models.teacher import load_teacher
 from ldm_vae.models.trainable import TrainableAutoencoder
 from ldm_vae.training.interventions import build_interventions, pair_rules
 from ldm_vae.training.meter import ADVERSARIAL_FIGURES, Meter
 from ldm_vae.training.optimizers import build_optimizer, build_schedule
+from ldm_vae.training.teaching import open_teacher
 from ldm_vae.training.terms import build_objective
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -191,7 +191,7 @@ def build_state(config: Config, *, accelerator: Accelerator) -> TrainingState:
         term_networks=objective.trained_networks | ({} if codebook is None else {"codebook": codebook}),
         interventions=build_interventions(config, family=family),
         pair=pair_rules(config.loss),
-        teacher=load_teacher(config.model, student=family, device=accelerator.device),
+        teacher=open_teacher(config.model, student=family, device=accelerator.device),
         aligned=objective.alignment is not None,
     )
     checkpoint_activations(family, config.train.gradient_checkpointing)

@@ -121,17 +121,11 @@ class TrainingStep:
         state, objective = self.state, self.state.objective
         device = self.accelerator.device
         weight = state.trainable.last_layer.weight  # W
-        # The memory layout is changed on the device: changed before, the copy would leave page-locked memory and wait.
-        encoded = batch.images.to(device, non_blocking=True).contiguous(memory_format=torch.channels_last)
-        noise = batch.noise.to(device, non_blocking=True).contiguous(memory_format=torch.channels_last)
-        draws = {
-            name: drawn.to(device, non_blocking=True) if isinstance(drawn, Tensor) else drawn
-            for name, drawn in batch.draws.items()
-        }
+        batch = batch.to(device)
 
         # Encode, sample and decode, once: y is to resemble x.
         with autocast(device, enabled=self.bf16):
-            output = state.generator.wrapped(encoded, noise, draws)
+            output = state.generator.wrapped(batch.images, batch.noise, batch.draws, batch.stored)
         x = output.images
         y = output.reconstruction.detach().requires_grad_()
         likelihood_logvar = output.likelihood_logvar.detach().requires_grad_()
@@ -161,8 +155,8 @@ class TrainingStep:
             grad_y = grad_y + figures["lam"] * grad_g
 
         # Backward through decoder and encoder, once: from y, from s, and from the terms on latents.
-        latent_loss = objective.latent_loss(output, encoded, step=state.stage_step)
-        aligned = align(objective, output, encoded, step=state.stage_step, accumulation=self.accumulation)
+        latent_loss = objective.latent_loss(output, batch.images, step=state.stage_step)
+        aligned = align(objective, output, batch.images, step=state.stage_step, accumulation=self.accumulation)
         roots = [
             (output.reconstruction, grad_y / self.accumulation),
             (output.likelihood_logvar, grad_likelihood_logvar / self.accumulation),
@@ -193,7 +187,7 @@ class TrainingStep:
             num_elements=num_elements,
             posterior=self._posterior_moments(output.latent),
             codes=output.latent.statistics,
-            grad_encoder=None if aligned is None else aligned.gradients(state.family, noise),
+            grad_encoder=None if aligned is None else aligned.gradients(state.family, batch.noise),
         )
 
     def _posterior_moments(self, latent: Latent) -> Tensor | None:

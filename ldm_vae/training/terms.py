@@ -59,9 +59,10 @@ def build_objective(
         ValueError: A network's weights are missing. The message names the field.
     """
     loss = config.loss
+    is_taught = config.model.teacher is not None  # so that latents have the teacher's rate
     with torch.random.fork_rng(devices=[]):  # so that one more term doesn't change the other networks' first weights
         terms = list(_terms(config, bottleneck=bottleneck))
-        if config.model.teacher is not None:
+        if is_taught and not config.model.decoder_only:
             weight = _weight(loss.imitation_weight, max_train_steps=config.train.max_train_steps)
             terms.append(Term(name="imitation", on="latents", weight=weight, of=_imitation))
         if loss.alignment != "none":
@@ -69,9 +70,10 @@ def build_objective(
                 _alignment_term(config, latent_channels=latent_channels, factor=spatial_factor, device=device)
             )
     rate = _rate_control(config, latent_channels=latent_channels, device=device)
+    whose = "a teacher's latents keep theirs" if is_taught else f"a {bottleneck.name} bottleneck has none"
     require(
-        rate is None or bottleneck.has_posterior,
-        f"<loss> asks for a rate of the posterior, but a {bottleneck.name} bottleneck has none; leave it out",
+        rate is None or (bottleneck.has_posterior and not is_taught),
+        f"<loss> asks for a rate of the posterior, but {whose}; leave it out",
     )
     if rate is not None:
         terms = [replace(term, of=partial(_kl, rate=rate)) if term.name == "kl" else term for term in terms]
@@ -99,7 +101,7 @@ def _terms(config: Config, *, bottleneck: Bottleneck) -> Iterator[Term]:
     if loss.perceptual != "none" and loss.perceptual_weight != 0:
         distance = load_perceptual(loss.perceptual, weights=loss.perceptual_weights, view=config.view)
         yield perceptual_term(distance, weight=weight(loss.perceptual_weight))
-    if bottleneck.has_posterior:
+    if bottleneck.has_posterior and config.model.teacher is None:
         yield Term(name="kl", on="latents", weight=weight(loss.rate_weight), of=_kl)
     if "commitment" in bottleneck.losses:
         yield Term(name="commitment", on="latents", weight=weight(loss.commitment_weight), of=_commitment)

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from ldm_vae.config.run import Config
 from ldm_vae.config.train import TrainConfig
-from ldm_vae.images.evaluation import EvaluationImages, evaluation_batches
+from ldm_vae.images.evaluation import EvaluationSamples, evaluation_batches
 from ldm_vae.images.streaming import StreamingImages
-from ldm_vae.images.training import TrainingImages
+from ldm_vae.images.training import TrainingSamples
 from ldm_vae.images.transforms import to_shown
 from ldm_vae.metrics.reconstruction import ReconstructionMetrics, ReconstructionSummary
 from ldm_vae.models.exact import within_memory
@@ -25,6 +25,7 @@ from ldm_vae.models.families.parts import Reconstruction
 from ldm_vae.models.precision import autocast, use_bf16
 from ldm_vae.system.cores import count_workers
 from ldm_vae.system.files import naming
+from ldm_vae.system.pixels import as_pictures
 from ldm_vae.training.processes import Processes
 from ldm_vae.training.state import BestValidation, TrainingState
 
@@ -37,7 +38,7 @@ HIGHER_IS_BETTER = {"psnr": True, "ssim": True, "perceptual": False}
 @torch.compiler.set_stance("force_eager")  # each new shape, such as a short last batch, would be compiled
 def validate(
     state: TrainingState,
-    dataset: EvaluationImages,
+    dataset: EvaluationSamples,
     *,
     config: Config,
     processes: Processes,
@@ -64,6 +65,7 @@ def validate(
         latent_channels=state.family.latent_channels,
         codebook_size=state.family.codebook_size,
         rounded=not dataset.value_range,
+        span=dataset.span,
         device=device,
     )
     num_images = min(len(dataset), config.data.validation_images)
@@ -85,7 +87,7 @@ def validate(
             metrics.update(images, made.images, made.mean, made.std, made.indices)
             if samples is not None and accelerator.is_main_process and len(pictures) < 2 * NUM_SAMPLES:
                 for pair in zip(images, made.images, strict=True):
-                    pictures += [to_shown(image, config.view) for image in pair]
+                    pictures += [to_shown(as_pictures(image, dataset.span), config.view) for image in pair]
     sums = {name: total.cpu() for name, total in metrics.state().items()}
     processes.add_up(sums.values(), purpose="to add up a validation")
     metrics.load_state(sums)
@@ -103,7 +105,7 @@ def reconstruct(state: TrainingState, images: Tensor, *, train: TrainConfig) -> 
 @torch.compiler.set_stance("force_eager")
 def draw_samples(
     state: TrainingState,
-    dataset: TrainingImages | StreamingImages,
+    dataset: TrainingSamples | StreamingImages,
     path: Path,
     *,
     config: Config,
@@ -120,7 +122,7 @@ def draw_samples(
     with averaged_weights(state):
         made = [reconstruct(state, batch.to(accelerator.device), train=config.train).images for batch in batches]
     pairs = zip(crops, (image for batch in made for image in batch), strict=True)
-    save_samples([to_shown(image, config.view) for pair in pairs for image in pair], path)
+    save_samples([to_shown(as_pictures(image, dataset.span), config.view) for pair in pairs for image in pair], path)
 
 
 @contextlib.contextmanager

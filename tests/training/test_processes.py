@@ -12,7 +12,10 @@ import torch
 from safetensors.torch import load_file
 
 from ldm_vae.config.commands.export import ExportOptions
+from ldm_vae.encoding.encode import encode
 from ldm_vae.exporting.export import export
+from tests.audio.sounds import FRAMES, write_sounds
+from tests.encodings import RESOLUTION, options, save_vae
 from tests.launching import start, torchrun
 from tests.training.changes import (
     BypassedReducer,
@@ -33,6 +36,8 @@ STEPS = 8
 BATCH_SIZE = 8
 TOLERANCE = 1e-5
 MICRO_BATCHES = {1: [1, 2, 4, 8], 2: [1, 2, 4]}
+VARIANTS = ("decoder_only", "taught", "sounds")
+UNCUT = {"early_resolutions": [], "early_fractions": []}
 FAULTS = {
     "lam_of_each_rank": LamOfEachRank(),
     "noise_of_each_rank": NoiseOfEachRank(),
@@ -55,9 +60,26 @@ class Launches:
         return [json.loads(Path(f"{run}-outcome-{rank}.json").read_text()) for rank in range(num_processes)]
 
 
+def variants(folder: Path, pictures: Path) -> dict[str, dict[str, dict[str, Any]]]:
+    """Return what is otherwise in runs of these names: sections of their configs."""
+    latents = folder / "latents"
+    encode(options(save_vae(folder / "teacher", latent_channels=3), str(pictures), latents, flip=True))
+    sounds = str(write_sounds(folder / "sounds", count=11, seconds=0.6))
+    of_sounds = {"train": sounds, "validation": sounds, "mel_frames": FRAMES, "flip": False}
+    return {
+        "decoder_only": {"model": {"decoder_only": True}},
+        "taught": {
+            "model": {"teacher": str(latents), "latent_channels": 3},
+            "data": {"resolution": RESOLUTION, "crop": "center", **UNCUT},
+        },
+        "sounds": {"model": {"in_channels": 1}, "data": of_sounds | UNCUT},
+    }
+
+
 @pytest.fixture(scope="module")
 def launches(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Launches:
     launches = Launches(tmp_path_factory.mktemp("launches"))
+    varied = variants(tmp_path_factory.mktemp("variants"), pictures)
 
     def job(
         name: str,
@@ -69,7 +91,6 @@ def launches(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Launch
     ) -> Job:
         config: dict[str, Any] = {
             "output_dir": str(launches.run(name, num_processes=num_processes)),
-            "model": {"decoder_only": name == "decoder_only"},
             "data": {
                 "train": str(pictures), "validation": str(pictures),  # 11: a tail of 1 for 2 processes
                 "early_resolutions": [16], "early_fractions": [0.4],
@@ -86,6 +107,8 @@ def launches(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Launch
         }  # fmt: skip
         if smooth:
             config["loss"]["reconstruction"] = "l2"
+        for section, fields in varied.get(name, {}).items():
+            config[section] = config.get(section, {}) | fields
         return Job(config=config, changes=(*([SmoothNetworks()] if smooth else []), *changes))
 
     jobs: dict[int, list[Job]] = {1: [], 2: []}
@@ -93,7 +116,7 @@ def launches(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Launch
         for size in micro_batches:
             jobs[num_processes].append(job(f"full-{size}", num_processes=num_processes, micro_batch_size=size))
         jobs[num_processes] += [
-            job("decoder_only", num_processes=num_processes, micro_batch_size=2),
+            *(job(name, num_processes=num_processes, micro_batch_size=2 * num_processes) for name in varied),
             job("published", num_processes=num_processes, smooth=False, learning_rate=1e-4, disc_learning_rate=1e-4),
         ]
     jobs[2] += [job(name, fault, micro_batch_size=2) for name, fault in FAULTS.items()]
@@ -125,10 +148,10 @@ def lines_with(name: str, run: Path) -> list[dict[str, Any]]:
 CUTS = [(n, f"full-{size}") for n, sizes in MICRO_BATCHES.items() for size in sizes if (n, size) != (1, BATCH_SIZE)]
 
 
-@pytest.mark.parametrize(("num_processes", "name"), [*CUTS, (2, "decoder_only")])
+@pytest.mark.parametrize(("num_processes", "name"), [*CUTS, *((2, name) for name in VARIANTS)])
 def test_weights_are_those_of_one_process_and_one_batch(launches: Launches, num_processes: int, name: str) -> None:
     """Also the averaged weights, the discriminator, the learnt log-variance and lam."""
-    alone = launches.run("decoder_only" if name == "decoder_only" else f"full-{BATCH_SIZE}", num_processes=1)
+    alone = launches.run(name if name in VARIANTS else f"full-{BATCH_SIZE}", num_processes=1)
     run = launches.run(name, num_processes=num_processes)
     assert last_checkpoint(run).name == last_checkpoint(alone).name == f"checkpoint-{STEPS:06d}"
     assert largest_difference(run, alone) < TOLERANCE
@@ -154,7 +177,7 @@ def test_published_faults_fail_that_comparison(launches: Launches, fault: str) -
     assert difference > 5 * TOLERANCE
 
 
-@pytest.mark.parametrize("name", [*(f"full-{size}" for size in MICRO_BATCHES[2]), "decoder_only"])
+@pytest.mark.parametrize("name", [*(f"full-{size}" for size in MICRO_BATCHES[2]), *VARIANTS])
 def test_ranks_are_bit_equal_after_every_step(launches: Launches, name: str) -> None:
     zero, one = (told["digests"] for told in launches.told(name))
     assert zero == one

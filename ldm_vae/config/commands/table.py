@@ -51,6 +51,11 @@ COMMANDS = {
         "ldm_vae.encoding.decode:decode",
         "decode latents into pictures",
     ),
+    "sounds": Command(
+        "ldm_vae.config.commands.sounds:SoundsOptions",
+        "ldm_vae.evaluation.sounds:sounds",
+        "encode sounds and decode them again, as files to listen to",
+    ),
     "evaluate": Command(
         "ldm_vae.config.commands.evaluate:EvaluateOptions",
         "ldm_vae.evaluation.evaluate:evaluate",

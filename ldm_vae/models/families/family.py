@@ -162,6 +162,10 @@ class Family(ABC):
         """Replace what pipelines normalise patches by, [c·p·p] each."""
         raise NotImplementedError(f"{self.class_name()} holds no statistics of latents")
 
+    def take_as_normalised(self) -> None:
+        """Have pipelines take latents as they are, where the model itself and not its config.json says how."""
+        return None
+
     # In pieces, with gradients: what the training step runs
 
     @abstractmethod

@@ -63,3 +63,9 @@ class Flux2(KL):
         """
         self.model.bn.running_mean.copy_(mean)
         self.model.bn.running_var.copy_(variance)
+
+    def take_as_normalised(self) -> None:
+        """Give patches a mean of 0 and a variance to which eps adds up to 1."""
+        statistics = self.model.bn
+        statistics.running_mean.zero_()
+        statistics.running_var.fill_(1 - self.model.config.batch_norm_eps)
