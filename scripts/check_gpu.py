@@ -22,6 +22,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -30,10 +31,9 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
-from check_gpu_training import check_training
+from check_gpu_training import check_training, kill_group
 from check_gpu_verdicts import Verdict
 
 SCRIPTS = Path(__file__).parent
@@ -113,38 +113,26 @@ def from_child(part: str, options: argparse.Namespace) -> Iterator[Verdict]:
     if part == "kernels" and not torch.cuda.is_available():
         environment["TRITON_INTERPRET"] = "1"
     with tempfile.TemporaryFile("w+") as errors:
-        process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True)
+        process = subprocess.Popen(
+            command, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True, start_new_session=True
+        )
         assert process.stdout is not None
-        timer = Timer(process, seconds=SECONDS[part])
-        for line in process.stdout:
-            if line.startswith("{"):
-                yield Verdict(**json.loads(line))
-        status = process.wait()
-        if timer.ended():
-            yield Verdict(check=part, verdict="failed", found=f"not done within {SECONDS[part]} s")
+        timer = threading.Timer(SECONDS[part], kill_group, [process])
+        timer.start()
+        try:
+            for line in process.stdout:
+                if line.startswith("{"):
+                    yield Verdict(**json.loads(line))
+            status = process.wait()
+        finally:
+            timer.cancel()
+            kill_group(process)
+        if status == -signal.SIGKILL:
+            yield Verdict(check=part, verdict="failed", found=f"killed, as after {SECONDS[part]} s or for its memory")
         elif status != 0:
             errors.seek(0)
-            last: list[Any] = errors.read().strip().splitlines()[-1:] or [f"status {status}"]
-            yield Verdict(check=part, verdict="failed", found=last[0])
-
-
-class Timer:
-    """Kills a process after some seconds."""
-
-    def __init__(self, process: subprocess.Popen[str], *, seconds: float) -> None:
-        self._process, self._killed = process, False
-        self._timer = threading.Timer(seconds, self._kill)
-        self._timer.daemon = True
-        self._timer.start()
-
-    def _kill(self) -> None:
-        self._killed = True
-        self._process.kill()
-
-    def ended(self) -> bool:
-        """Stop the clock, and return whether it had run out."""
-        self._timer.cancel()
-        return self._killed
+            last = (errors.read().strip().splitlines() or [f"status {status}"])[-1]
+            yield Verdict(check=part, verdict="failed", found=last)
 
 
 if __name__ == "__main__":

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -151,20 +154,30 @@ def perform(run: Run, folder: Path) -> str | None:
         for name in ("config.yaml", "data_names.txt.gz"):
             shutil.copy(folder / run.resumes / name, output / name)
     with (folder / f"{run.name}.log").open("w") as log:
+        process = subprocess.Popen(
+            [sys.executable, *run.command(folder)],
+            env={**os.environ, **run.environment},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
         try:
-            status = subprocess.run(
-                [sys.executable, *run.command(folder)],
-                env={**os.environ, **run.environment},
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                timeout=SECONDS,
-            ).returncode
+            status = process.wait(SECONDS)
         except subprocess.TimeoutExpired:
             return f"not done within {SECONDS} s"
+        finally:
+            kill_group(process)
     printed = (folder / f"{run.name}.log").read_text(errors="replace").strip()
     if status != 0:
         return printed.splitlines()[-1] if printed else f"status {status}"
     return None if f"= {run.processes} (processes)" in printed else f"it did not run on {run.processes} processes"
+
+
+def kill_group(process: subprocess.Popen[Any]) -> None:
+    """End a process that leads a session, and all that it started."""
+    with contextlib.suppress(ProcessLookupError):  # where all have ended
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def distance(folder: Path, name: str, base: str) -> float:

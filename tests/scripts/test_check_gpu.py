@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -103,3 +104,25 @@ def test_a_run_that_fails_is_told_by_its_last_line(training: ModuleType, tmp_pat
     (tmp_path / "pictures").mkdir()
     failure = training.perform(training.Run(name="bad", settings={"train.batch_size": -1}), tmp_path)
     assert "train.batch_size" in failure
+
+
+def test_a_run_that_hangs_ends_with_all_that_it_started(
+    training: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = (
+        "import subprocess, sys, time\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
+        "print(child.pid, flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    monkeypatch.setattr(training.Run, "command", lambda run, folder: ["-c", code])
+    monkeypatch.setattr(training, "SECONDS", 2)
+    assert training.perform(training.Run(name="slow"), tmp_path) == "not done within 2 s"
+    child = int((tmp_path / "slow.log").read_text())
+    until = time.monotonic() + 10
+    while time.monotonic() < until:
+        state = Path(f"/proc/{child}/stat")
+        if not state.exists() or state.read_text().rsplit(")", 1)[1].split()[0] == "Z":
+            return
+        time.sleep(0.05)
+    pytest.fail("its child lives")
