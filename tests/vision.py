@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 PATCH = 4
-SIZES = {"hidden_size": 16, "num_hidden_layers": 5, "num_attention_heads": 2, "image_size": 16, "patch_size": PATCH}
+SIZES = {"hidden_size": 16, "num_attention_heads": 2, "image_size": 16, "patch_size": PATCH}
 CLASSES: dict[str, tuple[str, dict[str, Any], str]] = {  # class, fields of its own, class of its image processor
     "dinov2": ("Dinov2", {"mlp_ratio": 2}, "BitImageProcessor"),
     "dinov2 with registers": ("Dinov2WithRegisters", {"mlp_ratio": 2, "num_register_tokens": 3}, "BitImageProcessor"),
@@ -19,13 +19,13 @@ CLASSES: dict[str, tuple[str, dict[str, Any], str]] = {  # class, fields of its 
 IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
 
 
-def save_vision(kind: str, folder: Path, *, seed: int = 0) -> Any:
+def save_vision(kind: str, folder: Path, *, blocks: int = 5) -> Any:
     """Write a network of random weights and its image processor into a folder; return the network, in eval mode."""
     import transformers
 
     name, fields, _ = CLASSES[kind]
-    config = getattr(transformers, f"{name}Config")(**SIZES | fields)
-    torch.manual_seed(seed)
+    config = getattr(transformers, f"{name}Config")(**SIZES | fields | {"num_hidden_layers": blocks})
+    torch.manual_seed(0)
     model = getattr(transformers, f"{name}Model")(config).eval()
     with torch.no_grad():  # as initialised, the features of all places are nearly the same
         for parameter in model.parameters():
