@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import asdict, replace
 from typing import Any
 
 from safetensors.torch import load_file
@@ -27,10 +26,10 @@ from ldm_vae.panel.measures import describe_measures, format_panel
 from ldm_vae.panel.panel import measure_panels
 from ldm_vae.panel.sums import PanelImages
 from ldm_vae.probing.control import ScrambledAutoencoder
-from ldm_vae.probing.folder import METRICS, SAMPLES, TABLE, ProbeFolder
+from ldm_vae.probing.folder import METRICS, SAMPLES, ProbeFolder
 from ldm_vae.probing.prepare import Subject, prepare
 from ldm_vae.probing.protocol import choose_budget, with_hash
-from ldm_vae.probing.results import Probed, compare, probe_table
+from ldm_vae.probing.results import Probed, ProbeSummary, compare, probe_table
 from ldm_vae.probing.samples import score_names
 from ldm_vae.probing.trainings import Trainings, pictures_file
 from ldm_vae.system.cores import count_workers
@@ -40,25 +39,6 @@ from ldm_vae.system.pixels import from_pixels
 from ldm_vae.system.text import printable
 
 _CONTROL = "control"
-
-
-@dataclass(frozen=True, kw_only=True)
-class ProbeSummary:
-    """What `probe` found and where it is; `str()` is what the command line prints."""
-
-    probed: list[Probed]
-    """The reference first."""
-    table: str
-    metrics: Path
-    report: Path | None
-    """None where none was asked for."""
-    problem: str | None
-    """In one line, why the figures tell nothing; None where they do."""
-
-    def __str__(self) -> str:
-        """Return the tables and where the files are."""
-        report = "" if self.report is None else f"\nreport: {self.report}"
-        return f"{self.table}\n\nmetrics: {self.metrics}\ntable: {self.metrics.with_name(TABLE)}{report}"
 
 
 def probe(options: ProbeOptions) -> ProbeSummary:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from ldm_vae.probing.folder import TABLE
 from ldm_vae.system.markdown import markdown_table, markdown_text
 
 # Of Student's distribution, two-sided 95 %, by degrees of freedom; from 10 on within 0.1 of the last.
@@ -108,3 +110,22 @@ def probe_table(probed: Sequence[Probed], *, scores: Sequence[str]) -> str:
 
 def _order(value: float) -> float:
     return math.inf if math.isnan(value) else value
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeSummary:
+    """What `probe` found and where it is; `str()` is what the command line prints."""
+
+    probed: list[Probed]
+    """The reference first."""
+    table: str
+    metrics: Path
+    report: Path | None
+    """None where none was asked for."""
+    problem: str | None
+    """In one line, why the figures tell nothing; None where they do."""
+
+    def __str__(self) -> str:
+        """Return the tables and where the files are."""
+        report = "" if self.report is None else f"\nreport: {self.report}"
+        return f"{self.table}\n\nmetrics: {self.metrics}\ntable: {self.metrics.with_name(TABLE)}{report}"

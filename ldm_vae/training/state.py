@@ -20,13 +20,11 @@ from ldm_vae.losses.objective import Objective
 from ldm_vae.models.build import build_autoencoder
 from ldm_vae.models.checkpointing import checkpoint_activations
 from ldm_vae.models.discriminators.discriminator import Discriminator
-from ldm_vae.models.discriminators.features import FeatureDiscriminator
-from ldm_vae.models.discriminators.patch import PatchDiscriminator
 from ldm_vae.models.families.family import DiffusersModel, Family
-from ldm_vae.models.frozen.vision import load_vision
 from ldm_vae.models.kernels.fused import use_kernels
 from ldm_vae.models.precision import use_bf16
 from ldm_vae.models.trainable import TrainableAutoencoder
+from ldm_vae.training.discriminator import build_discriminator
 from ldm_vae.training.interventions import build_interventions, pair_rules
 from ldm_vae.training.meter import ADVERSARIAL_FIGURES, Meter
 from ldm_vae.training.optimizers import build_optimizer, build_schedule
@@ -232,31 +230,6 @@ def build_state(config: Config, *, accelerator: Accelerator) -> TrainingState:
     if config.train.ema_decay > 0:
         state.ema = AveragedWeights(state.ema_parameters, decay=config.train.ema_decay)
     return state
-
-
-def build_discriminator(config: Config, *, device: torch.device) -> Discriminator:
-    """Build the discriminator that a config asks for; a frozen network that it looks through is on the device.
-
-    Raises:
-        ValueError: The frozen network's weights are missing. The message names the field.
-    """
-    loss = config.loss
-    if loss.discriminator == "patch":
-        return PatchDiscriminator(
-            in_channels=config.model.in_channels,
-            channels=loss.disc_channels,
-            num_layers=loss.disc_num_layers,
-            norm=loss.disc_norm,
-        )
-    network = load_vision(
-        loss.discriminator,
-        folder=loss.discriminator_weights,
-        depth="quarters",
-        choice="loss.discriminator",
-        field="loss.discriminator_weights",
-        view=config.view,
-    )
-    return FeatureDiscriminator(network.to(device), channels=loss.disc_channels)
 
 
 def build_meter(

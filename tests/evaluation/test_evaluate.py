@@ -203,9 +203,8 @@ def test_inception_is_used_where_its_weights_are_and_read_without_running_code(
 
 def test_set_distances_are_named_for_their_network() -> None:
     metrics = ReconstructionMetrics(perceptual=None, latent_channels=4)
-    images, moments = torch.zeros(4, 3, 8, 8), torch.ones(4, 4, 2, 2)
+    images, moments, features = torch.zeros(4, 3, 8, 8), torch.ones(4, 4, 2, 2), torch.randn(4, 8)
     metrics.update(images, images, moments, moments)
-    features = torch.randn(4, 8)
     network = SetFeatures(name="inception", network=torch.nn.Identity(), with_fid=True, protocol="pool3")
     result = Measurement(summary=metrics.compute(), distances=set_distances(features, features + 1))
     protocol = Protocol(resolution=8, factor=2, bf16=True, perceptual=None, set_features=network)

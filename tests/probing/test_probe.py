@@ -16,7 +16,8 @@ from ldm_vae.panel.measures import MEASURES
 from ldm_vae.probing import protocol as protocols
 from ldm_vae.probing import train as training
 from ldm_vae.probing.leaderboard import leaderboard
-from ldm_vae.probing.probe import ProbeSummary, probe
+from ldm_vae.probing.probe import probe
+from ldm_vae.probing.results import ProbeSummary
 from ldm_vae.system.outputs import PROBE, output_kind
 from tests.launching import ROOT, run_with_torchrun
 from tests.pictures import save_pictures

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +15,8 @@ from PIL import Image
 from ldm_vae.config.loss import Ramp
 from ldm_vae.config.parsing import dump_config
 from ldm_vae.config.run import Config
-from ldm_vae.images import batches as batches_module
 from ldm_vae.images.collection import open_collection
-from ldm_vae.images.training import Augmentation, TrainingBatch, TrainingImages, TrainingSample
+from ldm_vae.images.training import Augmentation, TrainingImages
 from ldm_vae.reporting.page import FIRST_BYTES
 from ldm_vae.training.checkpoint import RunPlan
 from ldm_vae.training.checkpoint_files import CheckpointError
@@ -29,7 +28,7 @@ from ldm_vae.training.stages import next_stage
 from ldm_vae.training.state import TrainingState
 from tests.tiny import tiny_config
 from tests.training.checkpoints import CONFIG, names, plan_of, save_at, trained
-from tests.training.runs import damage, metrics
+from tests.training.runs import damage
 
 
 @pytest.fixture(scope="module")
@@ -230,40 +229,6 @@ def test_discriminators_start_stays_as_it_was_begun(
         "train.max_train_steps is 12 now, after 4",
         "the discriminator's start stays as the run began it: after update 2",
     ]
-
-
-def watched(collate: Callable[..., TrainingBatch], seen: list[tuple[int, int]]) -> Callable[..., TrainingBatch]:
-    """Note the number and side of each batch's images."""
-
-    def collated(samples: list[TrainingSample]) -> TrainingBatch:
-        batch = collate(samples)
-        seen.append((len(batch.images), batch.images.shape[-1]))
-        return batch
-
-    return collated
-
-
-def test_longer_run_trains_at_full_size_from_where_it_was(tmp_path: Path, pictures: Path) -> None:
-    """The images that a resumed run reads are those of its own stages."""
-    data = {"train": str(pictures), "early_resolutions": [16], "early_fractions": [0.5]}
-    seen: list[tuple[int, int]] = []
-
-    def run(steps: int) -> None:
-        config = tiny_config(
-            output_dir=tmp_path / "run",
-            data=data,
-            train={"max_train_steps": steps, "resume_from_checkpoint": "latest", "checkpointing_steps": 1},
-        )
-        with pytest.MonkeyPatch.context() as patch:
-            collate = "ldm_vae.images.batches.collate_training"
-            patch.setattr(collate, watched(batches_module.collate_training, seen))
-            train(config)
-
-    run(4)
-    run(8)
-    assert [side for _, side in seen] == [16, 16, 32, 32] + [32] * 4
-    lines = [line["step"] for line in metrics(tmp_path / "run")]
-    assert lines == sorted(lines)
 
 
 # Other data

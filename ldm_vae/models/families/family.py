@@ -10,11 +10,10 @@ from typing import Any, ClassVar, Self, TypeAlias
 import torch
 from diffusers import ModelMixin
 from torch import Tensor, nn
-from torch.nn.grad import conv2d_weight
 
 from ldm_vae.config.model import ModelConfig
 from ldm_vae.models.bottlenecks.bottleneck import Bottleneck, Latent
-from ldm_vae.models.families.parts import Half, Reconstruction
+from ldm_vae.models.families.parts import Half, Reconstruction, weight_gradient
 from ldm_vae.models.normalisation import SCALING_FIELDS, Normalisation
 
 DiffusersModel: TypeAlias = ModelMixin
@@ -187,11 +186,7 @@ class Family(ABC):
             features: [B, width, h, w], the layer's input.
             grad_output: The loss's gradient at the output.
         """
-        layer = self.hidden_layer
-        gradient = conv2d_weight(
-            features, layer.weight.shape, grad_output.to(features.dtype), stride=1, padding=layer.padding
-        )
-        return gradient.float()
+        return weight_gradient(self.hidden_layer, features, grad_output)
 
     @abstractmethod
     def decode_features(self, z: Tensor) -> Tensor:
@@ -213,11 +208,7 @@ class Family(ABC):
             features: [B, width, H, W], the last layer's input.
             grad_output: [B, C, H, W], the loss's gradient at y.
         """
-        layer = self.last_layer
-        gradient = conv2d_weight(
-            features, layer.weight.shape, grad_output.to(features.dtype), stride=1, padding=layer.padding
-        )
-        return gradient.float()
+        return weight_gradient(self.last_layer, features, grad_output)
 
     def compile_encoder(self) -> None:
         """Compile the encoder, in place; names and weights stay as they are."""
@@ -242,14 +233,9 @@ class Family(ABC):
         The others border on the image or the latent, where rows or columns have a meaning of their own.
         """
         borders = {id(module) for half in self.halves for module in (half.first, half.last)}
-        found = {
-            id(parameter): parameter
-            for module in self.model.modules()
-            if isinstance(module, self.blocks) and id(module) not in borders
-            for parameter in module.parameters()
-            if parameter.ndim >= 2
-        }
-        return list(found.values())
+        blocks = [each for each in self.model.modules() if isinstance(each, self.blocks) and id(each) not in borders]
+        weights = [parameter for block in blocks for parameter in block.parameters() if parameter.ndim >= 2]
+        return list({id(weight): weight for weight in weights}.values())
 
     @property
     @abstractmethod
@@ -264,9 +250,7 @@ class Family(ABC):
         return self.bottleneck(self.encode(images), noise)
 
     def encode_moments(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return the posterior's mean and standard deviation, both float32 [B, c, h, w].
-
-        The standard deviation is None where nothing is random.
+        """Return the posterior's mean and standard deviation (None where nothing is random), float32 [B, c, h, w].
 
         Args:
             images: [B, C, H, W] in [-1, 1].

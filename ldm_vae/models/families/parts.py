@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from torch import Tensor, nn
+from torch.nn.grad import conv2d_weight
 
 
 class Reconstruction(NamedTuple):
@@ -28,3 +29,17 @@ class Half:
     network: nn.Module
     first: nn.Module
     last: nn.Module
+
+
+def weight_gradient(layer: nn.Conv2d, features: Tensor, grad_output: Tensor) -> Tensor:
+    """Return the gradient at a convolution's weight, float32, of a loss of its output; its stride is 1.
+
+    Args:
+        layer: The convolution.
+        features: [B, width, h, w], its input.
+        grad_output: [B, C, h, w], the loss's gradient at its output.
+    """
+    gradient = conv2d_weight(
+        features, layer.weight.shape, grad_output.to(features.dtype), stride=1, padding=layer.padding
+    )
+    return gradient.float()
