@@ -20,6 +20,7 @@ from ldm_vae.images.transforms import middle_box, to_shown
 from ldm_vae.metrics.latents import LatentSummary
 from ldm_vae.metrics.spectrum import cosine_power, radial_power
 from ldm_vae.models.families.parts import Reconstruction
+from ldm_vae.system.files import naming
 from ldm_vae.system.pixels import from_pixels, to_pixels
 from ldm_vae.system.strict_json import dump_json
 
@@ -174,15 +175,19 @@ def write_pictures(
         line["kept"] = None if kept is None else {"box": kept.box}
         line["figures"] = [_named(figures, perceptual=perceptual) for figures in row.figures]
         lines.append(dump_json(line) + "\n")
-    with open(folder / FIGURES, "a", encoding="utf-8") as file:
+    with naming(folder / FIGURES), open(folder / FIGURES, "a", encoding="utf-8") as file:
         file.writelines(lines)
     for index, kept in log.kept.items():
         stem = f"{size}-{index:06d}"
         for column, image in enumerate(kept.images):
             name = "original" if column == 0 else str(column - 1)
-            image.save(where / f"{stem}-{name}.webp", lossless=True, exact=True, quality=50, method=2)
+            path = where / f"{stem}-{name}.webp"
+            with naming(path):
+                image.save(path, lossless=True, exact=True, quality=50, method=2)
         for number, (latent, summary) in enumerate(zip(kept.latents, latents, strict=True)):
-            draw_latent(latent, summary).save(where / f"{stem}-{number}-latent.png", optimize=True)
+            path = where / f"{stem}-{number}-latent.png"
+            with naming(path):
+                draw_latent(latent, summary).save(path, optimize=True)
     return {"resolution": resolution, "kept": list(log.kept), "spectra": _spectra(list(log.kept.values()))}
 
 

@@ -26,6 +26,7 @@ from ldm_vae.models.families.family import Family
 from ldm_vae.models.inference import local_device
 from ldm_vae.models.load import load_vae
 from ldm_vae.models.precision import exact_float32
+from ldm_vae.system.files import naming
 from ldm_vae.system.outputs import SOUNDS, OutputFolder
 from ldm_vae.system.pixels import as_pictures, to_pixels
 from ldm_vae.system.progress import progress
@@ -126,4 +127,5 @@ def _write(path: Path, sound: Tensor) -> None:
 
 
 def _write_lines(path: Path, lines: Sequence[dict[str, Any]]) -> None:
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with naming(path):
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
