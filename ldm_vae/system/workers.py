@@ -10,6 +10,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from multiprocessing import connection
 from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
 
@@ -24,7 +25,7 @@ T = TypeVar("T")
 
 _PREFETCH_FACTOR = 2
 _CHECK_SECONDS = 2
-_MOST_LOSSES, _BATCHES_BETWEEN_LOSSES = 8, 10  # more workers lost than that are no picture's fault
+_MOST_LOSSES, _MOST_LOSSES_WITHIN = 8, 80  # more workers lost within so many batches are no picture's fault
 
 
 class DataWorkerError(RuntimeError):
@@ -132,9 +133,7 @@ class _Workers:
                     delivered += 1
                     yield batch
             except _WorkLost as loss:
-                often = (
-                    len(lost_at) == _MOST_LOSSES and delivered - lost_at[0] < _MOST_LOSSES * _BATCHES_BETWEEN_LOSSES
-                )
+                often = len(lost_at) == _MOST_LOSSES and delivered - lost_at[0] < _MOST_LOSSES_WITHIN
                 if often or not self._can_resume():
                     name = loss.names[0].decode("utf-8", "replace")
                     raise DataWorkerError(
@@ -213,6 +212,7 @@ def _next(batches: Iterator[Any], timeout_seconds: float, watch: Watch) -> Any:
             reason = first_line(error)
             workers: list[BaseProcess] = batches._workers  # type: ignore[attr-defined]
             if "timed out" not in reason:
+                connection.wait([worker.sentinel for worker in workers], timeout=_CHECK_SECONDS)  # it may be dying
                 dead = [number for number, worker in enumerate(workers) if not worker.is_alive()]
                 names = [name for number in dead for name, *_ in watch.at_work(number)]
                 if names:
