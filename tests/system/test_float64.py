@@ -14,7 +14,12 @@ from ldm_vae.training.meter import Meter
 
 PACKAGE = Path(ldm_vae.__file__).parent
 MAKES_FLOAT64 = re.compile(r"torch\.(float64|double)\b|\.double\(\)|DoubleTensor")
-EXCEPT = {"system/float64.py", "latents/mapping.py", "models/exact/statistics.py"}
+EXCEPT = {
+    "system/float64.py",
+    "latents/mapping.py",
+    "models/exact/statistics.py",
+    "models/exact/linear_attention.py",
+}
 """The helper; the types that a file on the CPU may hold; and sums that stay on their device, in float32 on MPS."""
 
 
