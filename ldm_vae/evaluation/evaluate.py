@@ -102,15 +102,7 @@ def evaluate(options: EvaluateOptions) -> EvaluateSummary:
     processes = join_processes()
     device = processes.device
     exact_float32()
-    families = [
-        load_vae(source, needs_scaling=False, **options.vae_arguments).family.to(
-            device, memory_format=torch.channels_last
-        )
-        for source in options.vae
-    ]
-    if options.memory_gib is not None:
-        for family in families:
-            enable_exact_tiling(family.model, memory_gib=options.memory_gib, tell=tell_plan)
+    families = _load_families(options, device=device)
     channels = _common_channels(options.vae, families)
     factor = max(family.spatial_factor for family in families)
     resolutions: list[int | None] = [None] if options.resolution is None else [*options.resolution]
@@ -204,6 +196,16 @@ def evaluate(options: EvaluateOptions) -> EvaluateSummary:
             write_report([output.path])
     processes.wait_for_everyone()
     return summary
+
+
+def _load_families(options: EvaluateOptions, *, device: torch.device) -> list[Family]:
+    """Load the autoencoders onto the device, within the memory that they may take."""
+    families = [load_vae(source, needs_scaling=False, **options.vae_arguments).family for source in options.vae]
+    for family in families:
+        family.to(device, memory_format=torch.channels_last)
+        if options.memory_gib is not None:
+            enable_exact_tiling(family.model, memory_gib=options.memory_gib, tell=tell_plan)
+    return families
 
 
 def _common_channels(sources: list[str], families: list[Family]) -> int:
