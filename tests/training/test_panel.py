@@ -29,10 +29,14 @@ def run_with(pictures: Path, folder: Path, *, panel_steps: int | None) -> RunFol
     return RunFolder(folder)
 
 
-def test_the_averaged_weights_are_measured_and_nothing_else_changes(pictures: Path, tmp_path: Path) -> None:
+def test_the_averaged_weights_are_measured_and_nothing_else_changes(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     run, plain = (
         run_with(pictures, tmp_path / name, panel_steps=steps) for name, steps in (("run", 2), ("plain", None))
     )
+    assert torch.backends.cudnn.allow_tf32  # the panel's own precision isn't the run's
     last = run.checkpoints()[-1]
     for path in plain.checkpoints()[-1].glob("*.safetensors"):
         ours, without = load_file(last / path.name), load_file(path)
