@@ -24,7 +24,8 @@ from ldm_vae.evaluation.evaluate import evaluate
 from ldm_vae.exporting.export import export
 from ldm_vae.models.load import load_vae
 from ldm_vae.reporting.report import write_report
-from ldm_vae.system.outputs import QUICKSTART, OutputFolder
+from ldm_vae.system.output_kinds import QUICKSTART
+from ldm_vae.system.outputs import OutputFolder
 from ldm_vae.training.loop import train
 
 RECIPE = "quickstart"

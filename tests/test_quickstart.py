@@ -9,7 +9,7 @@ import pytest
 from ldm_vae import quickstart as module
 from ldm_vae.config.commands.quickstart import QuickstartOptions
 from ldm_vae.config.parsing import dump_config
-from ldm_vae.system.outputs import QUICKSTART, output_kind
+from ldm_vae.system.output_kinds import QUICKSTART, output_kind
 from tests.pictures import save_pictures
 from tests.tiny import tiny_config
 

@@ -28,8 +28,8 @@ from ldm_vae.models.fingerprint import fingerprint
 from ldm_vae.models.inference import InferenceAutoencoder, local_device
 from ldm_vae.models.load import load_vae
 from ldm_vae.models.precision import use_bf16
+from ldm_vae.system.output_kinds import DECODED
 from ldm_vae.system.output_stores import is_marked_store, output_at
-from ldm_vae.system.outputs import DECODED
 from ldm_vae.system.paths import LONGEST_NAME
 from ldm_vae.system.progress import progress
 from ldm_vae.system.store import Store, open_store

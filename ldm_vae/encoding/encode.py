@@ -36,8 +36,8 @@ from ldm_vae.models.precision import use_bf16
 from ldm_vae.system.cores import count_workers
 from ldm_vae.system.files import remove_temporaries
 from ldm_vae.system.leases import Leases
+from ldm_vae.system.output_kinds import LATENTS
 from ldm_vae.system.output_stores import output_at
-from ldm_vae.system.outputs import LATENTS
 from ldm_vae.system.progress import progress
 from ldm_vae.system.store import open_store
 from ldm_vae.system.telling import counted

@@ -14,8 +14,8 @@ from ldm_vae.config.rules import FieldError, require
 from ldm_vae.latents.sealed import read_sealed, seal
 from ldm_vae.latents.shards import INDEX, PLAN, SAMPLES, SHARDS, SKIPPED, Plan, differences, read_record
 from ldm_vae.system.leases import Leases
+from ldm_vae.system.output_kinds import LATENTS
 from ldm_vae.system.output_stores import output_at
-from ldm_vae.system.outputs import LATENTS
 from ldm_vae.system.store import Store
 from ldm_vae.system.telling import Note
 

@@ -45,7 +45,8 @@ from ldm_vae.reporting.report import write_report
 from ldm_vae.system.cores import count_workers
 from ldm_vae.system.files import write_whole
 from ldm_vae.system.launch import join_processes
-from ldm_vae.system.outputs import EVALUATION, REPORT, OutputFolder
+from ldm_vae.system.output_kinds import EVALUATION, REPORT
+from ldm_vae.system.outputs import OutputFolder
 from ldm_vae.system.strict_json import dump_json
 from ldm_vae.system.text import printable
 

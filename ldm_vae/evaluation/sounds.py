@@ -27,7 +27,8 @@ from ldm_vae.models.inference import local_device
 from ldm_vae.models.load import load_vae
 from ldm_vae.models.precision import exact_float32
 from ldm_vae.system.files import naming
-from ldm_vae.system.outputs import SOUNDS, OutputFolder
+from ldm_vae.system.output_kinds import SOUNDS
+from ldm_vae.system.outputs import OutputFolder
 from ldm_vae.system.pixels import as_pictures, to_pixels
 from ldm_vae.system.progress import progress
 from ldm_vae.system.telling import counted

@@ -27,7 +27,8 @@ from ldm_vae.models.layouts.ldm import (
     read_ldm_weights,
 )
 from ldm_vae.system.files import whole_or_absent, write_whole
-from ldm_vae.system.outputs import EXPORT, OutputFolder
+from ldm_vae.system.output_kinds import EXPORT
+from ldm_vae.system.outputs import OutputFolder
 from ldm_vae.system.tensors import write_tensors
 from ldm_vae.system.text import printable
 

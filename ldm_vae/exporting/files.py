@@ -24,7 +24,8 @@ from ldm_vae.models.layouts.ldm import read_ldm_file
 from ldm_vae.models.precision import DTYPES
 from ldm_vae.system.files import sync_folder
 from ldm_vae.system.float64 import float64_tensor
-from ldm_vae.system.outputs import EXPORT, OutputFolder
+from ldm_vae.system.output_kinds import EXPORT
+from ldm_vae.system.outputs import OutputFolder
 from ldm_vae.system.strict_json import dump_json
 
 MEASUREMENTS = "measurements.json"

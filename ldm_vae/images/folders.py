@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from ldm_vae.images.formats import ARRAY_EXTENSIONS, EXTRA, PLUGIN_EXTENSIONS, image_extensions
 from ldm_vae.images.metadata_files import METADATA_FILES
-from ldm_vae.system.outputs import KINDS, RUN, OutputKind, is_marked
+from ldm_vae.system.output_kinds import KINDS, RUN, OutputKind, is_marked
 from ldm_vae.system.telling import counted
 from ldm_vae.system.text import printable
 

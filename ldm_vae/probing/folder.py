@@ -14,7 +14,8 @@ from ldm_vae.config.rules import require
 from ldm_vae.probing.protocol import differences
 from ldm_vae.reporting.report import write_report
 from ldm_vae.system.files import write_whole
-from ldm_vae.system.outputs import PROBE, REPORT, OutputFolder, is_marked
+from ldm_vae.system.output_kinds import PROBE, REPORT, is_marked
+from ldm_vae.system.outputs import OutputFolder
 from ldm_vae.system.strict_json import dump_json
 
 METRICS, TABLE, SAMPLES = "metrics.json", "table.md", "samples.png"

@@ -17,7 +17,7 @@ from ldm_vae.reporting.reading import as_written
 from ldm_vae.reporting.runs import METRICS as RUN_METRICS
 from ldm_vae.reporting.runs import read_runs, view_runs
 from ldm_vae.system.files import write_whole
-from ldm_vae.system.outputs import EVALUATION, PROBE, QUICKSTART, REPORT, RUN, is_marked
+from ldm_vae.system.output_kinds import EVALUATION, PROBE, QUICKSTART, REPORT, RUN, is_marked
 from ldm_vae.system.text import printable
 
 

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ldm_vae.config.rules import FieldError, mark
-from ldm_vae.system.outputs import MARK_BYTES, OutputFolder, OutputKind, is_marked
+from ldm_vae.system.output_kinds import MARK_BYTES, OutputKind, is_marked
+from ldm_vae.system.outputs import OutputFolder
 from ldm_vae.system.paths import name_refusal
 from ldm_vae.system.store import Store, StoreError, is_address, open_store
 from ldm_vae.system.text import printable

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ldm_vae.reporting.report import is_report
-from ldm_vae.system.outputs import REPORT
+from ldm_vae.system.output_kinds import REPORT
 
 _CHECKPOINT = "checkpoint-"
 _CHECKPOINT_NAME = re.compile(_CHECKPOINT + r"(\d{6,})")

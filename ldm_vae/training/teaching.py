@@ -19,7 +19,7 @@ from ldm_vae.models.families.family import Family
 from ldm_vae.models.load import load_vae
 from ldm_vae.models.normalisation import Normalisation
 from ldm_vae.models.teacher import RunningTeacher, StoredTeacher, Teacher
-from ldm_vae.system.outputs import LATENTS, is_marked
+from ldm_vae.system.output_kinds import LATENTS, is_marked
 
 _FIELD = mark("model.teacher")
 

@@ -18,7 +18,7 @@ from ldm_vae.probing import train as training
 from ldm_vae.probing.leaderboard import leaderboard
 from ldm_vae.probing.probe import probe
 from ldm_vae.probing.results import ProbeSummary
-from ldm_vae.system.outputs import PROBE, output_kind
+from ldm_vae.system.output_kinds import PROBE, output_kind
 from tests.launching import ROOT, run_with_torchrun
 from tests.pictures import save_pictures
 from tests.tiny import tiny_autoencoder

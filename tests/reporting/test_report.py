@@ -19,7 +19,7 @@ from ldm_vae.config.commands.report import ReportOptions
 from ldm_vae.reporting.comparison import MAX_ROWS
 from ldm_vae.reporting.report import report as make_report
 from ldm_vae.reporting.report import write_report
-from ldm_vae.system.outputs import EVALUATION, RUN, output_kind
+from ldm_vae.system.output_kinds import EVALUATION, RUN, output_kind
 from tests.reporting.conftest import HOSTILE
 
 MAX_BYTES = 300_000

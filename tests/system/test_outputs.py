@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from ldm_vae.system.outputs import DECODED, EVALUATION, EXPORT, KINDS, LATENTS, OutputFolder, OutputKind, output_kind
+from ldm_vae.system.output_kinds import DECODED, EVALUATION, EXPORT, KINDS, LATENTS, OutputKind, output_kind
+from ldm_vae.system.outputs import OutputFolder
 
 CONFIG = '{"_class_name": "AutoencoderKL"}'
 
@@ -92,7 +93,8 @@ def test_what_a_killed_process_left_is_cleared_away(tmp_path: Path) -> None:
     folder = tmp_path / "export"
     folder.mkdir()
     script = (
-        "import os, signal, sys\nfrom ldm_vae.system.outputs import EXPORT, OutputFolder\n"
+        "import os, signal, sys\nfrom ldm_vae.system.output_kinds import EXPORT\n"
+        "from ldm_vae.system.outputs import OutputFolder\n"
         "with OutputFolder(sys.argv[1], kind=EXPORT).whole(overwrite=False) as temporary:\n"
         "    (temporary / 'README.md').write_text('half')\n    (temporary / 'README.md').rename(sys.argv[2])\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"

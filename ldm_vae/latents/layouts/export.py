@@ -13,8 +13,8 @@ from ldm_vae.latents.dataset import LatentDataset
 from ldm_vae.latents.layouts import kohya, lightningdit, mds, parquet, webdataset
 from ldm_vae.latents.layouts.arrays import has_one_shape
 from ldm_vae.latents.sealed import dump_json
+from ldm_vae.system.output_kinds import LATENTS_EXPORT
 from ldm_vae.system.output_stores import is_marked_store, output_at
-from ldm_vae.system.outputs import LATENTS_EXPORT
 from ldm_vae.system.progress import progress
 from ldm_vae.system.store import Store, is_address, open_store
 from ldm_vae.system.telling import counted

@@ -1,0 +1,94 @@
+"""The kinds of folders that commands write, and how each is known."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+REPORT = "report.html"
+"""The page that `report` makes, in the folder whose results it shows."""
+MARK_BYTES = 4096
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputKind:
+    """A kind of folder that a command writes."""
+
+    what: str
+    """What the folder is, with its article, for messages."""
+    mark: str
+    """The file that shows a folder to be of this kind: written last where the folder appears at once, else first."""
+    says: bytes
+    """What the mark's first 4 KiB contain, so that a file of the same name by somebody else is no mark."""
+    parts: tuple[str, ...]
+    """Patterns of the names of all that the command writes directly into the folder."""
+    alone: bool
+    """Whether the folder may hold nothing else. Where it may, other things stay when it is replaced."""
+
+    @property
+    def noun(self) -> str:
+        """The kind without its article."""
+        return self.what.partition(" ")[2]
+
+    def owns(self, name: str) -> bool:
+        """Whether a name in the folder is one that the command writes."""
+        return any(fnmatchcase(name, part) for part in (self.mark, *self.parts))
+
+
+RUN = OutputKind(
+    what="a run", mark="config.yaml", says=b"output_dir:",
+    parts=(
+        "metrics.jsonl", "skipped.jsonl", "data_names.txt.gz", "samples", "logs", REPORT,
+        "checkpoint-*", ".checkpoint-*",
+    ),
+    alone=False,
+)  # fmt: skip
+EXPORT = OutputKind(
+    what="an export", mark="config.json", says=b'"Autoencoder',
+    parts=("diffusion_pytorch_model*", "README.md", "measurements.json", "reconstruction.png", ".gitattributes"),
+    alone=True,
+)  # fmt: skip
+LATENTS = OutputKind(
+    what="an encode", mark="plan.json", says=b"ldm-vae latents",
+    parts=(
+        "index.json", "samples.jsonl", "skipped.jsonl", "headers.jsonl", "codebook.npy", "shards.npy",
+        "latents-[0-9]*.safetensors", "latents-[0-9]*.json",
+    ),
+    alone=False,
+)  # fmt: skip
+LATENTS_EXPORT = OutputKind(
+    what="a latents export", mark=".ldm-vae-latents-export", says=b'"layout":', parts=(), alone=False
+)
+DECODED = OutputKind(what="a decode", mark="pictures.jsonl", says=b'"picture":', parts=("skipped.jsonl",), alone=False)
+EVALUATION = OutputKind(
+    what="an evaluation", mark="metrics.json", says=b'"options"',
+    parts=("table.md", "grid*.png", "per_picture.jsonl", "pictures", REPORT), alone=True,
+)  # fmt: skip
+SOUNDS = OutputKind(
+    what="a folder of decoded sounds", mark="sounds.jsonl", says=b'"decoded":', alone=True,
+    parts=("[0-9]*-decoded.wav", "[0-9]*-original.wav", "skipped.jsonl"),
+)  # fmt: skip
+PROBE = OutputKind(
+    what="a probe", mark="probe.json", says=b'"kind": "probe"',
+    parts=("metrics.json", "table.md", "samples.png", REPORT, "work"), alone=False,
+)  # fmt: skip
+QUICKSTART = OutputKind(
+    what="a quickstart", mark=".ldm-vae-quickstart", says=b"", alone=True,
+    parts=("photographs", "run", "export", "latents", "decoded", "evaluation", REPORT),
+)  # fmt: skip
+KINDS = (RUN, EXPORT, LATENTS, LATENTS_EXPORT, DECODED, EVALUATION, SOUNDS, PROBE, QUICKSTART)
+
+
+def output_kind(folder: str | Path) -> OutputKind | None:
+    """Return the kind of output that a folder is, by its mark; None for a folder that no command wrote."""
+    return next((kind for kind in KINDS if is_marked(folder, kind)), None)
+
+
+def is_marked(folder: str | Path, kind: OutputKind) -> bool:
+    """Whether a folder holds the mark of a kind of output."""
+    try:
+        with open(Path(folder, kind.mark), "rb") as file:
+            return kind.says in file.read(MARK_BYTES)
+    except OSError:
+        return False
