@@ -30,7 +30,8 @@ def test_command_is_understood(call: str) -> None:
     command = COMMANDS[called]
     module, _, name = command.options.partition(":")
     options = getattr(importlib.import_module(module), name)
-    assert isinstance(parse(options, words[len(called.split()) :], prog="ldm-vae", positional=command.positional), options)
+    arguments = words[len(called.split()) :]
+    assert isinstance(parse(options, arguments, prog="ldm-vae", positional=command.positional), options)
 
 
 def test_there_are_commands_for_the_main_jobs() -> None:
