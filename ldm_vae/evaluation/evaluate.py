@@ -21,13 +21,7 @@ from ldm_vae.evaluation.measure import (
     spread_indices,
 )
 from ldm_vae.evaluation.pictures import PictureLog, write_pictures
-from ldm_vae.evaluation.results import (
-    Evaluation,
-    Protocol,
-    channel_figures,
-    describe_scores,
-    package_versions,
-)
+from ldm_vae.evaluation.results import Evaluation, Protocol, channel_figures, describe_scores, package_versions
 from ldm_vae.evaluation.tables import format_table, more_tables
 from ldm_vae.images.collection import open_collection
 from ldm_vae.images.evaluation import EvaluationImages
