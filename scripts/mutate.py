@@ -150,8 +150,10 @@ def copied_checkout() -> Iterator[Path]:
         yield Path(folder)
 
 
-def run_tests(checkout: Path, tests: Sequence[str], *, timeout: float) -> tuple[int | None, str]:
-    """Run tests in a checkout until the first fails, in a process of their own.
+def run_tests(
+    checkout: Path, tests: Sequence[str], *, timeout: float, to_the_end: bool = False
+) -> tuple[int | None, str]:
+    """Run tests in a checkout, until the first fails or to the end, in a process of their own.
 
     The process is forked from a server that has imported the libraries, which takes longer than most tests.
 
@@ -159,7 +161,6 @@ def run_tests(checkout: Path, tests: Sequence[str], *, timeout: float) -> tuple[
         pytest's exit status, None where the time was up; and what it wrote.
     """
     options = [
-        "-x",
         "-q",
         "--durations=0",
         "--durations-min=1e9",
@@ -168,6 +169,8 @@ def run_tests(checkout: Path, tests: Sequence[str], *, timeout: float) -> tuple[
         "-p",
         "no:cacheprovider",
     ]
+    if not to_the_end:
+        options.append("-x")
     output = checkout / "output.txt"
     context = multiprocessing.get_context("forkserver")
     process = context.Process(
@@ -205,7 +208,7 @@ def check_unchanged(mutations: Sequence[Mutation], *, timeout: float) -> None:
     """
     with copied_checkout() as checkout:
         tests = sorted({test for mutation in mutations for test in mutation.tests})
-        status, written = run_tests(checkout, tests, timeout=timeout)
+        status, written = run_tests(checkout, tests, timeout=timeout, to_the_end=True)
     if status != PASSED:
         reason = "took too long" if status is None else "don't pass"
         raise MutationError(f"the tests {reason} on the unchanged package:\n{_end(written)}")

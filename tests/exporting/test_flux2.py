@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -118,13 +119,12 @@ def test_the_pipeline_reads_an_export(run: Path, exported: Path, tmp_path: Path)
 
 
 def test_a_new_decoder_keeps_the_statistics_that_diffusion_models_know(exported: Path, tmp_path: Path) -> None:
-    weights = exported / "diffusion_pytorch_model.safetensors"
+    known = shutil.copytree(exported, tmp_path / "known")
+    weights = known / "diffusion_pytorch_model.safetensors"
     state = load_file(weights)
     state["bn.running_mean"] += 3
     save_file(state, weights, metadata={"format": "pt"})
-    tuned = export_run(
-        train_run(tmp_path, ModelConfig(pretrained=str(exported), decoder_only=True)), tmp_path / "tuned"
-    )
+    tuned = export_run(train_run(tmp_path, ModelConfig(pretrained=str(known), decoder_only=True)), tmp_path / "tuned")
     found = load_file(tuned / "diffusion_pytorch_model.safetensors")
     changed = {name for name in state if not torch.equal(found[name], state[name])}
     assert changed
