@@ -39,7 +39,9 @@ from torch import nn
 
 from ldm_vae.config.parsing import parse
 from ldm_vae.config.run import Config
+from ldm_vae.evaluation.features import MeasuringNetworks
 from ldm_vae.evaluation.measure import measure_reconstructions
+from ldm_vae.evaluation.reader import ImagePass
 from ldm_vae.images.collection import open_collection
 from ldm_vae.images.evaluation import EvaluationImages
 from ldm_vae.models.families.family import Family
@@ -105,17 +107,19 @@ def _quality(
         resolution=size or config.data.resolution,
         multiple_of=family.spatial_factor,
     )
-    measured = measure_reconstructions(
-        [family.to(device)],
-        dataset,
+    images = ImagePass(
+        dataset=dataset,
         indices=range(len(dataset)),
         batch_size=10 if size is None else 1,
         num_workers=0,
-        bf16=use_bf16(config.train.mixed_precision, device=device),
-        perceptual=perceptual.to(device),
-        set_features=None,
-        num_pictures=0,
         strict=True,
+    )
+    measured = measure_reconstructions(
+        [family.to(device)],
+        images,
+        networks=MeasuringNetworks(perceptual=perceptual.to(device)),
+        bf16=use_bf16(config.train.mixed_precision, device=device),
+        num_pictures=0,
     )
     summary = measured.measurements[0].summary
     figures = {name: float(getattr(summary, name)) for name in (*MEASURES, "kl")}

@@ -2,87 +2,57 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
-from PIL import Image
 
 from ldm_vae.config.commands.evaluate import EvaluateOptions
 from ldm_vae.config.rules import require, require_divides
 from ldm_vae.config.views import view_of
-from ldm_vae.evaluation.features import load_networks
-from ldm_vae.evaluation.grid import save_grid
-from ldm_vae.evaluation.measure import (
-    Comparison,
-    measure_reconstructions,
-    short_name,
-    spread_indices,
-)
-from ldm_vae.evaluation.pictures import PictureLog, write_pictures
-from ldm_vae.evaluation.results import Evaluation, Protocol, channel_figures, describe_scores, package_versions
-from ldm_vae.evaluation.tables import format_table, more_tables
-from ldm_vae.images.collection import open_collection
+from ldm_vae.evaluation.features import MeasuringNetworks, load_networks
+from ldm_vae.evaluation.measure import Comparison, measure_reconstructions, short_name, spread_indices
+from ldm_vae.evaluation.pictures import PictureLog
+from ldm_vae.evaluation.reader import ImagePass
+from ldm_vae.evaluation.results import Evaluation, Protocol, channel_figures, describe_scores
+from ldm_vae.evaluation.summary import METRICS, TABLE, EvaluateSummary, MeasuredSize, write_evaluation
+from ldm_vae.images.collection import ImageCollection, open_collection
 from ldm_vae.images.evaluation import EvaluationImages
-from ldm_vae.images.training import SkippedImage
 from ldm_vae.models.exact import enable_exact_tiling, tell_plan
 from ldm_vae.models.families.family import Family
 from ldm_vae.models.fingerprint import fingerprint
 from ldm_vae.models.inference import InferenceAutoencoder
 from ldm_vae.models.load import load_vae
 from ldm_vae.models.precision import exact_float32, use_bf16
-from ldm_vae.panel.measures import describe_measures
 from ldm_vae.panel.panel import measure_panels
 from ldm_vae.panel.sums import PanelImages
 from ldm_vae.reporting.report import write_report
 from ldm_vae.system.cores import count_workers
-from ldm_vae.system.files import write_whole
 from ldm_vae.system.launch import join_processes
 from ldm_vae.system.output_kinds import EVALUATION, REPORT
 from ldm_vae.system.outputs import OutputFolder
-from ldm_vae.system.strict_json import dump_json
-from ldm_vae.system.text import printable
-
-METRICS, TABLE = "metrics.json", "table.md"
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateSummary:
-    """What `evaluate` found and where it is; `str()` is what the command line prints."""
+class _Inputs:
+    """What is measured, and by what, at every size of picture."""
 
-    evaluations: list[Evaluation]
-    """An entry each resolution and autoencoder."""
-    skipped: list[SkippedImage]
-    metrics: Path
-    table: Path
-    grids: list[Path]
-    report: Path | None
-    """None where none was asked for."""
+    options: EvaluateOptions
+    families: list[Family]
+    collection: ImageCollection
+    indices: list[int]
+    """The images that are measured."""
+    networks: MeasuringNetworks
+    bf16: bool
 
     @property
-    def problem(self) -> str | None:
-        """Return, in one line, which autoencoders gave no finite figures, and how; None where all are there."""
-        clauses = []
-        for evaluation in self.evaluations:
-            if evaluation.num_nonfinite or evaluation.nonfinite_metrics:
-                size = "" if evaluation.resolution is None else f" at {evaluation.resolution}"
-                clauses.append(
-                    f"{evaluation.vae}{size}: {evaluation.num_nonfinite} of {evaluation.num_images} reconstructions "
-                    f"hold NaN or infinity; no figure for {', '.join(evaluation.nonfinite_metrics) or 'these'}"
-                )
-        return f"vae: {'; '.join(clauses)}" if clauses else None
+    def channels(self) -> int:
+        """Image channels of all autoencoders."""
+        return self.families[0].in_channels
 
-    def __str__(self) -> str:
-        """Return the table and where the files are."""
-        lines = [format_table(self.evaluations), *(f"\n{table}\n" for table in more_tables(self.evaluations))]
-        if self.skipped:
-            first = self.skipped[0]
-            which = f"{printable(first.name)} ({printable(first.reason)})"
-            lines.append(f"{len(self.skipped)} skipped, listed in {self.metrics}; the first: {which}")
-        lines += [f"metrics: {self.metrics}", f"table: {self.table}"]
-        lines += [f"pictures: {grid}" for grid in self.grids]
-        return "\n".join(lines if self.report is None else [*lines, f"report: {self.report}"])
+    @property
+    def factor(self) -> int:
+        """Sides that are multiples of this suit all autoencoders."""
+        return max(family.spatial_factor for family in self.families)
 
 
 def evaluate(options: EvaluateOptions) -> EvaluateSummary:
@@ -95,15 +65,40 @@ def evaluate(options: EvaluateOptions) -> EvaluateSummary:
     output = OutputFolder(options.output, kind=EVALUATION)
     output.check(overwrite=options.overwrite)
     processes = join_processes()
-    device = processes.device
     exact_float32()
+    inputs = _open_inputs(options, device=processes.device)
+    resolutions: list[int | None] = [None] if options.resolution is None else [*options.resolution]
+    sizes = [_measure_size(inputs, resolution) for resolution in resolutions]
+    evaluations = [evaluation for size in sizes for evaluation in size.evaluations]
+    if options.panel:
+        evaluations = _with_panels(evaluations, inputs, resolutions)
+    skipped = {skip.index: skip for size in sizes for skip in size.comparison.images.skipped}
+    grids = [output.path / _grid_name(resolution, resolutions) for resolution in resolutions]
+    summary = EvaluateSummary(
+        evaluations=evaluations,
+        skipped=list(skipped.values()),
+        metrics=output.path / METRICS,
+        table=output.path / TABLE,
+        grids=grids if options.num_pictures > 0 else [],
+        report=output.path / REPORT if options.report else None,
+    )
+    if processes.is_main_process:
+        name, device = inputs.networks.perceptual_name, processes.device.type
+        with output.whole(overwrite=options.overwrite) as folder:
+            write_evaluation(folder, summary, sizes, options=options, perceptual=name, device=device)
+        if options.report:
+            write_report([output.path])
+    processes.wait_for_everyone()
+    return summary
+
+
+def _open_inputs(options: EvaluateOptions, *, device: torch.device) -> _Inputs:
+    """Load the autoencoders, open the images and load the networks, each checked against those before."""
     families = _load_families(options, device=device)
     channels = _common_channels(options.vae, families)
     factor = max(family.spatial_factor for family in families)
-    resolutions: list[int | None] = [None] if options.resolution is None else [*options.resolution]
-    for resolution in resolutions:
-        if resolution is not None:
-            require_divides(factor, resolution, name="resolution", whose="the factor")
+    for resolution in options.resolution or []:
+        require_divides(factor, resolution, name="resolution", whose="the factor")
     collection = open_collection(
         options.data,
         split=options.split,
@@ -113,84 +108,14 @@ def evaluate(options: EvaluateOptions) -> EvaluateSummary:
     )
     options.check_channels(channels)
     view = view_of(channels, chosen=options.perceptual_channels, numbers=options.reads_numbers)
-    perceptual_name, perceptual, set_features = load_networks(options, view, channels=channels, device=device)
-    bf16 = use_bf16(options.mixed_precision, device=device)
-
-    evaluations: list[Evaluation] = []
-    comparisons: list[Comparison] = []
-    indices = spread_indices(len(collection), num_images=options.num_images)
-    num_kept = options.report_pictures
-    logs = [PictureLog(indices=indices, num_kept=num_kept, factor=factor, view=view) for _ in resolutions]
-    for resolution, log in zip(resolutions, logs, strict=True):
-        comparison = measure_reconstructions(
-            families,
-            EvaluationImages(collection, channels=channels, resolution=resolution, multiple_of=factor),
-            indices=indices,
-            batch_size=options.batch_size,
-            num_workers=count_workers(options.num_workers),
-            bf16=bf16,
-            perceptual=perceptual,
-            set_features=set_features,
-            num_pictures=options.num_pictures,
-            strict=options.strict,
-            log=log,
-            view=view,
-            per_channel=options.per_channel,
-        )
-        protocol = Protocol(
-            resolution=resolution,
-            factor=factor,
-            bf16=bf16,
-            perceptual=perceptual_name,
-            set_features=set_features,
-            view=view,
-            value_range=options.value_range,
-        )
-        comparisons.append(comparison)
-        evaluations += _evaluations(options.vae, families, comparison, protocol=protocol)
-
-    if options.panel:
-        panel_images = [
-            PanelImages(
-                dataset=EvaluationImages(collection, channels=channels, resolution=resolution),
-                indices=indices,
-                batch_size=options.batch_size,
-                num_workers=count_workers(options.num_workers),
-                perceptual=perceptual,
-                label=collection.label,
-                strict=options.strict,
-            )
-            for resolution in resolutions
-        ]
-        evaluations = _with_panels(evaluations, families, panel_images, bf16=bf16)
-    summary = EvaluateSummary(
-        evaluations=evaluations,
-        skipped=list({skip.index: skip for comparison in comparisons for skip in comparison.images.skipped}.values()),
-        metrics=output.path / METRICS,
-        table=output.path / TABLE,
-        grids=[
-            output.path / _grid_name(resolution, resolutions) for resolution in resolutions if options.num_pictures > 0
-        ],
-        report=output.path / REPORT if options.report else None,
+    return _Inputs(
+        options=options,
+        families=families,
+        collection=collection,
+        indices=spread_indices(len(collection), num_images=options.num_images),
+        networks=load_networks(options, view, channels=channels, device=device),
+        bf16=use_bf16(options.mixed_precision, device=device),
     )
-    if processes.is_main_process:
-        with output.whole(overwrite=options.overwrite) as folder:
-            kept = [
-                write_pictures(
-                    folder,
-                    log,
-                    resolution=resolution,
-                    latents=[measurement.summary.latents for measurement in comparison.measurements],
-                    perceptual=perceptual_name,
-                )
-                for resolution, log, comparison in zip(resolutions, logs, comparisons, strict=True)
-            ]
-            pictures = [comparison.pictures for comparison in comparisons]
-            _write(folder, summary, options=options, pictures=pictures, kept=kept, device=device.type)
-        if options.report:
-            write_report([output.path])
-    processes.wait_for_everyone()
-    return summary
 
 
 def _load_families(options: EvaluateOptions, *, device: torch.device) -> list[Family]:
@@ -217,6 +142,47 @@ def _common_channels(sources: list[str], families: list[Family]) -> int:
             f"<vae>: {source} makes {family.out_channels} channels of {own}, which can't be compared",
         )
     return channels
+
+
+def _measure_size(inputs: _Inputs, resolution: int | None) -> MeasuredSize:
+    """Measure all autoencoders on images of one size; None: whole pictures."""
+    options, networks = inputs.options, inputs.networks
+    images = ImagePass(
+        dataset=EvaluationImages(
+            inputs.collection, channels=inputs.channels, resolution=resolution, multiple_of=inputs.factor
+        ),
+        indices=inputs.indices,
+        batch_size=options.batch_size,
+        num_workers=count_workers(options.num_workers),
+        strict=options.strict,
+    )
+    log = PictureLog(
+        indices=inputs.indices, num_kept=options.report_pictures, factor=inputs.factor, view=networks.view
+    )
+    comparison = measure_reconstructions(
+        inputs.families,
+        images,
+        networks=networks,
+        bf16=inputs.bf16,
+        num_pictures=options.num_pictures,
+        log=log,
+        per_channel=options.per_channel,
+    )
+    protocol = Protocol(
+        resolution=resolution,
+        factor=inputs.factor,
+        bf16=inputs.bf16,
+        perceptual=networks.perceptual_name,
+        set_features=networks.set_features,
+        view=networks.view,
+        value_range=options.value_range,
+    )
+    return MeasuredSize(
+        resolution=resolution,
+        comparison=comparison,
+        log=log,
+        evaluations=_evaluations(options.vae, inputs.families, comparison, protocol=protocol),
+    )
 
 
 def _evaluations(
@@ -253,43 +219,24 @@ def _evaluations(
     return evaluations
 
 
-def _with_panels(
-    evaluations: list[Evaluation], families: list[Family], sizes: list[PanelImages], *, bf16: bool
-) -> list[Evaluation]:
+def _with_panels(evaluations: list[Evaluation], inputs: _Inputs, resolutions: list[int | None]) -> list[Evaluation]:
     """Return the evaluations with their panels; the autoencoders can't be trained any more, nor digested."""
-    device = join_processes().device
-    autoencoders = [InferenceAutoencoder(family, bf16=bf16, device=device) for family in families]
-    panels = [panel for images in sizes for panel in measure_panels(autoencoders, images)[0]]
+    options, device = inputs.options, join_processes().device
+    autoencoders = [InferenceAutoencoder(family, bf16=inputs.bf16, device=device) for family in inputs.families]
+    panels = []
+    for resolution in resolutions:
+        images = PanelImages(
+            dataset=EvaluationImages(inputs.collection, channels=inputs.channels, resolution=resolution),
+            indices=inputs.indices,
+            batch_size=options.batch_size,
+            num_workers=count_workers(options.num_workers),
+            perceptual=inputs.networks.perceptual,
+            label=inputs.collection.label,
+            strict=options.strict,
+        )
+        panels += measure_panels(autoencoders, images)[0]
     return [replace(evaluation, panel=panel) for evaluation, panel in zip(evaluations, panels, strict=True)]
 
 
 def _grid_name(resolution: int | None, resolutions: list[int | None]) -> str:
     return "grid.png" if len(resolutions) == 1 else f"grid-{resolution}.png"
-
-
-def _write(
-    folder: Path,
-    summary: EvaluateSummary,
-    *,
-    options: EvaluateOptions,
-    pictures: list[list[list[Image.Image]]],
-    kept: list[dict[str, Any]],
-    device: str,
-) -> None:
-    """Write all files into `folder`, which becomes the output."""
-    titles = ["original", *(printable(evaluation.name) for evaluation in summary.evaluations[: len(options.vae)])]
-    for path, rows in zip(summary.grids, pictures, strict=False):
-        save_grid(folder / path.name, rows, titles=titles)
-    tables = [format_table(summary.evaluations), *more_tables(summary.evaluations)]
-    write_whole(folder / TABLE, ("\n\n".join(tables) + "\n").encode())
-    content = {
-        "kind": "evaluations",  # within the first bytes, by which the folder is known to be an evaluation's
-        "options": asdict(options),
-        "device": device,
-        "versions": package_versions(),
-        "evaluations": [asdict(evaluation) for evaluation in summary.evaluations],
-        "measures": describe_measures() if options.panel else {},
-        "pictures": kept,
-        "skipped": [asdict(skipped) for skipped in summary.skipped],
-    }
-    write_whole(folder / METRICS, (dump_json(content, indent=1) + "\n").encode())

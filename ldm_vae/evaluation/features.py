@@ -52,6 +52,19 @@ class SetFeatures:
         return features.masked_fill(broken[:, None], torch.nan)
 
 
+@dataclass(frozen=True, kw_only=True)
+class MeasuringNetworks:
+    """The frozen networks that reconstructions are compared by."""
+
+    view: View | None = None
+    """What they see of an image, and pictures show; None: grey or RGB, or it isn't known."""
+    perceptual_name: str | None = None
+    perceptual: nn.Module | None = None
+    """Perceptual distance; None measures none."""
+    set_features: SetFeatures | None = None
+    """Network of the distances between the sets of pictures; None measures none."""
+
+
 def inception_file() -> Path:
     """Where torch's cache keeps torch-fidelity's Inception weights."""
     return Path(torch.hub.get_dir()) / "checkpoints" / _INCEPTION_FILE
@@ -177,8 +190,8 @@ def choose_perceptual(
 
 def load_networks(
     options: EvaluateOptions, view: View | None, *, channels: int, device: torch.device
-) -> tuple[str | None, nn.Module | None, SetFeatures | None]:
-    """Return the perceptual distance with its name, and the features of sets, where it is known what they see.
+) -> MeasuringNetworks:
+    """Load the networks of an evaluation, where it is known what they see.
 
     Raises:
         ValueError: It isn't known what a distance sees that was asked for, or weights are missing or foreign.
@@ -190,8 +203,13 @@ def load_networks(
             f"{options.perceptual}",
         )
         tell(f"no network sees the {channels} channels; perceptual_channels chooses one or three of them")
-        return None, None, None
+        return MeasuringNetworks()
     name, perceptual = choose_perceptual(
         options.perceptual, weights=options.perceptual_weights, device=device, view=view
     )
-    return name, perceptual, load_set_features(inception_weights=options.inception_weights, device=device, view=view)
+    return MeasuringNetworks(
+        view=view,
+        perceptual_name=name,
+        perceptual=perceptual,
+        set_features=load_set_features(inception_weights=options.inception_weights, device=device, view=view),
+    )

@@ -3,16 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
 
-from ldm_vae.images.transforms import middle_box
+from ldm_vae.config.views import View
+from ldm_vae.images.transforms import middle_box, to_shown
 from ldm_vae.system.files import whole_or_absent
+from ldm_vae.system.pixels import Span, as_pictures
 
 MAX_SIDE = 512
 _GAP = 8
 _BACKGROUND = "white"
+
+
+@dataclass(kw_only=True)
+class GridRows:
+    """Rows of a grid, spread over the images that a process reads."""
+
+    num_rows: int
+    num_images: int
+    """Images that will be seen, of which every so many-th gets a row."""
+    span: Span
+    view: View | None
+    """Which channels are shown."""
+    rows: list[list[Image.Image]] = field(default_factory=list)
+    """Pictures of an original and its reconstructions."""
+    _num_seen: int = 0
+
+    def add(self, columns: Sequence[Tensor]) -> None:
+        """Take rows from a batch of originals and of each autoencoder's reconstructions, each [B, C, H, W]."""
+        every = max(1, self.num_images // max(1, self.num_rows))
+        for images in zip(*columns, strict=True):
+            if self._num_seen % every == 0 and len(self.rows) < self.num_rows:
+                self.rows.append([to_shown(as_pictures(image, self.span), self.view) for image in images])
+            self._num_seen += 1
 
 
 def save_grid(path: Path, rows: Sequence[Sequence[Image.Image]], *, titles: Sequence[str]) -> None:

@@ -14,7 +14,8 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from ldm_vae.config.run import Config
 from ldm_vae.config.views import shown_channels
-from ldm_vae.evaluation.measure import MeasuredImages, short_name
+from ldm_vae.evaluation.measure import short_name
+from ldm_vae.evaluation.reader import MeasuredImages
 from ldm_vae.evaluation.results import Score
 from ldm_vae.exporting.headroom import FLOAT16_LIMIT, MARGIN, PrecisionReport
 from ldm_vae.metrics.latents import LatentSummary

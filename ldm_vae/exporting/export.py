@@ -2,47 +2,30 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from ldm_vae.audio.datasets import EvaluationSounds
 from ldm_vae.config.commands.export import ExportOptions
-from ldm_vae.config.names import PerceptualChoice
 from ldm_vae.config.rules import require
-from ldm_vae.config.run import Config
-from ldm_vae.evaluation.features import choose_perceptual
-from ldm_vae.evaluation.measure import (
-    Comparison,
-    MeasuredLatents,
-    join_processes,
-    measure_latents,
-    measure_reconstructions,
-)
-from ldm_vae.evaluation.results import Protocol, Score, channel_figures, describe_scores, package_versions
+from ldm_vae.evaluation.measure import MeasuredLatents
+from ldm_vae.evaluation.results import Score, channel_figures, package_versions
 from ldm_vae.exporting.card import CardContent
-from ldm_vae.exporting.data import MeasuredData, open_data, precision_batches
 from ldm_vae.exporting.fields import scaling_fields, taught_fields, tile_size
-from ldm_vae.exporting.files import export_place, variant, with_fields, write_card, write_weights
-from ldm_vae.exporting.headroom import PrecisionReport, fit_float16
+from ldm_vae.exporting.files import config_of, export_place, variant, with_fields, write_card, write_weights
+from ldm_vae.exporting.headroom import PrecisionReport
 from ldm_vae.exporting.hub import push_folder
-from ldm_vae.exporting.mosaic import mosaic
+from ldm_vae.exporting.measurements import RunMeasurements, measure_run
 from ldm_vae.exporting.readers import reader_notes
 from ldm_vae.images.training import SkippedImage
 from ldm_vae.latents.statistics import ChannelMoments
 from ldm_vae.metrics.latents import LatentSummary
-from ldm_vae.models.exact.check import check_strips
 from ldm_vae.models.families.family import Family
 from ldm_vae.models.precision import exact_float32
-from ldm_vae.system.cores import count_workers
+from ldm_vae.system.launch import join_processes
 from ldm_vae.system.telling import counted
 from ldm_vae.system.text import printable
 from ldm_vae.training.run_autoencoder import RunAutoencoder, load_run_autoencoder
-
-CARD_PICTURES = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,75 +81,71 @@ def export(options: ExportOptions) -> ExportSummary:
     run = load_run_autoencoder(Path(options.run).expanduser(), checkpoint=options.checkpoint, weights=options.weights)
     _check_target(options, family=run.family)
     with export_place(options, is_main=processes.is_main_process) as place:
-        family = run.family.to(processes.device, memory_format=torch.channels_last)
-        scaling_data, reconstruction_data = open_data(run, options)
-        batches = list(precision_batches(reconstruction_data, options))
-        span = reconstruction_data.images.span
-        family, precision, statement = fit_float16(family, batches, repair=options.repair, span=span)
-        found = measure_latents(
-            family,
-            scaling_data.images,
-            indices=scaling_data.indices,
-            batch_size=options.batch_size,
-            num_workers=count_workers(options.num_workers),
-            strict=options.strict,
-        )
-        latents, latents_read = found.summary, found.images
-        measured, protocol = _measure_reconstructions(family, reconstruction_data, options, recipe=run.config)
-        metrics = describe_scores(measured.measurements[0], protocol=protocol)
-        fields = scaling_fields(options, latents=latents) | taught_fields(run)
-        fields |= {"force_upcast": not precision.float16_is_safe, "sample_size": tile_size(run)}
-        strips = check_strips(family, mosaic(batches))
-        exported = with_fields(family, fields, patches=_patches(run, found), dtype=options.dtype)
-        config = json.loads(exported.model.to_json_string())
+        measured = measure_run(run, options)
+        exported = _exported(run, measured, options)
         if place is not None:
             write_weights(exported, place, options=options)
-            card = CardContent(
-                name=options.push_to_hub or Path(options.output).resolve().name,
-                config=config,
-                scaling=exported.scaling,
-                spatial_factor=exported.spatial_factor,
-                summary=exported.summary,
-                encode_call=exported.encode_call,
-                variant=variant(options),
-                recipe=run.config,
-                step=run.step,
-                weights="averaged (EMA)" if options.weights == "ema" and run.config.train.ema_decay > 0 else "raw",
-                latents=latents,
-                latents_data=scaling_data.name,
-                latents_kind=scaling_data.kind,
-                latents_read=latents_read,
-                metrics=metrics,
-                metrics_data=reconstruction_data.name,
-                metrics_kind=reconstruction_data.kind,
-                metrics_read=measured.images,
-                value_range=reconstruction_data.images.value_range,
-                image_channels=channel_figures(measured.measurements[0].summary.image_channels, protocol=protocol),
-                precision=precision,
-                precision_statement=statement,
-                strips=strips,
-                versions=package_versions(),
-                license=options.license,
-            )
             if options.format == "diffusers":
-                write_card(card, place, pictures=measured.pictures)
+                card = _card(run, measured, exported, options)
+                write_card(card, place, pictures=measured.reconstructions.pictures)
     processes.wait_for_everyone()
     url = None
     if options.push_to_hub is not None and processes.is_main_process:
         url = push_folder(Path(options.output).expanduser(), repo_id=options.push_to_hub, private=options.private)
+    config = config_of(exported)
     return ExportSummary(
         output=Path(options.output).expanduser(),
         checkpoint=run.checkpoint,
         step=run.step,
         config=config,
         scaling=exported.scaling,
-        latents=latents,
-        metrics=metrics,
-        precision=precision,
-        precision_statement=statement,
-        skipped=latents_read.skipped,
+        latents=measured.latents.summary,
+        metrics=measured.metrics,
+        precision=measured.precision,
+        precision_statement=measured.precision_statement,
+        skipped=measured.latents.images.skipped,
         url=url,
         notes=reader_notes(config) if options.format == "ldm" else [],
+    )
+
+
+def _exported(run: RunAutoencoder, measured: RunMeasurements, options: ExportOptions) -> Family:
+    """Return the autoencoder as it is written: in the asked type, its config with all that was measured."""
+    fields = scaling_fields(options, latents=measured.latents.summary) | taught_fields(run)
+    fields |= {"force_upcast": not measured.precision.float16_is_safe, "sample_size": tile_size(run)}
+    return with_fields(measured.family, fields, patches=_patches(run, measured.latents), dtype=options.dtype)
+
+
+def _card(run: RunAutoencoder, measured: RunMeasurements, exported: Family, options: ExportOptions) -> CardContent:
+    """Return what the model card tells."""
+    data, reconstructions = measured.reconstructions_data, measured.reconstructions
+    image_channels = reconstructions.measurements[0].summary.image_channels
+    return CardContent(
+        name=options.push_to_hub or Path(options.output).resolve().name,
+        config=config_of(exported),
+        scaling=exported.scaling,
+        spatial_factor=exported.spatial_factor,
+        summary=exported.summary,
+        encode_call=exported.encode_call,
+        variant=variant(options),
+        recipe=run.config,
+        step=run.step,
+        weights="averaged (EMA)" if options.weights == "ema" and run.config.train.ema_decay > 0 else "raw",
+        latents=measured.latents.summary,
+        latents_data=measured.latents_data.name,
+        latents_kind=measured.latents_data.kind,
+        latents_read=measured.latents.images,
+        metrics=measured.metrics,
+        metrics_data=data.name,
+        metrics_kind=data.kind,
+        metrics_read=reconstructions.images,
+        value_range=data.images.value_range,
+        image_channels=channel_figures(image_channels, protocol=measured.protocol),
+        precision=measured.precision,
+        precision_statement=measured.precision_statement,
+        strips=measured.strips,
+        versions=package_versions(),
+        license=options.license,
     )
 
 
@@ -195,38 +174,3 @@ def _patches(run: RunAutoencoder, found: MeasuredLatents) -> ChannelMoments | No
     model = run.config.model
     keeps = model.teacher is not None or (model.pretrained is not None and model.decoder_only)
     return None if keeps else found.patches
-
-
-def _measure_reconstructions(
-    family: Family, data: MeasuredData, options: ExportOptions, *, recipe: Config
-) -> tuple[Comparison, Protocol]:
-    """Measure reconstructions, and of numbers in a declared range each channel by itself too."""
-    view, value_range = recipe.view, data.images.value_range
-    choice: PerceptualChoice = "none" if view is None else "auto"
-    perceptual_name, perceptual = choose_perceptual(choice, weights=None, device=family.device, view=view)
-    measured = measure_reconstructions(
-        [family],
-        data.images,
-        indices=data.indices,
-        batch_size=options.batch_size,
-        num_workers=count_workers(options.num_workers),
-        bf16=False,
-        perceptual=perceptual,
-        set_features=None,
-        num_pictures=CARD_PICTURES,
-        strict=options.strict,
-        view=view,
-        per_channel=bool(value_range),
-    )
-    protocol = Protocol(
-        resolution=data.images.resolution,
-        is_sound=isinstance(data.images, EvaluationSounds),
-        factor=family.spatial_factor,
-        bf16=False,
-        perceptual=perceptual_name,
-        set_features=None,
-        view=view,
-        value_range=value_range,
-        sizes=data.images.sizes,
-    )
-    return measured, protocol

@@ -68,6 +68,12 @@ def with_fields(family: Family, fields: Mapping[str, Any], *, patches: ChannelMo
     return copy.to(DTYPES[dtype]).eval()
 
 
+def config_of(exported: Family) -> dict[str, Any]:
+    """Return a model's config as config.json has it."""
+    config: dict[str, Any] = json.loads(exported.model.to_json_string())
+    return config
+
+
 def variant(options: ExportOptions) -> str | None:
     """Return diffusers' word for the weights' type in the file's name, where it has one."""
     return "fp16" if options.dtype == "float16" else None
@@ -79,16 +85,14 @@ def write_weights(exported: Family, place: Path, *, options: ExportOptions) -> N
     Raises:
         RuntimeError: Something differs; a single file is then removed again.
     """
-    dtype = DTYPES[options.dtype]
+    dtype, config = DTYPES[options.dtype], config_of(exported)
     if options.format == "diffusers":
-        config = json.loads(exported.model.to_json_string())
         write_diffusers_files(place, exported.model.state_dict(), config=config, variant=variant(options))
         read = exported.from_pretrained(
             place, variant=variant(options), torch_dtype=dtype, local_files_only=True, low_cpu_mem_usage=False
         )
         check_equal(exported, read)
         return
-    config = json.loads(exported.model.to_json_string())
     write_ldm_file(place, exported.model.state_dict(), config=config, overwrite=options.overwrite)
     try:
         check_equal(exported, read_ldm_file(place).to(dtype))

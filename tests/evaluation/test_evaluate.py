@@ -14,10 +14,11 @@ from torchmetrics.image.fid import NoTrainInceptionV3
 
 from ldm_vae.cli import main
 from ldm_vae.config.commands.evaluate import EvaluateOptions
-from ldm_vae.evaluation.evaluate import EvaluateSummary, evaluate
+from ldm_vae.evaluation.evaluate import evaluate
 from ldm_vae.evaluation.features import SetFeatures, load_set_features
 from ldm_vae.evaluation.measure import Measurement
 from ldm_vae.evaluation.results import Protocol, describe_scores
+from ldm_vae.evaluation.summary import EvaluateSummary
 from ldm_vae.metrics.reconstruction import ReconstructionMetrics
 from ldm_vae.metrics.sets import set_distances
 from tests.launching import run_with_torchrun

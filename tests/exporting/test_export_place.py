@@ -12,7 +12,6 @@ import pytest
 from diffusers import AutoencoderKL
 from huggingface_hub import constants
 
-import ldm_vae.exporting.export
 import ldm_vae.exporting.files
 from ldm_vae.config.parsing import dump_config, load_config
 from ldm_vae.training.checkpoint_files import MANIFEST, write_manifest
@@ -93,7 +92,9 @@ def test_a_full_disk_names_the_output_and_leaves_nothing(run: Path, tmp_path: Pa
 def test_what_cannot_be_written_is_found_before_measuring(
     name: str, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ldm_vae.exporting.export, "measure_latents", lambda *_, **__: pytest.fail("it was measured"))
+    monkeypatch.setattr(
+        ldm_vae.exporting.measurements, "measure_latents", lambda *_, **__: pytest.fail("it was measured")
+    )
     (tmp_path / "file").write_text("no folder")
     layout = "ldm" if name.endswith(".safetensors") else "diffusers"
     for parent, reason in ((tmp_path / "file", "is a file"), (Path("/proc/here"), "can't be written")):
