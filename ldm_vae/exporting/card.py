@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,11 +15,15 @@ from ldm_vae.config.run import Config
 from ldm_vae.config.views import shown_channels
 from ldm_vae.evaluation.measure import short_name
 from ldm_vae.evaluation.reader import MeasuredImages
-from ldm_vae.evaluation.results import Score
-from ldm_vae.exporting.headroom import FLOAT16_LIMIT, MARGIN, PrecisionReport
-from ldm_vae.metrics.latents import LatentSummary
-from ldm_vae.models.exact.check import NUM_STRIPS, StripsCheck
+from ldm_vae.exporting.data import MeasuredData
+from ldm_vae.exporting.fields import config_of
+from ldm_vae.exporting.headroom import FLOAT16_LIMIT, MARGIN
+from ldm_vae.exporting.measurements import RunMeasurements
+from ldm_vae.exporting.snippet import scaling_formula, usage_snippet
+from ldm_vae.models.exact.check import NUM_STRIPS
+from ldm_vae.models.families.family import Family
 from ldm_vae.system.markdown import markdown_block, markdown_code, markdown_table, markdown_text
+from ldm_vae.training.run_autoencoder import RunAutoencoder
 
 PICTURE = "reconstruction.png"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -34,38 +37,26 @@ class CardContent:
 
     name: str
     """What the snippet loads: the hub id, or the folder's name."""
-    config: Mapping[str, Any]
-    """Of the exported model."""
-    scaling: Mapping[str, Any]
-    """How its latents are normalised (`Family.scaling`)."""
-    spatial_factor: int
-    summary: str
-    """What its class is."""
-    encode_call: str
-    """How `images` become `z`."""
+    exported: Family
+    """As it is written."""
     variant: str | None
-    recipe: Config
-    step: int
+    """diffusers' word for the weights' type in the file's name, where it has one."""
+    run: RunAutoencoder
     weights: str
-    latents: LatentSummary
-    latents_data: str
-    """Name of the images that the latents were measured on."""
-    latents_kind: str
-    """What they are to the run, such as `training images`; empty for images that the user named."""
-    latents_read: MeasuredImages
-    metrics: Mapping[str, Score]
-    metrics_data: str
-    metrics_kind: str
-    metrics_read: MeasuredImages
-    value_range: Sequence[float]
-    """The range of the images' numbers; empty where they are pictures of 8 bits."""
-    image_channels: Mapping[str, Sequence[float]] | None
-    """`psnr`, `mean` and `std` of each channel of the images, where they were measured."""
-    precision: PrecisionReport
-    precision_statement: str
-    strips: StripsCheck
+    """Which weights of the run they are, in words."""
+    measured: RunMeasurements
     versions: Mapping[str, str]
     license: str | None
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Of the exported model, as config.json has it."""
+        return config_of(self.exported)
+
+    @property
+    def recipe(self) -> Config:
+        """The run's settings."""
+        return self.run.config
 
 
 def model_card(content: CardContent) -> ModelCard:
@@ -85,7 +76,7 @@ def model_card(content: CardContent) -> ModelCard:
         f"# {markdown_text(content.name.rsplit('/', 1)[-1])}",
         _introduction(content),
         f"![original and reconstruction]({PICTURE})",
-        "## Use\n\n" + markdown_block(usage_snippet(content), language="python"),
+        "## Use\n\n" + markdown_block(_usage(content), language="python"),
         "## Latent scaling\n\n" + _scaling(content),
         "## Reconstruction\n\n" + _reconstruction(content),
         "## Other sizes\n\n" + _sizes(content),
@@ -95,84 +86,22 @@ def model_card(content: CardContent) -> ModelCard:
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(sections) + "\n")
 
 
-def usage_snippet(content: CardContent) -> str:
-    """Python that encodes and decodes a picture with the export; a test runs it."""
-    load, dtype = json.dumps(content.name, ensure_ascii=not content.name.isprintable()), ""
-    if content.variant is not None:
-        load += f', variant="{content.variant}", torch_dtype=torch.float16'
-        dtype = ".to(vae.dtype)"
-    normalise, denormalise = scaling_formula(content.scaling)
-    kind = content.config["_class_name"]
-    imports, read, write = _reading(content)
-    return f"""{imports.replace("DIFFUSERS", kind)}
-
-vae = {kind}.from_pretrained({load}).eval()
-{read}{dtype}
-
-with torch.no_grad():
-    z = vae.{content.encode_call}
-    latents = {normalise}  # what a diffusion model trains on
-    z = {denormalise}
-    reconstruction = vae.decode(z.to(vae.dtype)).sample
-
-{write}
-"""
-
-
-def _reading(content: CardContent) -> tuple[str, str, str]:
-    """Return Python that imports what is needed, reads `images`, and writes `reconstruction`."""
-    channels, factor = content.config["in_channels"], content.spatial_factor * content.scaling.get("patch_size", 1)
-    if content.recipe.data.mel_frames is not None:
-        return (
-            "import soundfile\nimport torch\nfrom diffusers import DIFFUSERS\n"
-            "from ldm_vae.audio import SAMPLE_RATE, read_mels, to_sound",
-            f'images = read_mels("sound.wav", frames={content.recipe.data.mel_frames})[None]',
-            "sound = to_sound(reconstruction[0].float())  # or with vocoder=load_vocoder(FOLDER)\n"
-            'soundfile.write("reconstruction.wav", sound.numpy(), SAMPLE_RATE)',
-        )
-    if not content.value_range:
-        mode = {1: "L", 3: "RGB", 4: "RGBA"}[channels]
-        return (
-            "import torch\nfrom diffusers import DIFFUSERS\nfrom diffusers.image_processor import VaeImageProcessor\n"
-            "from PIL import Image",
-            f"processor = VaeImageProcessor(vae_scale_factor={factor})\n"
-            f'images = processor.preprocess(Image.open("photo.png").convert("{mode}"))',
-            'processor.postprocess(reconstruction)[0].save("reconstruction.png")',
-        )
-    low, high = (f"torch.tensor({[*content.value_range][end::2]}).view(1, -1, 1, 1)" for end in (0, 1))
-    return (
-        "import numpy as np\nimport torch\nfrom diffusers import DIFFUSERS",
-        f"# rows and columns, of numbers that {factor} divides, and {channels} channels\n"
-        'values = torch.from_numpy(np.load("image.npy").astype("float32"))\n'
-        f"low, high = {low}, {high}\n"
-        f"images = ((values.permute(2, 0, 1)[None] - low) / (high - low) * 2 - 1)",
-        "values = (reconstruction.float().clamp(-1, 1) + 1) / 2 * (high - low) + low\n"
-        'np.save("reconstruction.npy", values[0].permute(1, 2, 0).numpy())',
+def _usage(content: CardContent) -> str:
+    return usage_snippet(
+        content.exported,
+        name=content.name,
+        variant=content.variant,
+        mel_frames=content.recipe.data.mel_frames,
+        value_range=content.measured.value_range,
     )
 
 
-def scaling_formula(scaling: Mapping[str, Any]) -> tuple[str, str]:
-    """Python from `z` to `latents` and back, with the numbers of its config.json."""
-    factor, shift = scaling["scaling_factor"], scaling["shift_factor"]
-    if side := scaling.get("patch_size"):
-        mean, variance = (f"vae.bn.running_{name}.view(1, -1, 1, 1)" for name in ("mean", "var"))
-        std = f"({variance} + vae.config.batch_norm_eps).sqrt()"
-        patches = f"torch.nn.functional.pixel_unshuffle(z, {side})"
-        return f"({patches} - {mean}) / {std}", f"torch.nn.functional.pixel_shuffle(latents * {std} + {mean}, {side})"
-    if scaling["latents_mean"] is not None:
-        mean, std = (f"torch.tensor(vae.config.{name}).view(1, -1, 1, 1)" for name in ("latents_mean", "latents_std"))
-        return f"(z - {mean}) * {factor} / {std}", f"latents / {factor} * {std} + {mean}"
-    if shift is not None:
-        return f"(z - {shift}) * {factor}", f"latents / {factor} + {shift}"
-    return f"z * {factor}", f"latents / {factor}"
-
-
 def _introduction(content: CardContent) -> str:
-    config = content.config
+    config, exported = content.config, content.exported
     of_sounds = "mel spectrograms of sounds in AudioLDM's format, [1, frames, 64] as 1-channel images"
     images = f"{config['in_channels']}-channel images" if content.recipe.data.mel_frames is None else of_sounds
     return (
-        f"{content.summary} for latent diffusion: {images}, a spatial factor of {content.spatial_factor}, "
+        f"{exported.summary} for latent diffusion: {images}, a spatial factor of {exported.spatial_factor}, "
         f"{config['latent_channels']} latent channels. Trained and exported with ldm-vae; "
         f"`diffusers.{config['_class_name']}` loads it.{_numbers(content)}"
     )
@@ -180,7 +109,7 @@ def _introduction(content: CardContent) -> str:
 
 def _numbers(content: CardContent) -> str:
     """Say which numbers images hold, where they are no pictures of 8 bits."""
-    ends = [f"{end:g}" for end in content.value_range]
+    ends = [f"{end:g}" for end in content.measured.value_range]
     if not ends:
         return ""
     ranges = [f"{low} to {high}" for low, high in zip(ends[0::2], ends[1::2], strict=True)]
@@ -194,8 +123,9 @@ def _numbers(content: CardContent) -> str:
 
 
 def _scaling(content: CardContent) -> str:
-    normalise, denormalise = scaling_formula(content.scaling)
-    latents, read = content.latents, content.latents_read
+    normalise, denormalise = scaling_formula(content.exported.scaling)
+    measured = content.measured
+    latents, read = measured.latents.summary, measured.latents.images
     columns = {"mean": latents.channel_mean, "std": latents.channel_std}
     if latents.channel_kl is not None:
         columns["KL (nats/element)"] = latents.channel_kl
@@ -203,7 +133,7 @@ def _scaling(content: CardContent) -> str:
     channels = markdown_table(
         [["channel", *columns], *([str(i), *(f"{value:.4f}" for value in row)] for i, row in enumerate(rows))]
     )
-    data = _data(content.latents_data, content.latents_kind)
+    data = _data(measured.latents_data)
     formula = markdown_block(f"latents = {normalise}\nz = {denormalise}", language="python")
     return (
         f"{formula}\n\n"
@@ -217,10 +147,10 @@ def _scaling(content: CardContent) -> str:
 
 def _reconstruction(content: CardContent) -> str:
     rows = [["metric", "value", "protocol"]]
-    for name, score in content.metrics.items():
+    for name, score in content.measured.metrics.items():
         value = str(score.value) if isinstance(score.value, int) else f"{score.value:.5g}"
         rows.append([name, f"{value} {score.unit}".strip(), score.protocol])
-    read, data = content.metrics_read, _data(content.metrics_data, content.metrics_kind)
+    read, data = content.measured.reconstructions.images, _data(content.measured.reconstructions_data)
     versions = ", ".join(f"{name} {number}" for name, number in content.versions.items())
     return (
         f"On {read.num_images} images of {data}, cropped to {_shapes(content)} ({_skipped(read)}; SHA-256 of their "
@@ -234,7 +164,7 @@ def _shapes(content: CardContent) -> str:
 
 
 def _channel_table(content: CardContent) -> str:
-    figures = content.image_channels
+    figures = content.measured.image_channels
     if figures is None:
         return ""
     rows = [["channel", "PSNR (dB)", "mean", "standard deviation"]]
@@ -244,7 +174,7 @@ def _channel_table(content: CardContent) -> str:
 
 
 def _sizes(content: CardContent) -> str:
-    strips = content.strips
+    strips = content.measured.strips
     return (
         f"The reconstruction was measured at {_shapes(content)} alone. Larger images in bounded memory: "
         f"`ldm_vae.enable_exact_tiling(vae, memory_gib=2)`. It was checked at {strips.width}x{strips.height} on a "
@@ -255,7 +185,7 @@ def _sizes(content: CardContent) -> str:
 
 
 def _precision(content: CardContent) -> str:
-    report = content.precision
+    report = content.measured.precision
     rows = [["network", "layer", "largest magnitude", "part of float16's limit"]]
     for network in ("encoder", "decoder"):
         for layer, magnitude in report.layers(network)[:_LARGEST_LAYERS]:
@@ -270,7 +200,7 @@ def _precision(content: CardContent) -> str:
         f"Measured on {report.num_images} images on {report.device}: the activations of float32 (float16 ends at "
         f"{FLOAT16_LIMIT:.0f}, bfloat16 at 3.4e38), and encoder and decoder computed in each type against float32.\n\n"
         f"{markdown_table(rows)}\n\n{markdown_table(errors)}\n\n"
-        f"{upcast}{content.precision_statement} (Safe means "
+        f"{upcast}{content.measured.precision_statement} (Safe means "
         f"finite, {MARGIN:g} times the largest magnitude within the limit, and an error below one 8-bit level.)"
     )
 
@@ -286,15 +216,15 @@ def _training(content: CardContent) -> str:
     kept["train"].pop("resume_from_checkpoint")
     text = yaml.safe_dump(kept, sort_keys=False, default_flow_style=None)
     block = markdown_block(text, language="yaml")
-    return f"{content.step} updates of the generator; {content.weights} weights. The recipe:\n\n{block}"
+    return f"{content.run.step} updates of the generator; {content.weights} weights. The recipe:\n\n{block}"
 
 
 def _is_hub_id(source: str) -> bool:
     return _HUB_ID.fullmatch(source) is not None and not Path(source).expanduser().exists()
 
 
-def _data(name: str, kind: str) -> str:
-    return markdown_code(name) + (f" ({kind})" if kind else "")
+def _data(data: MeasuredData) -> str:
+    return markdown_code(data.name) + (f" ({data.kind})" if data.kind else "")
 
 
 def _skipped(read: MeasuredImages) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from ldm_vae.config.commands.export import ExportOptions
 from ldm_vae.config.rules import require
 from ldm_vae.evaluation.measure import MeasuredLatents
-from ldm_vae.evaluation.results import Score, channel_figures, package_versions
+from ldm_vae.evaluation.results import Score, package_versions
 from ldm_vae.exporting.card import CardContent
 from ldm_vae.exporting.fields import scaling_fields, taught_fields, tile_size
 from ldm_vae.exporting.files import config_of, export_place, variant, with_fields, write_card, write_weights
@@ -86,8 +86,7 @@ def export(options: ExportOptions) -> ExportSummary:
         if place is not None:
             write_weights(exported, place, options=options)
             if options.format == "diffusers":
-                card = _card(run, measured, exported, options)
-                write_card(card, place, pictures=measured.reconstructions.pictures)
+                write_card(_card(run, measured, exported, options), place)
     processes.wait_for_everyone()
     url = None
     if options.push_to_hub is not None and processes.is_main_process:
@@ -118,32 +117,13 @@ def _exported(run: RunAutoencoder, measured: RunMeasurements, options: ExportOpt
 
 def _card(run: RunAutoencoder, measured: RunMeasurements, exported: Family, options: ExportOptions) -> CardContent:
     """Return what the model card tells."""
-    data, reconstructions = measured.reconstructions_data, measured.reconstructions
-    image_channels = reconstructions.measurements[0].summary.image_channels
     return CardContent(
         name=options.push_to_hub or Path(options.output).resolve().name,
-        config=config_of(exported),
-        scaling=exported.scaling,
-        spatial_factor=exported.spatial_factor,
-        summary=exported.summary,
-        encode_call=exported.encode_call,
+        exported=exported,
         variant=variant(options),
-        recipe=run.config,
-        step=run.step,
+        run=run,
         weights="averaged (EMA)" if options.weights == "ema" and run.config.train.ema_decay > 0 else "raw",
-        latents=measured.latents.summary,
-        latents_data=measured.latents_data.name,
-        latents_kind=measured.latents_data.kind,
-        latents_read=measured.latents.images,
-        metrics=measured.metrics,
-        metrics_data=data.name,
-        metrics_kind=data.kind,
-        metrics_read=reconstructions.images,
-        value_range=data.images.value_range,
-        image_channels=channel_figures(image_channels, protocol=measured.protocol),
-        precision=measured.precision,
-        precision_statement=measured.precision_statement,
-        strips=measured.strips,
+        measured=measured,
         versions=package_versions(),
         license=options.license,
     )

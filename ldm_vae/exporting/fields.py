@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from ldm_vae.config.commands.export import ExportOptions
 from ldm_vae.metrics.latents import LatentSummary
+from ldm_vae.models.families.family import Family
 from ldm_vae.training.run_autoencoder import RunAutoencoder
 
 NEEDS_SHIFT = ("sd3", "flux")
 """Targets whose pipelines crash without a number."""
 _SMALLEST_TILE = 512
 _UNSTATED_SAMPLE_SIZE = 32  # the class's default
+
+
+def config_of(exported: Family) -> dict[str, Any]:
+    """Return a model's config as config.json has it."""
+    config: dict[str, Any] = json.loads(exported.model.to_json_string())
+    return config
 
 
 def scaling_fields(options: ExportOptions, *, latents: LatentSummary) -> dict[str, Any]:

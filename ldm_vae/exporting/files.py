@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from ldm_vae.config.commands.export import ExportOptions
@@ -18,6 +17,7 @@ from ldm_vae.config.names import DType
 from ldm_vae.evaluation.grid import save_grid
 from ldm_vae.exporting.card import PICTURE, CardContent, model_card
 from ldm_vae.exporting.convert import check_ldm_output, write_diffusers_files, write_ldm_file
+from ldm_vae.exporting.fields import config_of
 from ldm_vae.latents.statistics import ChannelMoments
 from ldm_vae.models.families.family import Family
 from ldm_vae.models.layouts.ldm import read_ldm_file
@@ -66,12 +66,6 @@ def with_fields(family: Family, fields: Mapping[str, Any], *, patches: ChannelMo
         variance = [deviation / patches.count for deviation in patches.deviation]
         copy.set_statistics(mean=float64_tensor(patches.mean), variance=float64_tensor(variance))
     return copy.to(DTYPES[dtype]).eval()
-
-
-def config_of(exported: Family) -> dict[str, Any]:
-    """Return a model's config as config.json has it."""
-    config: dict[str, Any] = json.loads(exported.model.to_json_string())
-    return config
 
 
 def variant(options: ExportOptions) -> str | None:
@@ -125,27 +119,28 @@ def _bits_equal(expected: Tensor, found: Tensor) -> bool:
     return torch.equal(expected, found)
 
 
-def write_card(card: CardContent, folder: Path, *, pictures: Sequence[Sequence[Image.Image]]) -> None:
+def write_card(card: CardContent, folder: Path) -> None:
     """Write README.md, its picture, and all numbers as JSON."""
     model_card(card).save(folder / "README.md")
-    save_grid(folder / PICTURE, pictures, titles=["original", "reconstruction"])
+    save_grid(folder / PICTURE, card.measured.reconstructions.pictures, titles=["original", "reconstruction"])
+    measured = card.measured
     measurements = {
-        "step": card.step,
+        "step": card.run.step,
         "weights": card.weights,
         "versions": card.versions,
         "latents": {
-            "data": card.latents_data,
-            "data_kind": card.latents_kind or None,
-            **asdict(card.latents_read),
-            **asdict(card.latents),
+            "data": measured.latents_data.name,
+            "data_kind": measured.latents_data.kind or None,
+            **asdict(measured.latents.images),
+            **asdict(measured.latents.summary),
         },
         "reconstruction": {
-            "data": card.metrics_data,
-            "data_kind": card.metrics_kind or None,
-            **asdict(card.metrics_read),
-            "metrics": {name: asdict(metric) for name, metric in card.metrics.items()},
+            "data": measured.reconstructions_data.name,
+            "data_kind": measured.reconstructions_data.kind or None,
+            **asdict(measured.reconstructions.images),
+            "metrics": {name: asdict(metric) for name, metric in measured.metrics.items()},
         },
-        "strips": asdict(card.strips),
-        "precision": {**asdict(card.precision), "statement": card.precision_statement},
+        "strips": asdict(measured.strips),
+        "precision": {**asdict(measured.precision), "statement": measured.precision_statement},
     }
     (folder / MEASUREMENTS).write_text(dump_json(measurements, indent=1) + "\n", encoding="utf-8")

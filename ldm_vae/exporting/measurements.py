@@ -13,7 +13,7 @@ from ldm_vae.config.run import Config
 from ldm_vae.evaluation.features import MeasuringNetworks, choose_perceptual
 from ldm_vae.evaluation.measure import Comparison, MeasuredLatents, measure_latents, measure_reconstructions
 from ldm_vae.evaluation.reader import ImagePass
-from ldm_vae.evaluation.results import Protocol, Score, describe_scores
+from ldm_vae.evaluation.results import Protocol, Score, channel_figures, describe_scores
 from ldm_vae.exporting.data import MeasuredData, open_data, precision_batches
 from ldm_vae.exporting.headroom import PrecisionReport, fit_float16
 from ldm_vae.exporting.mosaic import mosaic
@@ -44,6 +44,16 @@ class RunMeasurements:
     """Of the reconstructions, by name."""
     strips: StripsCheck
     """How far large images in strips are from whole ones."""
+
+    @property
+    def value_range(self) -> list[float]:
+        """The range of the reconstructed images' numbers; empty where they are pictures of 8 bits."""
+        return self.reconstructions_data.images.value_range
+
+    @property
+    def image_channels(self) -> dict[str, list[float]] | None:
+        """`psnr`, `mean` and `std` of each channel of the images, where they were measured."""
+        return channel_figures(self.reconstructions.measurements[0].summary.image_channels, protocol=self.protocol)
 
 
 def measure_run(run: RunAutoencoder, options: ExportOptions) -> RunMeasurements:

@@ -1,0 +1,91 @@
+"""Python on the model card that uses an export."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ldm_vae.models.families.family import Family
+
+
+def usage_snippet(
+    exported: Family, *, name: str, variant: str | None, mel_frames: int | None, value_range: Sequence[float]
+) -> str:
+    """Return Python that encodes and decodes a picture with the export; a test runs it.
+
+    Args:
+        exported: The autoencoder as it is written.
+        name: The hub id or folder that it is loaded from.
+        variant: diffusers' word for the weights' type in the file's name, where it has one.
+        mel_frames: Frames of a sound's mels; None where images are pictures or numbers.
+        value_range: The range of the images' numbers; empty where they are pictures of 8 bits.
+    """
+    load, dtype = json.dumps(name, ensure_ascii=not name.isprintable()), ""
+    if variant is not None:
+        load += f', variant="{variant}", torch_dtype=torch.float16'
+        dtype = ".to(vae.dtype)"
+    normalise, denormalise = scaling_formula(exported.scaling)
+    kind = exported.class_name()
+    imports, read, write = _reading(exported, mel_frames=mel_frames, value_range=value_range)
+    return f"""{imports.replace("DIFFUSERS", kind)}
+
+vae = {kind}.from_pretrained({load}).eval()
+{read}{dtype}
+
+with torch.no_grad():
+    z = vae.{exported.encode_call}
+    latents = {normalise}  # what a diffusion model trains on
+    z = {denormalise}
+    reconstruction = vae.decode(z.to(vae.dtype)).sample
+
+{write}
+"""
+
+
+def _reading(exported: Family, *, mel_frames: int | None, value_range: Sequence[float]) -> tuple[str, str, str]:
+    """Return Python that imports what is needed, reads `images`, and writes `reconstruction`."""
+    channels, factor = exported.in_channels, exported.spatial_factor * exported.scaling.get("patch_size", 1)
+    if mel_frames is not None:
+        return (
+            "import soundfile\nimport torch\nfrom diffusers import DIFFUSERS\n"
+            "from ldm_vae.audio import SAMPLE_RATE, read_mels, to_sound",
+            f'images = read_mels("sound.wav", frames={mel_frames})[None]',
+            "sound = to_sound(reconstruction[0].float())  # or with vocoder=load_vocoder(FOLDER)\n"
+            'soundfile.write("reconstruction.wav", sound.numpy(), SAMPLE_RATE)',
+        )
+    if not value_range:
+        mode = {1: "L", 3: "RGB", 4: "RGBA"}[channels]
+        return (
+            "import torch\nfrom diffusers import DIFFUSERS\nfrom diffusers.image_processor import VaeImageProcessor\n"
+            "from PIL import Image",
+            f"processor = VaeImageProcessor(vae_scale_factor={factor})\n"
+            f'images = processor.preprocess(Image.open("photo.png").convert("{mode}"))',
+            'processor.postprocess(reconstruction)[0].save("reconstruction.png")',
+        )
+    low, high = (f"torch.tensor({[*value_range][end::2]}).view(1, -1, 1, 1)" for end in (0, 1))
+    return (
+        "import numpy as np\nimport torch\nfrom diffusers import DIFFUSERS",
+        f"# rows and columns, of numbers that {factor} divides, and {channels} channels\n"
+        'values = torch.from_numpy(np.load("image.npy").astype("float32"))\n'
+        f"low, high = {low}, {high}\n"
+        f"images = ((values.permute(2, 0, 1)[None] - low) / (high - low) * 2 - 1)",
+        "values = (reconstruction.float().clamp(-1, 1) + 1) / 2 * (high - low) + low\n"
+        'np.save("reconstruction.npy", values[0].permute(1, 2, 0).numpy())',
+    )
+
+
+def scaling_formula(scaling: Mapping[str, Any]) -> tuple[str, str]:
+    """Python from `z` to `latents` and back, with the numbers of its config.json."""
+    factor, shift = scaling["scaling_factor"], scaling["shift_factor"]
+    if side := scaling.get("patch_size"):
+        mean, variance = (f"vae.bn.running_{name}.view(1, -1, 1, 1)" for name in ("mean", "var"))
+        std = f"({variance} + vae.config.batch_norm_eps).sqrt()"
+        patches = f"torch.nn.functional.pixel_unshuffle(z, {side})"
+        return f"({patches} - {mean}) / {std}", f"torch.nn.functional.pixel_shuffle(latents * {std} + {mean}, {side})"
+    if scaling["latents_mean"] is not None:
+        mean, std = (f"torch.tensor(vae.config.{name}).view(1, -1, 1, 1)" for name in ("latents_mean", "latents_std"))
+        return f"(z - {mean}) * {factor} / {std}", f"latents / {factor} * {std} + {mean}"
+    if shift is not None:
+        return f"(z - {shift}) * {factor}", f"latents / {factor} + {shift}"
+    return f"z * {factor}", f"latents / {factor}"
