@@ -88,10 +88,10 @@ def test_a_mistake_is_one_line_and_a_status(
 
 def test_the_data_is_opened_before_any_network_is_built_or_fetched(tmp_path: Path) -> None:
     code = (
-        "import ldm_vae.training.loop as loop\n"
+        "import ldm_vae.training.opening as opening\n"
         "from ldm_vae.cli import main\n"
         "def build_state(*a, **k): raise AssertionError('a network was built')\n"
-        "loop.build_state = build_state\n"
+        "opening.build_state = build_state\n"
         "main(['train', '--config', 'kl_f8', '--data.train', './nope', '--report_to', 'none'])\n"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, timeout=120)

@@ -13,7 +13,7 @@ from unittest import mock
 import torch
 
 from ldm_vae.images.training import TrainingBatch
-from ldm_vae.training import checkpoint, loop
+from ldm_vae.training import checkpoint, loop, opening
 from ldm_vae.training.state import TrainingState
 from ldm_vae.training.step import TrainingStep
 
@@ -30,11 +30,12 @@ def patch(owner: Any, name: str, replacement: Any) -> None:
 
 
 def leave_ranks_uncompared() -> None:
-    patch(loop, "check_ranks_agree", lambda *args, **kwargs: None)
+    for module in (opening, loop):
+        patch(module, "check_ranks_agree", lambda *args, **kwargs: None)
 
 
 def change_state(change: Callable[[TrainingState], None]) -> None:
-    build = loop.build_state
+    build = opening.build_state
 
     @functools.wraps(build)
     def built(*args: Any, **kwargs: Any) -> TrainingState:
@@ -42,18 +43,18 @@ def change_state(change: Callable[[TrainingState], None]) -> None:
         change(state)
         return state
 
-    patch(loop, "build_state", built)
+    patch(opening, "build_state", built)
 
 
 def change_batches(change: Callable[[TrainingBatch], None]) -> None:
-    open_batches = loop.open_batches
+    open_batches = opening.open_batches
 
     def changed(*args: Any, **kwargs: Any) -> Iterator[TrainingBatch]:
         for batch in open_batches(*args, **kwargs):
             change(batch)
             yield batch
 
-    patch(loop, "open_batches", changed)
+    patch(opening, "open_batches", changed)
 
 
 def before_step(number: int, work: Callable[[TrainingStep], None]) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ldm_vae.config.run import Config
 from ldm_vae.images.training import TrainingBatch
-from ldm_vae.training import loop, terms
+from ldm_vae.training import loop, opening, terms
 from ldm_vae.training.state import TrainingState
 from tests.plain_step import PlainRun, SmoothDistance, smooth_patch_gan
 from tests.tiny import tiny_config
@@ -80,7 +80,7 @@ def config_of(case: str, *, run: Path, pictures: Path) -> Config:
 
 def run_both(config: Config) -> RealRun:
     """Train as the config says, and repeat it plainly on the same images."""
-    build_state, open_batches = loop.build_state, loop.open_batches
+    build_state, open_batches = opening.build_state, opening.open_batches
     states: list[TrainingState] = []
     plain: list[PlainRun] = []
     batches: list[TrainingBatch] = []
@@ -96,8 +96,8 @@ def run_both(config: Config) -> RealRun:
             yield batch
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "build_state", built)
-        patch.setattr(loop, "open_batches", opened)
+        patch.setattr(opening, "build_state", built)
+        patch.setattr(opening, "open_batches", opened)
         patch.setattr(terms, "load_perceptual", lambda *args, **kwargs: SmoothDistance())
         patch.setattr(nn, "LeakyReLU", lambda slope: nn.SiLU())
         loop.train(config)

@@ -14,7 +14,7 @@ from ldm_vae.config.loss import Ramp
 from ldm_vae.config.run import Config
 from ldm_vae.images import batches as batches_module
 from ldm_vae.images.training import TrainingBatch, TrainingSample
-from ldm_vae.training import loop
+from ldm_vae.training import opening
 from ldm_vae.training.loop import train
 from ldm_vae.training.run_autoencoder import load_run_autoencoder
 from ldm_vae.training.stages import next_stage
@@ -49,7 +49,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> tuple[Path,
     folder = tmp_path_factory.mktemp("stages") / "run"
     begun: list[Any] = []
     sides: list[int] = []
-    check, collate = loop.check_ranks_agree, batches_module.collate_training
+    check, collate = opening.check_ranks_agree, batches_module.collate_training
 
     def checked(state: TrainingState, **rest: Any) -> None:
         if state.step == state.first_step == 4:
@@ -80,7 +80,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> tuple[Path,
         return batch
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "check_ranks_agree", checked)
+        patch.setattr(opening, "check_ranks_agree", checked)
         patch.setattr("ldm_vae.images.batches.collate_training", watched)
         summary = train(config_of(folder, pictures))
     assert summary.step == 7
