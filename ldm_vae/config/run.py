@@ -51,6 +51,25 @@ class Config(Options):
             check_resolution(self.data, spatial_factor=self.model.image_multiple)
 
         self.data.check_channels(self.model.in_channels)
+        self._check_view()
+        if self.data.mel_frames is not None:
+            self._check_sounds()
+        require(
+            self.model.posterior != "fixed" or self.train.weight_decay == 0,
+            "<train.weight_decay> would move the deviation of a fixed <model.posterior>; set it to 0",
+        )
+        self._check_latents_that_stay()
+        require(
+            self.train.panel_steps is None or self.data.validation is not None,
+            "<train.panel_steps> measures validation images; name them with <data.validation>",
+        )
+        require(
+            self.train.best_metric != "perceptual" or self.loss.perceptual != "none",
+            "<train.best_metric> is perceptual, but <loss.perceptual> is none; take psnr, ssim or auto",
+        )
+
+    def _check_view(self) -> None:
+        """Raise `FieldError` where a network looks at images of which it isn't known what it sees."""
         looks = {
             "perceptual": self.loss.perceptual != "none" and self.loss.perceptual_weight != 0,
             "alignment": self.loss.alignment != "none",
@@ -62,24 +81,26 @@ class Config(Options):
             f"<loss.perceptual_channels> is empty; of <model.in_channels> {self.model.in_channels} name one or three "
             f"for the network of <loss.{which}> to see, or leave that network out",
         )
+
+    def _check_sounds(self) -> None:
+        """Raise `FieldError` for what is for images alone."""
         require(
-            self.data.mel_frames is None or self.model.in_channels == 1,
+            self.model.in_channels == 1,
             f"<data.mel_frames> makes images of one channel of sounds; set <model.in_channels> to 1, which is "
             f"{self.model.in_channels}",
         )
         for name in ("eq_probability", "equivariance_weight", "consistency_weight", "low_pass"):
             require(
-                self.data.mel_frames is None or not getattr(self.loss, name),
+                not getattr(self.loss, name),
                 f"<loss.{name}> is for square images, but with <data.mel_frames> the data are sounds; leave it out",
             )
         require(
-            self.data.mel_frames is None or self.train.panel_steps is None,
+            self.train.panel_steps is None,
             "<train.panel_steps> is for square images, but with <data.mel_frames> the data are sounds; leave it out",
         )
-        require(
-            self.model.posterior != "fixed" or self.train.weight_decay == 0,
-            "<train.weight_decay> would move the deviation of a fixed <model.posterior>; set it to 0",
-        )
+
+    def _check_latents_that_stay(self) -> None:
+        """Raise `FieldError` for a term on latents that aren't trained, or are a teacher's."""
         for place, why in (
             (self.model.decoder_only, "<model.decoder_only> leaves as it is"),
             (self.model.teacher is not None, "<model.teacher> replaces with its own"),
@@ -94,17 +115,9 @@ class Config(Options):
                 f"<loss.{name}> trains the encoder, which <model.decoder_only> leaves as it is; set it to 0",
             )
         require(
-            self.train.panel_steps is None or self.data.validation is not None,
-            "<train.panel_steps> measures validation images; name them with <data.validation>",
-        )
-        require(
             (self.loss.spectrum_weight == 0 and self.loss.alignment == "none") or self.model.teacher is None,
             f"<loss.{'alignment' if self.loss.spectrum_weight == 0 else 'spectrum_weight'}> shapes the latents, which "
             f"are those of <model.teacher>; leave it out",
-        )
-        require(
-            self.train.best_metric != "perceptual" or self.loss.perceptual != "none",
-            "<train.best_metric> is perceptual, but <loss.perceptual> is none; take psnr, ssim or auto",
         )
 
     @property

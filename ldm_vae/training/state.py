@@ -180,40 +180,18 @@ def build_state(config: Config, *, accelerator: Accelerator) -> TrainingState:
         latent_channels=family.latent_channels,
         spatial_factor=family.spatial_factor,
     )
-    codebook = family.bottleneck.begin_training(from_scratch=config.model.pretrained is None)
-    trainable = TrainableAutoencoder(
-        family,
-        decoder_only=config.model.decoder_only,
-        learn_logvar=config.loss.learn_logvar,
-        logvar_init=config.loss.logvar_init,
-        term_networks=objective.trained_networks | ({} if codebook is None else {"codebook": codebook}),
-        interventions=build_interventions(config, family=family),
-        pair=pair_rules(config.loss),
-        teacher=open_teacher(config.model, student=family, device=accelerator.device),
-        aligned=objective.alignment is not None,
-    )
+    trainable = _trainable(config, family, objective, device=accelerator.device)
     checkpoint_activations(family, config.train.gradient_checkpointing)
-    train = config.train
     generator = _trained(
         trainable,
-        train,
-        optimizer_name=train.optimizer,
+        config.train,
+        optimizer_name=config.train.optimizer,
         inner_weights=family.inner_weights,
-        learning_rate=train.learning_rate,
-        num_steps=train.max_train_steps,
+        learning_rate=config.train.learning_rate,
+        num_steps=config.train.max_train_steps,
         accelerator=accelerator,
     )
-    discriminator = None
-    if config.loss.disc_weight > 0:
-        disc_start = config.loss.disc_start_update(train.max_train_steps)
-        discriminator = _trained(
-            build_discriminator(config, device=accelerator.device),
-            train,
-            optimizer_name="adamw",
-            learning_rate=train.disc_learning_rate or train.learning_rate,
-            num_steps=max(1, train.max_train_steps - disc_start),  # the schedule counts D's own updates
-            accelerator=accelerator,
-        )
+    discriminator = _trained_discriminator(config, accelerator=accelerator)
     state = TrainingState(
         generator=generator,
         discriminator=discriminator,
@@ -230,6 +208,38 @@ def build_state(config: Config, *, accelerator: Accelerator) -> TrainingState:
     if config.train.ema_decay > 0:
         state.ema = AveragedWeights(state.ema_parameters, decay=config.train.ema_decay)
     return state
+
+
+def _trainable(config: Config, family: Family, objective: Objective, *, device: torch.device) -> TrainableAutoencoder:
+    """Return the module that DDP wraps: the autoencoder with whatever else the generator's loss trains."""
+    codebook = family.bottleneck.begin_training(from_scratch=config.model.pretrained is None)
+    return TrainableAutoencoder(
+        family,
+        decoder_only=config.model.decoder_only,
+        learn_logvar=config.loss.learn_logvar,
+        logvar_init=config.loss.logvar_init,
+        term_networks=objective.trained_networks | ({} if codebook is None else {"codebook": codebook}),
+        interventions=build_interventions(config, family=family),
+        pair=pair_rules(config.loss),
+        teacher=open_teacher(config.model, student=family, device=device),
+        aligned=objective.alignment is not None,
+    )
+
+
+def _trained_discriminator(config: Config, *, accelerator: Accelerator) -> TrainedNetwork[Discriminator] | None:
+    """Return the discriminator with its optimizer and schedule; None where the loss has none."""
+    train = config.train
+    if config.loss.disc_weight == 0:
+        return None
+    disc_start = config.loss.disc_start_update(train.max_train_steps)
+    return _trained(
+        build_discriminator(config, device=accelerator.device),
+        train,
+        optimizer_name="adamw",
+        learning_rate=train.disc_learning_rate or train.learning_rate,
+        num_steps=max(1, train.max_train_steps - disc_start),  # the schedule counts D's own updates
+        accelerator=accelerator,
+    )
 
 
 def build_meter(
