@@ -133,7 +133,8 @@ def main() -> None:
         options.output.write_text(json.dumps(results, indent=1) + "\n")
 
 
-def measure(directory: Path, options: argparse.Namespace) -> dict[str, dict[str, float]]:
+def copy_photos(directory: Path, options: argparse.Namespace) -> tuple[Path, Path]:
+    """Copy so many photographs into a folder, and into another that has captions."""
     paths = sorted(path for path in options.data.iterdir() if path.suffix.lower() in (".jpg", ".jpeg"))
     photos, captioned = directory / "photos", directory / "captioned"
     photos.mkdir()
@@ -143,11 +144,16 @@ def measure(directory: Path, options: argparse.Namespace) -> dict[str, dict[str,
     shutil.copytree(photos, captioned)
     rows = [{"file_name": path.name, "text": f"photograph {i}", "label": i} for i, path in enumerate(paths)]
     (captioned / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return photos, captioned
+
+
+def measure(directory: Path, options: argparse.Namespace) -> dict[str, dict[str, float]]:
+    photos, captioned = copy_photos(directory, options)
+    paths = sorted(photos.iterdir())
     vae = options.vae
     if vae is None:
         vae = str(directory / "vae")
         stable_diffusion_vae().save_pretrained(vae)
-
     bare = InferenceAutoencoder(load_vae(vae).family, bf16=True)
     batches = torch.stack([read(path, resolution=options.resolution) for path in paths]).split(options.batch_size)
     batches = [images.to(bare.device, memory_format=torch.channels_last) for images in batches]

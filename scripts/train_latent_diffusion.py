@@ -45,7 +45,7 @@ def network_arguments(dataset: LatentDataset, *, width: int, depth: int, patch: 
     }
 
 
-def main() -> None:
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--latents", required=True, help="folder that `ldm-vae encode` wrote, of square pictures")
     parser.add_argument("--vae", required=True, help="the autoencoder, to decode the samples")
@@ -58,8 +58,11 @@ def main() -> None:
     parser.add_argument("--patch", type=int, default=2, help="latent pixels along a side of a token")
     parser.add_argument("--num_samples", type=int, default=16)
     parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
+    return parser.parse_args()
 
+
+def main() -> None:
+    args = parse_arguments()
     accelerator = Accelerator()
     set_seed(args.seed)  # the same first weights everywhere
     dataset = LatentDataset(args.latents, sample=True, normalize="channel", seed=args.seed)
@@ -99,17 +102,24 @@ def main() -> None:
         first, last = (torch.stack(part).mean().item() for part in (losses[:few], losses[-few:]))
         print(f"loss over the first {few} steps {first:.3f}, over the last {few} {last:.3f}")
         model = accelerator.unwrap_model(network).eval()
-        noise = torch.randn(args.num_samples, *dataset.shape(0), device=accelerator.device)
-        classes = arguments["num_classes"]
-        labels = torch.arange(args.num_samples, device=accelerator.device) % classes if classes else None
-        latents = draw_latents(partial(model, labels=labels), noise, steps=SAMPLER_STEPS, shift=shift)
-        family = load_vae(args.vae, needs_scaling=False).family.to(accelerator.device)
-        images = family.decode(dataset.denormalize(latents))  # [N, C, H, W], about in [-1, 1]
         args.output.mkdir(parents=True, exist_ok=True)
+        images = draw(model, dataset, vae=args.vae, num_images=args.num_samples, classes=arguments["num_classes"])
         save_image(images.clamp(-1, 1) / 2 + 0.5, args.output / "samples.png", nrow=4)
         save_file(model.state_dict(), args.output / "transformer.safetensors")
         (args.output / "transformer.json").write_text(json.dumps(arguments, indent=1) + "\n")
         print(f"samples: {args.output / 'samples.png'}; model: {args.output / 'transformer.safetensors'}")
+
+
+def draw(
+    model: LatentTransformer, dataset: LatentDataset, *, vae: str, num_images: int, classes: int | None
+) -> Tensor:
+    """Return images [N, C, H, W], about in [-1, 1]: latents that noise flows back to, of one class after the other."""
+    device = next(model.parameters()).device
+    noise = torch.randn(num_images, *dataset.shape(0), device=device)
+    labels = torch.arange(num_images, device=device) % classes if classes else None
+    shift = time_shift(noise[0].numel())
+    latents = draw_latents(partial(model, labels=labels), noise, steps=SAMPLER_STEPS, shift=shift)
+    return load_vae(vae, needs_scaling=False).family.to(device).decode(dataset.denormalize(latents))
 
 
 if __name__ == "__main__":

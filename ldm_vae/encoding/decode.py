@@ -24,6 +24,7 @@ from ldm_vae.images.transforms import to_image
 from ldm_vae.latents.dataset import LatentDataset
 from ldm_vae.latents.sealed import dump_json
 from ldm_vae.latents.shards import SKIPPED
+from ldm_vae.models.families.family import Family
 from ldm_vae.models.fingerprint import fingerprint
 from ldm_vae.models.inference import InferenceAutoencoder, local_device
 from ldm_vae.models.load import load_vae
@@ -83,6 +84,28 @@ def decode(options: DecodeOptions) -> DecodeSummary:
     output.check(overwrite=options.overwrite)
     dataset = LatentDataset(options.latents, normalize="none")
     family = load_vae(options.vae, needs_scaling=False, **options.vae_arguments).family
+    _check_fits(options, dataset, family)
+    count = len(dataset) if options.num_images is None else min(options.num_images, len(dataset))
+    writing = _writing(options, dataset, channels=family.out_channels)
+    entries = [entry for entry, _ in zip(dataset.rows(), range(count), strict=False)]
+    names = picture_names(entries, suffix=writing.suffix)
+    store = open_store(options.output)
+    output.begin(names, mark=_listing(dataset, names), listed=_listed(store))
+    bf16 = use_bf16(options.mixed_precision, device=local_device())
+    decoder = InferenceAutoencoder(family, bf16=bf16, memory_gib=options.memory_gib)
+    skipped = _write_all(dataset, names, decoder=decoder, writing=writing, store=store, batch_size=options.batch_size)
+    sources = [dataset.row(row)["source"] for row in skipped]
+    if skipped:
+        reason = "it decodes to no finite numbers"
+        lines = [
+            {"row": row, "source": source, "reason": reason} for row, source in zip(skipped, sources, strict=True)
+        ]
+        store.write_whole(SKIPPED, b"".join(dump_json(line) for line in lines))
+    return DecodeSummary(output=store.place().rstrip("/"), num_images=count - len(skipped), skipped=sources)
+
+
+def _check_fits(options: DecodeOptions, dataset: LatentDataset, family: Family) -> None:
+    """Raise `FieldError` unless the autoencoder decodes such latents, and is the one that encoded them."""
     require(
         options.other_vae or fingerprint(family).encoder == dataset.index["vae"]["encoder"],
         f"<vae> {options.vae} is not the autoencoder that {options.latents} was encoded with; "
@@ -93,21 +116,22 @@ def decode(options: DecodeOptions) -> DecodeSummary:
         family.latent_channels == channels,
         f"<vae> {options.vae} decodes {family.latent_channels} latent channels, but {options.latents} has {channels}",
     )
-    count = len(dataset) if options.num_images is None else min(options.num_images, len(dataset))
-    writing = _writing(options, dataset, channels=family.out_channels)
-    entries = [entry for entry, _ in zip(dataset.rows(), range(count), strict=False)]
-    names = picture_names(entries, suffix=writing.suffix)
-    store = open_store(options.output)
-    output.begin(names, mark=_listing(dataset, names), listed=_listed(store))
-    bf16 = use_bf16(options.mixed_precision, device=local_device())
-    decoder = InferenceAutoencoder(family, bf16=bf16, memory_gib=options.memory_gib)
-    with (
-        ThreadPoolExecutor(_WRITING_THREADS) as threads,
-        progress(count, what="decode", unit="img") as bar,
-    ):
-        unwritten: list[Future[None]] = []
-        skipped: list[int] = []
-        for rows in _batches(dataset, count=count, batch_size=options.batch_size):
+
+
+def _write_all(
+    dataset: LatentDataset,
+    names: Sequence[str],
+    *,
+    decoder: InferenceAutoencoder,
+    writing: _Writing,
+    store: Store,
+    batch_size: int,
+) -> list[int]:
+    """Decode and write the first rows, as many as there are names; return those that give no finite numbers."""
+    skipped: list[int] = []
+    unwritten: list[Future[None]] = []
+    with ThreadPoolExecutor(_WRITING_THREADS) as threads, progress(len(names), what="decode", unit="img") as bar:
+        for rows in _batches(dataset, count=len(names), batch_size=batch_size):
             images = decoder.decode(torch.stack([dataset[row].latents for row in rows])).cpu()
             finite = torch.isfinite(images).flatten(1).all(dim=1).tolist()
             skipped += [row for row, is_finite in zip(rows, finite, strict=True) if not is_finite]
@@ -121,14 +145,7 @@ def decode(options: DecodeOptions) -> DecodeSummary:
             bar.update(len(rows))
         for future in unwritten:
             future.result()
-    sources = [dataset.row(row)["source"] for row in skipped]
-    if skipped:
-        reason = "it decodes to no finite numbers"
-        lines = [
-            {"row": row, "source": source, "reason": reason} for row, source in zip(skipped, sources, strict=True)
-        ]
-        store.write_whole(SKIPPED, b"".join(dump_json(line) for line in lines))
-    return DecodeSummary(output=store.place().rstrip("/"), num_images=count - len(skipped), skipped=sources)
+    return skipped
 
 
 @dataclass(frozen=True, kw_only=True)
