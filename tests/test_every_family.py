@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 import diffusers
@@ -15,9 +16,11 @@ from PIL import Image
 from torch import Tensor
 
 from ldm_vae import LatentDataset, decode_latents, encode_images, load_autoencoder
-from ldm_vae.cli import main
+from ldm_vae.api import Normalize
 from ldm_vae.images.transforms import to_tensor
 from ldm_vae.models.families import FAMILIES
+from ldm_vae.models.families.family import Family
+from tests.commands import command
 from tests.pictures import save_pictures
 from tests.tiny import LOSS, MODEL, TRAIN
 
@@ -46,115 +49,90 @@ def own_latents(model: diffusers.ModelMixin, images: Tensor) -> Tensor:
     return encoded.latent_dist.mode() if "latent_dist" in encoded else encoded[0]
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_train_export_encode_decode_and_evaluate(
-    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    photos = Path(save_pictures(tmp_path / "photos", count=5, size=(SIDE, SIDE)))
-    recipe = tmp_path / "recipe.json"
-    data = {"train": str(photos), "validation": str(photos), "resolution": SIDE, "num_workers": 0}
-    model_fields = {"family": name.split()[0], **MODELS[name]}
-    recipe.write_text(
-        json.dumps({"report_to": "none", "model": model_fields, "data": data, "loss": LOSS, "train": RUN})
-    )
-    main(["train", "--config", str(recipe), "--output_dir", str(tmp_path / "run")])
+@dataclass(frozen=True, kw_only=True)
+class Walk:
+    """What the commands made of a family's tiny model, from photographs to an export and stored latents."""
 
-    main(["export", "--run", str(tmp_path / "run"), "--output", str(tmp_path / "vae"), "--num_workers", "0"])
-    family = next(family for family in FAMILIES.values() if family.name == name.split()[0])
-    model = getattr(diffusers, family.class_name()).from_pretrained(tmp_path / "vae").eval()
-    images = torch.stack([to_tensor(Image.open(path)) for path in sorted(photos.glob("*.png"))])
-    card = (tmp_path / "vae/README.md").read_text()
-    assert f"from diffusers import {family.class_name()}" in card
-    shutil.copy(next(photos.glob("*.png")), tmp_path / "photo.png")
+    folder: Path
+    family: type[Family]
+    model: diffusers.ModelMixin
+    """The export, as diffusers loads it."""
+    images: Tensor
+    """The photographs, [B, C, H, W] in [-1, 1]."""
+
+    @property
+    def photos(self) -> Path:
+        return self.folder / "photos"
+
+    @property
+    def vae(self) -> Path:
+        return self.folder / "vae"
+
+    @property
+    def latents(self) -> Path:
+        return self.folder / "latents"
+
+    def stored(self, *, normalize: Normalize = "scaling") -> Tensor:
+        return torch.stack([row.latents for row in LatentDataset(self.latents, normalize=normalize, verify=True)])
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def walk(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Walk:
+    """The run, its export and the encoded photographs of a family."""
+    folder = tmp_path_factory.mktemp("walk")
+    family = next(family for family in FAMILIES.values() if family.name == request.param.split()[0])
+    photos = Path(save_pictures(folder / "photos", count=5, size=(SIDE, SIDE)))
+    data = {"train": str(photos), "validation": str(photos), "resolution": SIDE, "num_workers": 0}
+    recipe = {"model": {"family": family.name, **MODELS[request.param]}, "data": data, "loss": LOSS, "train": RUN}
+    (folder / "recipe.json").write_text(json.dumps({"report_to": "none", **recipe}))
+    command("train", config=folder / "recipe.json", output_dir=folder / "run")
+    command("export", run=folder / "run", output=folder / "vae", num_workers=0)
+    exact = {"dtype": "float32", "mixed_precision": "no", "num_workers": 0}
+    command("encode", vae=folder / "vae", data=photos, output=folder / "latents", resolution=SIDE, **exact)
+    return Walk(
+        folder=folder,
+        family=family,
+        model=getattr(diffusers, family.class_name()).from_pretrained(folder / "vae").eval(),
+        images=torch.stack([to_tensor(Image.open(path)) for path in sorted(photos.glob("*.png"))]),
+    )
+
+
+def test_the_snippet_on_the_card_runs(walk: Walk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    card = (walk.vae / "README.md").read_text()
+    assert f"from diffusers import {walk.family.class_name()}" in card
+    shutil.copytree(walk.vae, tmp_path / "vae")
+    shutil.copy(next(walk.photos.glob("*.png")), tmp_path / "photo.png")
     monkeypatch.chdir(tmp_path)
     exec(re.findall(r"```python\n(.*?)```", card, re.DOTALL)[0], {})
     assert (tmp_path / "reconstruction.png").is_file()
 
-    main(
-        [
-            "encode",
-            "--vae",
-            str(tmp_path / "vae"),
-            "--data",
-            str(photos),
-            "--output",
-            str(tmp_path / "latents"),
-            "--resolution",
-            str(SIDE),
-            "--dtype",
-            "float32",
-            "--mixed_precision",
-            "no",
-            "--num_workers",
-            "0",
-        ]
-    )
-    with torch.no_grad():
-        z = own_latents(model, images)
-        reconstructions = model.decode(z).sample
-    dataset = LatentDataset(tmp_path / "latents", normalize="none", verify=True)
-    stored = torch.stack([row.latents for row in dataset])
-    torch.testing.assert_close(stored, z, rtol=1e-4, atol=1e-4)
 
-    normalised = torch.stack([row.latents for row in LatentDataset(tmp_path / "latents")])
-    loaded = load_autoencoder(tmp_path / "vae")
-    torch.testing.assert_close(encode_images(loaded, images), normalised, rtol=1e-3, atol=1e-3)
+@torch.no_grad()
+def test_stored_latents_are_the_class_s_own_and_normalise(walk: Walk) -> None:
+    stored, normalised = walk.stored(normalize="none"), walk.stored()
+    torch.testing.assert_close(stored, own_latents(walk.model, walk.images), rtol=1e-4, atol=1e-4)
     assert normalised.mean(dim=(0, 2, 3)).std() < 5
-    torch.testing.assert_close(
-        LatentDataset(tmp_path / "latents").denormalize(normalised), stored, rtol=1e-3, atol=1e-3
-    )
+    restored = LatentDataset(walk.latents).denormalize(normalised)
+    torch.testing.assert_close(restored, stored, rtol=1e-3, atol=1e-3)
+    encoded = encode_images(load_autoencoder(walk.vae), walk.images)
+    torch.testing.assert_close(encoded, normalised, rtol=1e-3, atol=1e-3)
 
-    main(
-        [
-            "decode",
-            "--vae",
-            str(tmp_path / "vae"),
-            "--latents",
-            str(tmp_path / "latents"),
-            "--output",
-            str(tmp_path / "pictures"),
-        ]
-    )
+
+@torch.no_grad()
+def test_latents_decode_to_the_class_s_own_pictures(walk: Walk, tmp_path: Path) -> None:
+    expected = walk.model.decode(own_latents(walk.model, walk.images)).sample.clamp(-1, 1)
+    command("decode", vae=walk.vae, latents=walk.latents, output=tmp_path / "pictures")
     pictures = [to_tensor(Image.open(path)) for path in sorted((tmp_path / "pictures").glob("*.png"))]
-    expected = reconstructions.clamp(-1, 1)
     torch.testing.assert_close(torch.stack(pictures), expected, rtol=0, atol=1.1 / 127.5)
-    again = decode_latents(loaded, normalised)
-    difference = np.abs(
-        np.stack([np.asarray(picture, dtype=float) for picture in again])
-        - (expected.permute(0, 2, 3, 1).numpy() + 1) * 127.5
-    )
-    assert difference.max() < 1.5
+    again = decode_latents(load_autoencoder(walk.vae), walk.stored())
+    levels = np.stack([np.asarray(picture, dtype=float) for picture in again])
+    assert np.abs(levels - (expected.permute(0, 2, 3, 1).numpy() + 1) * 127.5).max() < 1.5
 
-    main(
-        [
-            "latents",
-            "verify",
-            str(tmp_path / "latents"),
-            "--deep",
-            "--vae",
-            str(tmp_path / "vae"),
-            "--data",
-            str(photos),
-        ]
-    )
-    capsys.readouterr()
-    main(
-        [
-            "evaluate",
-            "--vae",
-            str(tmp_path / "vae"),
-            "--data",
-            str(photos),
-            "--output",
-            str(tmp_path / "evaluation"),
-            "--resolution",
-            str(SIDE),
-            "--perceptual",
-            "none",
-            "--num_workers",
-            "0",
-        ]
-    )
+
+def test_latents_are_verified_and_the_export_evaluated(walk: Walk, tmp_path: Path) -> None:
+    command("latents verify", walk.latents, deep=True, vae=walk.vae, data=walk.photos)
+    options = {"resolution": SIDE, "perceptual": "none", "num_workers": 0}
+    command("evaluate", vae=walk.vae, data=walk.photos, output=tmp_path / "evaluation", **options)
     measured = json.loads((tmp_path / "evaluation/metrics.json").read_text())["evaluations"][0]["metrics"]
     assert measured["psnr"]["value"] > 0
-    assert ("kl" in measured) == ("latent_dist" in model.encode(images))
+    assert ("kl" in measured) == ("latent_dist" in walk.model.encode(walk.images))

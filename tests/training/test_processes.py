@@ -76,6 +76,25 @@ def variants(folder: Path, pictures: Path) -> dict[str, dict[str, dict[str, Any]
     }
 
 
+def settings(pictures: Path, *, adaptive_weight: str, **train: Any) -> dict[str, Any]:
+    """Return the settings that all runs share, where `train` says nothing else."""
+    return {
+        "data": {
+            "train": str(pictures), "validation": str(pictures),  # 11: a tail of 1 for 2 processes
+            "early_resolutions": [16], "early_fractions": [0.4],
+        },
+        "loss": {
+            "perceptual": "efficientnet_lite0", "kl_weight": 1e-3, "learn_logvar": True,
+            "adaptive_weight": adaptive_weight,
+        },
+        "train": {
+            "batch_size": BATCH_SIZE, "max_train_steps": STEPS, "disc_learning_rate": 4e-3, "adam_epsilon": 1e-4,
+            "max_grad_norm": 0.5, "lr_scheduler": "cosine", "lr_warmup_steps": 2, "weight_decay": 0.01,
+            "validation_steps": 4, "checkpointing_steps": 4, **train,
+        },
+    }  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def launches(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Launches:
     launches = Launches(tmp_path_factory.mktemp("launches"))
@@ -89,22 +108,8 @@ def launches(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Launch
         adaptive_weight: str = "lagged",
         **train: Any,
     ) -> Job:
-        config: dict[str, Any] = {
-            "output_dir": str(launches.run(name, num_processes=num_processes)),
-            "data": {
-                "train": str(pictures), "validation": str(pictures),  # 11: a tail of 1 for 2 processes
-                "early_resolutions": [16], "early_fractions": [0.4],
-            },
-            "loss": {
-                "perceptual": "efficientnet_lite0", "kl_weight": 1e-3, "learn_logvar": True,
-                "adaptive_weight": adaptive_weight,
-            },
-            "train": {
-                "batch_size": BATCH_SIZE, "max_train_steps": STEPS, "disc_learning_rate": 4e-3, "adam_epsilon": 1e-4,
-                "max_grad_norm": 0.5, "lr_scheduler": "cosine", "lr_warmup_steps": 2, "weight_decay": 0.01,
-                "validation_steps": 4, "checkpointing_steps": 4, **train,
-            },
-        }  # fmt: skip
+        config = settings(pictures, adaptive_weight=adaptive_weight, **train)
+        config["output_dir"] = str(launches.run(name, num_processes=num_processes))
         if smooth:
             config["loss"]["reconstruction"] = "l2"
         for section, fields in varied.get(name, {}).items():
