@@ -41,7 +41,7 @@ from ldm_vae.config.parsing import parse
 from ldm_vae.config.run import Config
 from ldm_vae.evaluation.features import MeasuringNetworks
 from ldm_vae.evaluation.measure import measure_reconstructions
-from ldm_vae.evaluation.reader import ImagePass
+from ldm_vae.evaluation.reading import ImagePass
 from ldm_vae.images.collection import open_collection
 from ldm_vae.images.evaluation import EvaluationImages
 from ldm_vae.models.families.family import Family

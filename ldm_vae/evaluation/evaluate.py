@@ -12,7 +12,7 @@ from ldm_vae.config.views import view_of
 from ldm_vae.evaluation.features import MeasuringNetworks, load_networks
 from ldm_vae.evaluation.measure import Comparison, measure_reconstructions, short_name, spread_indices
 from ldm_vae.evaluation.pictures import PictureLog
-from ldm_vae.evaluation.reader import ImagePass
+from ldm_vae.evaluation.reading import ImagePass
 from ldm_vae.evaluation.results import Evaluation, Protocol, channel_figures, describe_scores
 from ldm_vae.evaluation.summary import METRICS, TABLE, EvaluateSummary, MeasuredSize, write_evaluation
 from ldm_vae.images.collection import ImageCollection, open_collection

@@ -14,7 +14,7 @@ from torch.nn.functional import pixel_unshuffle
 from ldm_vae.evaluation.features import MeasuringNetworks, SetFeatures
 from ldm_vae.evaluation.grid import GridRows
 from ldm_vae.evaluation.pictures import PictureLog
-from ldm_vae.evaluation.reader import ImagePass, MeasuredImages, Reader, merge_processes
+from ldm_vae.evaluation.reading import ImagePass, ImageReader, MeasuredImages, merge_readings
 from ldm_vae.latents.statistics import ChannelMoments, RowMoments
 from ldm_vae.metrics.latents import LatentMetrics, LatentSummary
 from ldm_vae.metrics.reconstruction import ReconstructionMetrics, ReconstructionSummary
@@ -72,7 +72,7 @@ def measure_latents(family: Family, images: ImagePass) -> MeasuredLatents:
     """
     metrics = LatentMetrics(latent_channels=family.latent_channels)
     rows: dict[int, RowMoments] = {}
-    reader = Reader.of(images)
+    reader = ImageReader.of(images)
     for batch in images.batches(title="latent statistics"):
         originals = reader.read(batch)
         if originals is not None:
@@ -82,7 +82,7 @@ def measure_latents(family: Family, images: ImagePass) -> MeasuredLatents:
                 patches = pixel_unshuffle(mean, family.patch_size)
                 pairs = zip(batch.indices, patches, strict=True)
                 rows |= {index: RowMoments.of(patch[None]) for index, patch in pairs}
-    reader, states = merge_processes(reader, [metrics.state()])
+    reader, states = merge_readings(reader, [metrics.state()])
     metrics.load_state(states[0])
     everyones: dict[int, RowMoments] = {}
     for part in gather_object([rows]):
@@ -119,7 +119,7 @@ def measure_reconstructions(
         ValueError: None of the images can be read, or, where the pass is strict, one of them can't.
     """
     metrics = [_metrics_of(family, images, networks=networks, per_channel=per_channel) for family in families]
-    reader = Reader.of(images)
+    reader = ImageReader.of(images)
     grid = GridRows(num_rows=num_pictures, num_images=len(images.share), span=images.dataset.span, view=networks.view)
     for batch in images.batches(title="reconstructions"):
         originals = reader.read(batch)
@@ -156,14 +156,14 @@ def _metrics_of(
 
 
 def _whole_comparison(
-    reader: Reader,
+    reader: ImageReader,
     metrics: Sequence[ReconstructionMetrics],
     *,
     set_features: SetFeatures | None,
     pictures: list[list[Image.Image]],
 ) -> Comparison:
     """Return the comparison over the images of all processes."""
-    reader, states = merge_processes(reader, [metric.state() for metric in metrics])
+    reader, states = merge_readings(reader, [metric.state() for metric in metrics])
     for metric, state in zip(metrics, states, strict=True):
         metric.load_state(state)
     distances = reader.distances(set_features) or [None] * len(metrics)

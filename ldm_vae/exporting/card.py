@@ -14,7 +14,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from ldm_vae.config.run import Config
 from ldm_vae.config.views import shown_channels
 from ldm_vae.evaluation.measure import short_name
-from ldm_vae.evaluation.reader import MeasuredImages
+from ldm_vae.evaluation.reading import MeasuredImages
 from ldm_vae.exporting.data import MeasuredData
 from ldm_vae.exporting.fields import config_of
 from ldm_vae.exporting.headroom import FLOAT16_LIMIT, MARGIN

@@ -12,7 +12,7 @@ from ldm_vae.config.names import PerceptualChoice
 from ldm_vae.config.run import Config
 from ldm_vae.evaluation.features import MeasuringNetworks, choose_perceptual
 from ldm_vae.evaluation.measure import Comparison, MeasuredLatents, measure_latents, measure_reconstructions
-from ldm_vae.evaluation.reader import ImagePass
+from ldm_vae.evaluation.reading import ImagePass
 from ldm_vae.evaluation.results import Protocol, Score, channel_figures, describe_scores
 from ldm_vae.exporting.data import MeasuredData, open_data, precision_batches
 from ldm_vae.exporting.headroom import PrecisionReport, fit_float16

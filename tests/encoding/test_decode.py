@@ -1,7 +1,6 @@
 """`decode` on a tiny autoencoder: pictures against diffusers itself, their names, and what is refused."""
 
 import json
-import resource
 import shutil
 import unicodedata
 from collections.abc import Callable
@@ -24,6 +23,7 @@ from ldm_vae.latents.dataset import LatentDataset
 from ldm_vae.latents.layouts.export import export_latents
 from ldm_vae.system.paths import inside
 from tests.encodings import options, save_vae
+from tests.faults import full_disk
 from tests.pictures import picture, save_pictures
 
 
@@ -215,16 +215,12 @@ def test_a_full_disk_names_file_and_folder(tmp_path: Path, layout: str) -> None:
     vae = save_vae(tmp_path / "vae", widths=(4, 4, 8, 8))
     photos = save_pictures(tmp_path / "photos", count=3)
     arguments = options(vae, photos, tmp_path / "latents", flip=True, resolution=64)
-    output, limit = str(tmp_path / "out"), resource.getrlimit(resource.RLIMIT_FSIZE)
+    output = str(tmp_path / "out")
     export = LatentsExportOptions(latents=str(tmp_path / "latents"), output=output, layout=layout)  # type: ignore[arg-type]
 
     def full(run: Callable[[], object], *, file: str) -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (2500, limit[1]))
-        try:
-            with pytest.raises(OSError, match=file):
-                run()
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        with full_disk(after_bytes=2500), pytest.raises(OSError, match=file):
+            run()
 
     full(lambda: encode(arguments), file=r"latents/latents-00000\.safetensors can't be written: File too large")
     encode(arguments)

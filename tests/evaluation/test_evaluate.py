@@ -2,7 +2,6 @@
 
 import json
 import pickle
-import resource
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +20,7 @@ from ldm_vae.evaluation.results import Protocol, describe_scores
 from ldm_vae.evaluation.summary import EvaluateSummary
 from ldm_vae.metrics.reconstruction import ReconstructionMetrics
 from ldm_vae.metrics.sets import set_distances
+from tests.faults import full_disk
 from tests.launching import run_with_torchrun
 from tests.pictures import noise, picture
 from tests.tiny import tiny_autoencoder
@@ -291,11 +291,7 @@ class _Runs:
 
 
 def test_a_full_disk_names_the_file_and_leaves_nothing(vaes: list[str], photos: Path, tmp_path: Path) -> None:
-    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2500, limit[1]))
-    try:
-        with pytest.raises(OSError, match=r"/\S+\.(webp|jsonl|png) can't be written: File too large"):
-            run(vaes, photos, tmp_path / "out", resolution=[32])
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    told = r"/\S+\.(webp|jsonl|png) can't be written: File too large"
+    with full_disk(after_bytes=2500), pytest.raises(OSError, match=told):
+        run(vaes, photos, tmp_path / "out", resolution=[32])
     assert list(tmp_path.iterdir()) == []

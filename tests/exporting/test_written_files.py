@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from safetensors.torch import load_file
 from ldm_vae.exporting.convert import WEIGHTS_NAME, write_diffusers_folder
 from ldm_vae.exporting.readers import reader_notes
 from tests.exporting.ldm_files import DOWN, UP, build, config_of, everything_in, folder_bytes, metadata_of, run
+from tests.faults import full_disk
 
 
 def test_an_output_that_is_there_stays(tmp_path: Path) -> None:
@@ -57,13 +57,8 @@ def test_a_full_disk_leaves_what_was_there(tmp_path: Path, direction: str) -> No
     run(tmp_path / "vae", tmp_path / "vae.safetensors")
     source, output = ("vae", "vae.safetensors") if direction == "file" else ("vae.safetensors", "vae")
     before = everything_in(tmp_path)
-    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limit[1]))
-    try:
-        with pytest.raises(Exception, match=r"(?i)too large"):
-            run(tmp_path / source, tmp_path / output, overwrite=True)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    with full_disk(after_bytes=20_000), pytest.raises(Exception, match=r"(?i)too large"):
+        run(tmp_path / source, tmp_path / output, overwrite=True)
     assert everything_in(tmp_path) == before
 
 

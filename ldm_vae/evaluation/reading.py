@@ -71,7 +71,7 @@ class ImagePass:
 
 
 @dataclass(kw_only=True)
-class Reader:
+class ImageReader:
     """Digests, features and skipped images of one process."""
 
     strict: bool
@@ -83,10 +83,10 @@ class Reader:
     skipped: list[SkippedImage] = field(default_factory=list)
 
     @staticmethod
-    def of(images: ImagePass) -> Reader:
+    def of(images: ImagePass) -> ImageReader:
         """Return a reader that has read nothing yet."""
         dataset = images.dataset
-        return Reader(strict=images.strict, rounded=not dataset.value_range, span=dataset.span)
+        return ImageReader(strict=images.strict, rounded=not dataset.value_range, span=dataset.span)
 
     @property
     def num_images(self) -> int:
@@ -133,10 +133,12 @@ class Reader:
         return [set_distances(reference, other, with_fid=set_features.with_fid) for other in others]
 
 
-def merge_processes(reader: Reader, states: list[dict[str, Tensor]]) -> tuple[Reader, list[dict[str, Tensor]]]:
+def merge_readings(
+    reader: ImageReader, states: list[dict[str, Tensor]]
+) -> tuple[ImageReader, list[dict[str, Tensor]]]:
     """Join what all processes read, and add up their sums by name; every process gets both."""
-    parts: list[tuple[Reader, list[dict[str, Tensor]]]] = gather_object([(reader, states)])
-    merged = Reader(strict=reader.strict, rounded=reader.rounded, span=reader.span)
+    parts: list[tuple[ImageReader, list[dict[str, Tensor]]]] = gather_object([(reader, states)])
+    merged = ImageReader(strict=reader.strict, rounded=reader.rounded, span=reader.span)
     for part, _ in parts:
         merged.digests |= part.digests
         merged.features |= part.features
