@@ -13,6 +13,7 @@ from ldm_vae.reporting.columns import column_words
 from ldm_vae.reporting.plots import NUM_COLOURS, Series, bar_plot, line_plot
 from ldm_vae.reporting.reading import Picture, as_written, number_of, read_lines, read_picture
 from ldm_vae.reporting.tables import figure
+from ldm_vae.system.telling import counted
 from ldm_vae.system.text import printable
 
 CONFIG, METRICS, SKIPPED, SAMPLES = "config.yaml", "metrics.jsonl", "skipped.jsonl", "samples"
@@ -116,9 +117,9 @@ def _view(run: Run, *, colour: int) -> RunView:
     if rates:
         facts.append(f"{rates[len(rates) // 2]:.3g} images a second")
     lost = sum(number_of(line["skipped_steps"]) for line in run.lines if "skipped_steps" in line)
-    facts.append(f"{lost:.0f} updates skipped as not finite")
+    facts.append(f"{counted(round(lost), 'update')} skipped as not finite")
     if run.num_skipped:
-        facts.append(f"{run.num_skipped} images skipped as unreadable")
+        facts.append(f"{counted(run.num_skipped, 'image')} skipped as unreadable")
     return RunView(name=run.name, colour=colour, facts=facts, samples=_samples(run.folder), config=run.config)
 
 

@@ -36,7 +36,8 @@ class Health:
         lines = []
         if reading.num_skipped:
             terms = ", ".join(f"{name} in {times}" for name, times in reading.nonfinite.items())
-            lines.append(f"step {step}: {reading.num_skipped} updates were not finite and were skipped: {terms}")
+            updates = "1 update was" if reading.num_skipped == 1 else f"{reading.num_skipped} updates were"
+            lines.append(f"step {step}: {updates} not finite and skipped: {terms}")
         if reading.row >= self.max_nonfinite_steps:
             raise NonFiniteError(
                 f"{reading.row} updates in a row, up to step {step}, were not finite ({', '.join(reading.nonfinite)}) "

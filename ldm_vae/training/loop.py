@@ -14,6 +14,7 @@ from ldm_vae.config.run import Config
 from ldm_vae.losses.rate import PosteriorSummary, summarise_posterior
 from ldm_vae.metrics.latents import ACTIVE_VARIANCE
 from ldm_vae.reporting.report import write_report
+from ldm_vae.system.telling import counted
 from ldm_vae.training.capacity import explained_memory
 from ldm_vae.training.checkpoint import RunPlan, save_checkpoint
 from ldm_vae.training.checkpoint_files import remove_old_checkpoints
@@ -160,8 +161,8 @@ def end_of_stage(
     if unsaved and not stopped_by:
         with told_once():
             raise NonFiniteError(
-                f"the run ended after {state.step} steps, which are not saved, since {unsaved}; {kept_words(kept)}. A "
-                f"lower <train.learning_rate> or <train.mixed_precision> no may help"
+                f"the run ended after {counted(state.step, 'step')}, which are not saved, since {unsaved}; "
+                f"{kept_words(kept)}. A lower <train.learning_rate> or <train.mixed_precision> no may help"
             )
     return TrainSummary(
         step=state.step,

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from ldm_vae.system.telling import counted
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSummary:
@@ -23,15 +25,16 @@ class TrainSummary:
 
     def __str__(self) -> str:
         if self.stopped_by:
-            saved = f"saved in {self.checkpoint}"
-            if self.unsaved:
-                saved = f"which are not saved, since {self.unsaved}; {kept_words(self.checkpoint)}"
-            return (
-                f"Stopped by {self.stopped_by} after {self.step} steps, {saved}; go on with "
-                f"--train.resume_from_checkpoint latest"
-            )
+            return self.stop_words(go_on="--train.resume_from_checkpoint latest")
         report = "" if self.report is None else f"\nreport: {self.report}"
-        return f"Trained for {self.step} steps; the last checkpoint is {self.checkpoint}{report}"
+        return f"Trained for {counted(self.step, 'step')}; the last checkpoint is {self.checkpoint}{report}"
+
+    def stop_words(self, *, go_on: str) -> str:
+        """Return a line about a run that a signal ended; `go_on` are the words that go on with it."""
+        saved = f"saved in {self.checkpoint}"
+        if self.unsaved:
+            saved = f"which are not saved, since {self.unsaved}; {kept_words(self.checkpoint)}"
+        return f"Stopped by {self.stopped_by} after {counted(self.step, 'step')}, {saved}; go on with {go_on}"
 
 
 def kept_words(checkpoint: Path | None) -> str:

@@ -72,7 +72,7 @@ def test_skipped_updates_are_told_by_term() -> None:
     for broken in ("gradient", None, "perceptual", "gradient"):
         add(meter, broken=broken)
     said, _ = make_health().lines(meter.read(), step=4)
-    assert said == "step 4: 3 updates were not finite and were skipped: perceptual in 1, gradient in 2"
+    assert said == "step 4: 3 updates were not finite and skipped: perceptual in 1, gradient in 2"
 
 
 @pytest.mark.parametrize("term", CHECKED)
