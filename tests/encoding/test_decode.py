@@ -28,11 +28,6 @@ from tests.pictures import picture, save_pictures
 
 
 @pytest.fixture(scope="module")
-def vae(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return save_vae(tmp_path_factory.mktemp("vae"))
-
-
-@pytest.fixture(scope="module")
 def latents(vae: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("latents")
     encode(options(vae, save_pictures(folder / "photos", count=6), folder / "latents"))

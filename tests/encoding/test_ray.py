@@ -16,7 +16,7 @@ from ldm_vae.config.commands.shared import RayOptions
 from ldm_vae.encoding.encode import encode
 from ldm_vae.encoding.verify import LatentsDamaged, verify
 from ldm_vae.latents.dataset import LatentDataset
-from tests.encodings import contents, options, save_vae
+from tests.encodings import contents, options
 from tests.launching import ENVIRONMENT
 from tests.pictures import save_pictures
 
@@ -25,11 +25,6 @@ cluster_utils = pytest.importorskip("ray.cluster_utils")
 pytestmark = [pytest.mark.processes, pytest.mark.cluster]
 
 NUM_IMAGES = 24
-
-
-@pytest.fixture(scope="module")
-def vae(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return save_vae(tmp_path_factory.mktemp("vae"))
 
 
 @pytest.fixture(scope="module")

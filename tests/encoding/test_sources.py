@@ -20,15 +20,10 @@ from ldm_vae.encoding.verify import verify
 from ldm_vae.images import decoding
 from ldm_vae.images.buckets import nearest_bucket
 from ldm_vae.latents.dataset import LatentDataset
-from tests.encodings import contents, finish, moments, options, save_vae, square, start_encodes
+from tests.encodings import contents, finish, moments, options, square, start_encodes
 from tests.pictures import picture
 
 SIZES = [(40, 20), (20, 40), (30, 30), (41, 20), (25, 24), (20, 41), (64, 20), (31, 30), (40, 21)]
-
-
-@pytest.fixture(scope="module")
-def vae(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return save_vae(tmp_path_factory.mktemp("vae"))
 
 
 def test_bucket_sizes() -> None:

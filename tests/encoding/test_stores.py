@@ -19,16 +19,11 @@ from ldm_vae.latents.dataset import LatentDataset
 from ldm_vae.system import leases as leases_module
 from ldm_vae.system.remote_store import RemoteStore, Retries
 from ldm_vae.system.store import Store, StoreError, open_store
-from tests.encodings import contents, options, save_vae
+from tests.encodings import contents, options
 from tests.pictures import save_pictures
 from tests.stores import FaultyStore, Killed, StoppingStore, bad_proxy, memory_contents, s3_server
 
 NUM_IMAGES = 7
-
-
-@pytest.fixture(scope="module")
-def vae(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return save_vae(tmp_path_factory.mktemp("vae"))
 
 
 @pytest.fixture(scope="module")

@@ -24,11 +24,6 @@ from tests.pictures import save_pictures
 
 
 @pytest.fixture(scope="module")
-def vae(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return save_vae(tmp_path_factory.mktemp("vae"))
-
-
-@pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> str:
     return save_pictures(tmp_path_factory.mktemp("data") / "photos", count=10)
 

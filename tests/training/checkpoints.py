@@ -16,7 +16,7 @@ from ldm_vae.training.stages import next_stage
 from ldm_vae.training.state import TrainingState, build_state
 from ldm_vae.training.step import TrainingStep
 from tests.tiny import tiny_config
-from tests.training.test_step import make_batch
+from tests.training.steps import make_batch
 
 CONFIG = tiny_config(
     data={"resolution": 64}, loss={"learn_logvar": True, "disc_start": 0}, train={"lr_scheduler": "cosine"}

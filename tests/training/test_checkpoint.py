@@ -12,7 +12,6 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from ldm_vae.config.parsing import dump_config
 from ldm_vae.training import checkpoint as module
 from ldm_vae.training.checkpoint import load_checkpoint, save_checkpoint
 from ldm_vae.training.checkpoint_files import CheckpointError, latest_checkpoint
@@ -21,22 +20,8 @@ from ldm_vae.training.run_autoencoder import load_run_autoencoder
 from ldm_vae.training.run_folder import RunFolder
 from ldm_vae.training.state import BestValidation, TrainingState, build_state
 from tests.tiny import tiny_config
-from tests.training.checkpoints import CONFIG, names, plan_of, save_at, trained
-from tests.training.test_step import make_batch
-
-
-@pytest.fixture(scope="module")
-def state() -> TrainingState:
-    return trained()[0]
-
-
-@pytest.fixture
-def run(tmp_path: Path, state: TrainingState) -> Path:
-    """A run with checkpoints of steps 1, 2 and 3."""
-    (tmp_path / "config.yaml").write_text(dump_config(CONFIG))
-    for number in (1, 2, 3):
-        save_at(state, tmp_path, number)
-    return tmp_path
+from tests.training.checkpoints import names, plan_of, save_at, trained
+from tests.training.steps import make_batch
 
 
 def test_loaded_state_is_the_saved_one_and_goes_on_like_it(tmp_path: Path) -> None:

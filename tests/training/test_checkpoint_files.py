@@ -11,7 +11,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ldm_vae.config.parsing import dump_config
 from ldm_vae.training.checkpoint import load_checkpoint
 from ldm_vae.training.checkpoint_files import (
     CheckpointError,
@@ -27,20 +26,6 @@ from ldm_vae.training.run_folder import RunFolder
 from ldm_vae.training.state import BestValidation, TrainingState
 from tests.training.checkpoints import CONFIG, names, save_at, trained
 from tests.training.runs import damage
-
-
-@pytest.fixture(scope="module")
-def state() -> TrainingState:
-    return trained()[0]
-
-
-@pytest.fixture
-def run(tmp_path: Path, state: TrainingState) -> Path:
-    """A run with checkpoints of steps 1, 2 and 3."""
-    (tmp_path / "config.yaml").write_text(dump_config(CONFIG))
-    for number in (1, 2, 3):
-        save_at(state, tmp_path, number)
-    return tmp_path
 
 
 def test_latest_is_the_newest_whole_one(run: Path) -> None:

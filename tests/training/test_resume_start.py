@@ -27,22 +27,8 @@ from ldm_vae.training.run_folder import RunFolder
 from ldm_vae.training.stages import next_stage
 from ldm_vae.training.state import TrainingState
 from tests.tiny import tiny_config
-from tests.training.checkpoints import CONFIG, names, plan_of, save_at, trained
+from tests.training.checkpoints import CONFIG, names, plan_of, save_at
 from tests.training.runs import damage
-
-
-@pytest.fixture(scope="module")
-def state() -> TrainingState:
-    return trained()[0]
-
-
-@pytest.fixture
-def run(tmp_path: Path, state: TrainingState) -> Path:
-    """A run with checkpoints of steps 1, 2 and 3."""
-    (tmp_path / "config.yaml").write_text(dump_config(CONFIG))
-    for number in (1, 2, 3):
-        save_at(state, tmp_path, number)
-    return tmp_path
 
 
 def resuming(run: Path, name: str | None, *, overwrite: bool = False) -> Config:

@@ -21,7 +21,7 @@ from ldm_vae.training.summary import TrainSummary
 from tests.tiny import tiny_config
 from tests.training.checkpoints import CONFIG, names, trained
 from tests.training.runs import metrics
-from tests.training.test_step import make_batch
+from tests.training.steps import make_batch
 
 RUNAWAY = 1e30
 

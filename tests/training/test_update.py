@@ -24,7 +24,8 @@ from ldm_vae.training.step import TrainingStep
 from ldm_vae.training.terms import build_objective
 from tests.tiny import tiny_config
 from tests.training.checkpoints import save_at
-from tests.training.test_step import make, make_batch, plain_gradients
+from tests.training.steps import make, make_batch
+from tests.training.test_step import plain_gradients
 
 
 def build(config: Config) -> tuple[TrainingState, TrainingStep]:
