@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm_vae.config.rules import FieldError, mark, within
-from ldm_vae.models.frozen.vision import Depth, Trunk
+from ldm_vae.models.frozen.trunk import Depth, Trunk
 from ldm_vae.models.resizing import Interpolation
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

@@ -2,40 +2,18 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor, nn
 
 from ldm_vae.config.names import VisionNetwork as Name
 from ldm_vae.config.views import View
 from ldm_vae.models.frozen.efficientnet import EfficientNetFeatures, load_efficientnet
-from ldm_vae.models.resizing import Interpolation, resized
+from ldm_vae.models.frozen.transformer import load_transformer
+from ldm_vae.models.frozen.trunk import Depth, Trunk
+from ldm_vae.models.resizing import resized
 from ldm_vae.system.pixels import seen
-
-Depth = Literal["last", "quarters", "all"]
-"""Which features a network gives: what it ends with; those after each quarter of its blocks; or those of all blocks.
-
-`last` and `quarters` are maps [B, C, h, w]. `all` are whatever tokens there are, those that stand for no place
-included: [B, C, tokens, 1]."""
-
-
-class Trunk(nn.Module, ABC):
-    """A network without what makes pictures ready for it but their normalisation."""
-
-    patch_size: int
-    """Side of the square of pixels that a place of the last map stands for; it divides the sides of pictures."""
-    interpolation: Interpolation
-    """How pictures are scaled for it."""
-    channels: Sequence[int]
-    """Channels of each of the features."""
-    strides: Sequence[int]
-    """Pixels between places of each of the features."""
-
-    @abstractmethod
-    def forward(self, images: Tensor) -> Sequence[Tensor]:
-        """Return the features, shallow to deep, of images [B, 3, H, W] in [-1, 1]."""
 
 
 class VisionNetwork(nn.Module):
@@ -117,7 +95,5 @@ def load_vision(
     """
     if name == "efficientnet_lite0":
         return VisionNetwork(EfficientNetTrunk(depth), view=view)
-    from ldm_vae.models.frozen.transformer import load_transformer
-
     trunk = load_transformer(name, folder=folder, depth=depth, choice=choice, field=field)
     return VisionNetwork(trunk, view=view)

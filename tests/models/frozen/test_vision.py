@@ -12,7 +12,8 @@ import torch
 import transformers
 from torch import Tensor
 
-from ldm_vae.models.frozen.vision import Depth, VisionNetwork, load_vision
+from ldm_vae.models.frozen.trunk import Depth
+from ldm_vae.models.frozen.vision import VisionNetwork, load_vision
 from ldm_vae.models.resizing import resized
 from ldm_vae.system.pixels import from_pixels
 from tests.vision import CLASSES, PATCH, processor_of, save_vision
