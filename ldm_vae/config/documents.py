@@ -75,7 +75,7 @@ def _text(path: Path, document: Document) -> str:
         return content.decode("utf-16" if utf16 else "utf-8-sig")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        raise document.error(line, "this is no text in UTF-8; save the file in that encoding") from None
+        raise document.error(line, "this is not UTF-8 text; save the file as UTF-8") from None
 
 
 def _compose(text: str, document: Document) -> Node | None:

@@ -34,6 +34,7 @@ from ldm_vae.system.output_stores import is_marked_store, output_at
 from ldm_vae.system.paths import LONGEST_NAME
 from ldm_vae.system.progress import progress
 from ldm_vae.system.store import Store, open_store
+from ldm_vae.system.telling import counted
 from ldm_vae.system.text import printable
 
 PICTURES = DECODED.mark
@@ -55,7 +56,7 @@ class DecodeSummary:
     """Sources of the latents that decode to no finite numbers, of which no pictures were written."""
 
     def __str__(self) -> str:
-        return f"{self.output}: {self.num_images:,} pictures, named in {PICTURES}"
+        return f"{self.output}: {counted(self.num_images, 'picture')}, named in {PICTURES}"
 
     @property
     def problem(self) -> str | None:

@@ -16,6 +16,7 @@ from ldm_vae.images.training import SkippedImage
 from ldm_vae.panel.measures import describe_measures
 from ldm_vae.system.files import write_whole
 from ldm_vae.system.strict_json import dump_json
+from ldm_vae.system.telling import counted
 from ldm_vae.system.text import printable
 
 METRICS, TABLE = "metrics.json", "table.md"
@@ -65,8 +66,8 @@ class EvaluateSummary:
         lines = [format_table(self.evaluations), *(f"\n{table}\n" for table in more_tables(self.evaluations))]
         if self.skipped:
             first = self.skipped[0]
-            which = f"{printable(first.name)} ({printable(first.reason)})"
-            lines.append(f"{len(self.skipped)} skipped, listed in {self.metrics}; the first: {which}")
+            number = counted(len(self.skipped), "image")
+            lines.append(f"{number} skipped, listed in {self.metrics}; the first: {first}")
         lines += [f"metrics: {self.metrics}", f"table: {self.table}"]
         lines += [f"pictures: {grid}" for grid in self.grids]
         return "\n".join(lines if self.report is None else [*lines, f"report: {self.report}"])

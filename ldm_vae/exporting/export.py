@@ -64,8 +64,7 @@ class ExportSummary:
         ]
         if self.skipped:
             first = self.skipped[0]
-            which = f"{printable(first.name)} ({printable(first.reason)})"
-            lines.append(f"{counted(len(self.skipped), 'image')} skipped; the first: {which}")
+            lines.append(f"{counted(len(self.skipped), 'image')} skipped; the first: {first}")
         return "\n".join([*lines, *self.notes, *([f"uploaded to {self.url}"] if self.url else [])])
 
 
@@ -136,12 +135,12 @@ def _check_target(options: ExportOptions, *, family: Family) -> None:
     )
     require(
         options.format == "diffusers" or family.has_single_file,
-        f"<format>: the LDM layout is for AutoencoderKL and VQModel; for an {family.class_name()} take diffusers",
+        f"<format>: the LDM layout is for AutoencoderKL and VQModel; for {family.class_name()} take diffusers",
     )
     unread = [name for name in ("shift", "per_channel") if getattr(options, name) and name not in family.scalings]
     require(
         not unread,
-        f"<{unread[0] if unread else ''}>: an {family.class_name()}'s latents aren't normalised so; leave it out",
+        f"<{unread[0] if unread else ''}>: latents of {family.class_name()} aren't normalised so; leave it out",
     )
 
 

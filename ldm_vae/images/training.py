@@ -21,6 +21,7 @@ from ldm_vae.images.guard import UnreadableImage
 from ldm_vae.images.transforms import Box, Size, crop_box, mirrored, to_tensor
 from ldm_vae.system.pixels import PICTURES, Span
 from ldm_vae.system.randomness import sample_index, sample_rng
+from ldm_vae.system.text import printable
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -31,6 +32,9 @@ class SkippedImage:
     """Number of the image in the collection; of a stream, among the images that its process reads."""
     name: str
     reason: str
+
+    def __str__(self) -> str:
+        return f"{printable(self.name)} ({printable(self.reason)})"
 
 
 @dataclass(kw_only=True)

@@ -138,7 +138,7 @@ def _from_folder(weights: FolderWeights, *, source: str, fields: Mapping[str, An
     foreign = [name for name in fields if name not in family.model.config]
     require(
         not foreign,
-        f"{source} is an {family.class_name()}, whose {CONFIG_NAME} has no {', '.join(foreign)}; leave it out",
+        f"{source} holds {family.class_name()}, whose {CONFIG_NAME} has no {', '.join(foreign)}; leave it out",
     )
     state = {name: tensor.to(torch.float32, copy=True) for name, tensor in weights.state.items()}
     family.model.load_state_dict(state, assign=True)

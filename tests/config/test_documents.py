@@ -218,7 +218,7 @@ def test_encodings(tmp_path: Path) -> None:
         path.write_bytes(text.encode(encoding))
         assert load_config(path).data.train == "写真"
     path.write_bytes(text.encode("shift-jis"))
-    with pytest.raises(ValueError, match=r"config\.yaml, line 2: this is no text in UTF-8"):
+    with pytest.raises(ValueError, match=r"config\.yaml, line 2: this is not UTF-8 text"):
         load_config(path)
 
 

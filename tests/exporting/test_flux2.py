@@ -138,7 +138,7 @@ def test_a_new_decoder_keeps_the_statistics_that_diffusion_models_know(exported:
             {"format": "ldm", "output": "vae.safetensors"},
             "format: the LDM layout is for AutoencoderKL and VQModel; for an AutoencoderKLFlux2",
         ),
-        ({"shift": True}, "shift: an AutoencoderKLFlux2's latents aren't normalised so"),
+        ({"shift": True}, "shift: latents of AutoencoderKLFlux2 aren't normalised so"),
     ],
 )
 def test_what_the_class_does_not_hold_is_refused_before_measuring(

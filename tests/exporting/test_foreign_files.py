@@ -153,7 +153,7 @@ def test_a_config_says_what_a_foreign_file_cannot(tmp_path: Path) -> None:
             {"norm_num_groups": 4, "scale_factor": 1.0},
             "config has no field 'scale_factor'; did you mean 'scaling_factor'",
         ),
-        ({"_class_name": "AutoencoderTiny"}, "config is that of a AutoencoderTiny"),
+        ({"_class_name": "AutoencoderTiny"}, "config is that of AutoencoderTiny"),
     ):
         with pytest.raises(ValueError, match=message):
             converted(wrong)

@@ -58,7 +58,7 @@ def make_program(half: nn.Module) -> Program:
     of_half = next((of_half for kind, of_half in _HALVES.items() if isinstance(half, kind)), None)
     if of_half is None:
         known = ", ".join(sorted({kind.__name__ for kind in _HALVES}))
-        raise ValueError(f"a {type(half).__name__} can't be run in strips; there are: {known}")
+        raise ValueError(f"{type(half).__name__} can't be run in strips; there are: {known}")
     program = Program()
     first = next(module for module in half.modules() if isinstance(module, nn.Conv2d))
     of_half(program, half, program.add_map(first.in_channels))

@@ -29,7 +29,7 @@ def class_of(config: Mapping[str, Any]) -> type[KL]:
     """
     name = config.get("_class_name", KL.class_name())
     if name not in _CLASSES:
-        raise ValueError(f"config is that of a {name}, not of an {' or '.join(_CLASSES)}")
+        raise ValueError(f"config is that of {name}, not of {' or '.join(_CLASSES)}")
     return _CLASSES[name]
 
 

@@ -136,7 +136,7 @@ def test_python_functions_take_a_bound_and_leave_the_model_as_it_was() -> None:
         (lambda: enable_exact_tiling(tiny_autoencoder(), memory_gib=0), "memory_gib is 0; it must be positive"),
         (
             lambda: make_program(nn.Sequential()),
-            "a Sequential can't be run in strips; there are: Decoder, DecoderTiny, Encoder, EncoderTiny",
+            "Sequential can't be run in strips; there are: Decoder, DecoderTiny, Encoder, EncoderTiny",
         ),
         (
             lambda: enable_exact_tiling(tiny_autoencoder(), memory_gib=3e-4).encode(
