@@ -1,12 +1,13 @@
 """Encoding from JPEG files to shards of latents, measured from end to end.
 
-    python scripts/bench_encode.py --data PHOTOS [--vae VAE] [--images 24] [--rounds 3] [--bf16_only]
+    python scripts/bench_encode.py --data PHOTOS [--vae VAE] [--images 24] [--rounds 3] [--limit_only]
 
 Beside `ldm-vae encode`, in turn and in one run: the same with labels, captions and a digest of every source kept; the
 loop that one would write with diffusers (Pillow, `vae.encode` in float32, a batch after the other, `torch.save`); and
-the bare bf16 encoder on a batch in memory, which is the limit.
-Each line is the median over the rounds, each ratio that of the rounds' ratios. What bf16 does to the latents is
-measured too: the relative error of the mean against float32, and the PSNR between the pictures decoded from both.
+the bare encoder on a batch in memory, which is the limit. The precision is what `ldm-vae encode` takes here, or
+`--precision`. In bf16 a float32 encode is measured too, and what bf16 does to the latents: the relative error of the
+mean against float32, and the PSNR between the pictures decoded from both.
+Each line is the median over the rounds, each ratio that of the rounds' ratios.
 The encoder's floor is what its convolutions, products and norms would take if each went as fast as the device's
 arithmetic or its memory allows; each line says how many times that it takes.
 Without --vae, the Stable Diffusion architecture (83.7 M parameters) with random weights is used: its speed is that of
@@ -27,15 +28,17 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL
 from PIL import Image
-from roofline import Floor
+from roofline import Floor, Precision
 from torch import Tensor
 from torchvision.transforms import functional as transforms
 
 from ldm_vae.config.commands.encode import EncodeOptions
+from ldm_vae.config.names import MixedPrecision
 from ldm_vae.encoding.encode import encode
 from ldm_vae.latents.dataset import LatentDataset
 from ldm_vae.models.inference import InferenceAutoencoder, local_device
 from ldm_vae.models.load import load_vae
+from ldm_vae.models.precision import use_bf16
 
 
 def stable_diffusion_vae() -> AutoencoderKL:
@@ -70,7 +73,13 @@ def diffusers_loop(autoencoder: AutoencoderKL, paths: list[Path], output: Path, 
 
 
 def our_encode(
-    vae: str, folder: Path, output: Path, options: argparse.Namespace, *, precision: str, detect_changes: str = "mtime"
+    vae: str,
+    folder: Path,
+    output: Path,
+    options: argparse.Namespace,
+    *,
+    precision: MixedPrecision,
+    detect_changes: str = "mtime",
 ) -> float:
     """Return the seconds from opened inputs to a whole output."""
     shutil.rmtree(output, ignore_errors=True)
@@ -83,7 +92,7 @@ def our_encode(
             batch_size=options.batch_size,
             num_workers=options.num_workers,
             shard_size=max(1, options.images // 2),
-            mixed_precision=precision,  # type: ignore[arg-type]
+            mixed_precision=precision,
             detect_changes=detect_changes,  # type: ignore[arg-type]
         )
     )
@@ -119,7 +128,8 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=4)
     parser.add_argument("--num_workers", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--bf16_only", action="store_true", help="leave out what runs in float32, which takes long")
+    parser.add_argument("--precision", choices=["auto", "bf16", "float32"], default="auto", help="auto: bf16 if fast")
+    parser.add_argument("--limit_only", action="store_true", help="leave out diffusers' loop and float32 beside bf16")
     parser.add_argument("--output", type=Path, help="JSON file of the results")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
@@ -154,46 +164,50 @@ def measure(directory: Path, options: argparse.Namespace) -> dict[str, dict[str,
     if vae is None:
         vae = str(directory / "vae")
         stable_diffusion_vae().save_pretrained(vae)
-    bare = InferenceAutoencoder(load_vae(vae).family, bf16=True)
+    bf16 = options.precision == "bf16" or (options.precision == "auto" and use_bf16("auto", device=local_device()))
+    precision: Precision = "bf16" if bf16 else "float32"
+    chosen: MixedPrecision = "bf16" if bf16 else "no"
+    bare = InferenceAutoencoder(load_vae(vae).family, bf16=bf16)
     batches = torch.stack([read(path, resolution=options.resolution) for path in paths]).split(options.batch_size)
     batches = [images.to(bare.device, memory_format=torch.channels_last) for images in batches]
     runs: dict[str, Callable[[], float]] = {
-        "ldm-vae encode, bf16": lambda: our_encode(vae, photos, directory / "bf16", options, precision="bf16"),
-        "the same, captions and digests": lambda: our_encode(
-            vae, captioned, directory / "all", options, precision="bf16", detect_changes="digest"
+        f"ldm-vae encode, {precision}": lambda: our_encode(
+            vae, photos, directory / precision, options, precision=chosen
         ),
-        "bare bf16 encoder (the limit)": lambda: timed(lambda: [bare.encode(images) for images in batches]),
+        "the same, captions and digests": lambda: our_encode(
+            vae, captioned, directory / "all", options, precision=chosen, detect_changes="digest"
+        ),
+        f"bare {precision} encoder (the limit)": lambda: timed(lambda: [bare.encode(images) for images in batches]),
     }
-    if not options.bf16_only:
+    if not options.limit_only:
         plain = load_vae(vae).model.to(local_device())
-        runs |= {
-            "diffusers loop, float32": lambda: timed(
-                lambda: diffusers_loop(plain, paths, directory / "out.pt", options)
-            ),
-            "ldm-vae encode, float32": lambda: our_encode(vae, photos, directory / "float32", options, precision="no"),
-        }
+        runs["diffusers loop, float32"] = lambda: timed(
+            lambda: diffusers_loop(plain, paths, directory / "out.pt", options)
+        )
+    if not options.limit_only and bf16:
+        runs["ldm-vae encode, float32"] = lambda: our_encode(
+            vae, photos, directory / "float32", options, precision="no"
+        )
     bare.encode(batches[0])  # the first call allocates
-    floor = Floor.of(lambda: bare.encode(batches[0]), device=bare.device, precision="bf16")
+    floor = Floor.of(lambda: bare.encode(batches[0]), device=bare.device, precision=precision)
     print(f"a batch of {len(batches[0])}: {floor}", flush=True)
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(options.rounds):
         for name, run in runs.items():
             seconds[name].append(run())
-    ours, everything, limit, *in_float32 = seconds.values()
+    ours, everything, limit, *beside = seconds.values()
     results = {
         "seconds": {name: statistics.median(values) for name, values in seconds.items()},
         "ratios": {
-            "bf16_over_the_limit": median_ratio(limit, ours),
-            "captions_and_digests_over_bf16": median_ratio(ours, everything),
+            "encode_over_the_limit": median_ratio(limit, ours),
+            "captions_and_digests_over_encode": median_ratio(ours, everything),
         },
         "floor": against_floor(floor, limit, batches=len(paths) / len(batches[0])),
     }
-    if in_float32:
-        loop, ours32 = in_float32
-        results["ratios"] |= {
-            "bf16_over_diffusers_loop": median_ratio(loop, ours),
-            "float32_over_diffusers_loop": median_ratio(loop, ours32),
-        }
+    if beside:
+        results["ratios"]["encode_over_diffusers_loop"] = median_ratio(beside[0], ours)
+    if len(beside) == 2:
+        results["ratios"]["float32_over_diffusers_loop"] = median_ratio(beside[0], beside[1])
         results["bf16"] = bf16_errors(vae, directory / "float32", directory / "bf16")
     return results
 

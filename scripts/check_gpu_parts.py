@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from check_gpu_speed import DEVICE, ON_GPU, architecture, jpeg, speed
+from check_gpu_speed import DEVICE, ON_GPU, PRECISION, architecture, jpeg, speed
 from check_gpu_verdicts import Verdict, near, quick
 from diffusers.models.upsampling import Upsample2D
 from roofline import ceiling_of, measured_ceiling, seconds_of, size_of
@@ -57,9 +57,9 @@ def machine() -> Iterator[Verdict]:
         f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in found.items()
     )
     yield Verdict(check="machine", verdict="found", found=words, figures=found)
-    here, sheet = measured_ceiling(DEVICE, "bf16"), ceiling_of(DEVICE, "bf16")
+    here, sheet = measured_ceiling(DEVICE, PRECISION), ceiling_of(DEVICE, PRECISION)
     for check, value, least, unit in (
-        ("machine: bf16 product", here.flops, sheet.flops, "TFLOP/s"),
+        (f"machine: {PRECISION} product", here.flops, sheet.flops, "TFLOP/s"),
         ("machine: copy", here.bytes, sheet.bytes, "TB/s"),
     ):
         figures = {"measured": value, "sheet": None if sheet.measured else least}

@@ -19,17 +19,20 @@ from bench_encode import stable_diffusion_vae
 from check_gpu_verdicts import Verdict, quick
 from diffusers import AutoencoderKL
 from PIL import Image
-from roofline import Floor, seconds_of
+from roofline import Floor, Precision, seconds_of
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 
 from ldm_vae.models.families import family_of
 from ldm_vae.models.families.family import Family
 from ldm_vae.models.inference import InferenceAutoencoder, local_device
+from ldm_vae.models.precision import use_bf16
 
 SCRIPTS = Path(__file__).parent
 DEVICE = local_device()
 ON_GPU = DEVICE.type == "cuda"
+PRECISION: Precision = "bf16" if use_bf16("auto", device=DEVICE) else "float32"
+"""In which times are measured: that of commands by default."""
 LEAST_SHARE = 0.6  # of the time in convolutions, from which on it is called fast
 COMPARED = ("mfu", "times_the_floor", "share_in_convolutions")
 
@@ -46,7 +49,7 @@ def speed(*, small: bool, data: Path | None) -> Iterator[Verdict]:
         family.model.save_pretrained(vae)
         yield encoding(family, side=side, batch=batch)
         for name, environment in ways.items():
-            chosen = ["bf16", "bf16-compile"] if ON_GPU and not name else ["bf16"]
+            chosen = [PRECISION, f"{PRECISION}-compile"] if ON_GPU and not name else [PRECISION]
             sides = ["64"] if small else ["512", "1024"]
             arguments = ["--vae", str(vae), "--sides", *sides, "--ways", *chosen]
             yield from bench("bench_decode.py", arguments, output, environment, name, decoded)
@@ -57,13 +60,14 @@ def speed(*, small: bool, data: Path | None) -> Iterator[Verdict]:
             workers = str(max(1, len(os.sched_getaffinity(0)) - 2))
             arguments = ["--vae", str(vae), "--data", str(data), "--images", "16" if small else "2048"]
             arguments += ["--resolution", str(side), "--batch_size", str(batch), "--num_workers", workers]
-            arguments += ["--rounds", "2", "--bf16_only"]
+            arguments += ["--rounds", "2", "--limit_only"]
             yield from bench("bench_encode.py", arguments, output, {}, "", encoded)
 
 
 def step(name: str, *, small: bool) -> list[str]:
     """Return bench_train.py's arguments."""
-    variants = ["ours-bf16", *(["ours-bf16-compile"] if ON_GPU else []), *([] if name else ["reference-bf16"])]
+    ours, reference = f"ours-{PRECISION}", f"reference-{PRECISION}"
+    variants = [ours, *([f"{ours}-compile"] if ON_GPU else []), *([] if name else [reference])]
     if small:
         sizes = ["--config", "quickstart", "--perceptual", "none", "--resolution", "64", "--batch_size", "2"]
         return [*sizes, "--rounds", "1", "--warmup", "1", "--variants", *variants]
@@ -72,12 +76,12 @@ def step(name: str, *, small: bool) -> list[str]:
 
 
 def encoding(family: Family, *, side: int, batch: int) -> Verdict:
-    """Time the encoder in bf16 on images that are on the device."""
-    encoder = InferenceAutoencoder(family, bf16=True, device=DEVICE)
+    """Time the encoder on images that are on the device."""
+    encoder = InferenceAutoencoder(family, bf16=PRECISION == "bf16", device=DEVICE)
     images = torch.rand(batch, 3, side, side, device=DEVICE) * 2 - 1
     for _ in range(3):  # which set things up
         encoder.encode(images)
-    floor = Floor.of(lambda: encoder.encode(images), device=DEVICE, precision="bf16")
+    floor = Floor.of(lambda: encoder.encode(images), device=DEVICE, precision=PRECISION)
     seconds = seconds_of(lambda: encoder.encode(images), device=DEVICE, at_least=0.5)
     return of_speed(f"speed: encode {batch}x{side}²", floor.compared(seconds), batch / seconds)
 
@@ -130,7 +134,7 @@ def trained(results: dict[str, Any], name: str) -> Iterator[Verdict]:
 
 def encoded(results: dict[str, Any], name: str) -> Iterator[Verdict]:
     """Read bench_encode.py's results."""
-    share = results["ratios"]["bf16_over_the_limit"]
+    share = results["ratios"]["encode_over_the_limit"]
     found = f"{share:.2f} of the bare encoder's rate"
     yield quick(f"speed: encode from JPEG{name}", share, least=0.9, found=found, figures=results)
 

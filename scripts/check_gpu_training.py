@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 STEPS, HALF = 6, 3
-SECONDS = 420  # of a run, compiling included
+SECONDS = 420 if torch.cuda.is_available() else 1200  # of a run, compiling included
 FLOAT32_LIMIT = 0.02
 """Of an update's length. Rounding decides at kinks and where gradients are near zero; a wrong step is off by 1."""
 BF16_FACTOR = 2.0  # how far a device's bf16 may be from float32, of how far the CPU's bf16 is

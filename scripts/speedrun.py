@@ -107,7 +107,7 @@ def _quality(
         resolution=size or config.data.resolution,
         multiple_of=family.spatial_factor,
     )
-    images = ImagePass(
+    image_pass = ImagePass(
         dataset=dataset,
         indices=range(len(dataset)),
         batch_size=10 if size is None else 1,
@@ -116,7 +116,7 @@ def _quality(
     )
     measured = measure_reconstructions(
         [family.to(device)],
-        images,
+        image_pass,
         networks=MeasuringNetworks(perceptual=perceptual.to(device)),
         bf16=use_bf16(config.train.mixed_precision, device=device),
         num_pictures=0,
