@@ -7,6 +7,7 @@ import importlib
 import io
 import os
 import sys
+from collections.abc import Iterable
 from typing import NoReturn
 
 from ldm_vae import __version__
@@ -25,6 +26,7 @@ def main(argv: list[str] | None = None) -> None:
         raise SystemExit(0)
     name = next((name for name in COMMANDS if arguments[: len(name.split())] == name.split()), None)
     if name is None:
+        _tell_group(arguments)
         _fail(f"unknown command '{arguments[0]}'{_nearest_command(arguments[0])}", status=2)
     _run(COMMANDS[name], arguments[len(name.split()) :], prog=f"ldm-vae {name}")
 
@@ -72,6 +74,27 @@ def _fail(message: str, *, status: int) -> NoReturn:
     raise SystemExit(status)
 
 
+def _tell_group(arguments: list[str]) -> None:
+    """End with the commands that begin with a word, such as `explore`, if there are any."""
+    word, *others = arguments
+    names = [name for name in COMMANDS if name.startswith(f"{word} ")]
+    if not names:
+        return
+    if any(help in others for help in ("-h", "--help")):
+        print("\n".join(_listed(names)))
+        raise SystemExit(0)
+    from ldm_vae.config.names import nearest
+
+    named = f"unknown command '{word} {others[0]}'" if others else f"'{word}' is no command by itself"
+    close = nearest(" ".join(arguments[:2]), names) if others else None
+    _fail(f"{named}; " + (f"did you mean '{close}'?" if close else f"there are {', '.join(names)}"), status=2)
+
+
+def _listed(names: Iterable[str]) -> list[str]:
+    width = max(map(len, COMMANDS))
+    return [f"  {name:<{width}}  {COMMANDS[name].help}" for name in names]
+
+
 def _nearest_command(word: str) -> str:
     from ldm_vae.config.names import did_you_mean
 
@@ -79,15 +102,13 @@ def _nearest_command(word: str) -> str:
 
 
 def _usage() -> str:
-    width = max(map(len, COMMANDS))
-    lines = [f"  {name:<{width}}  {command.help}" for name, command in COMMANDS.items()]
     return "\n".join(
         [
             "usage: ldm-vae COMMAND [options]",
             "",
             "Train, export and use the autoencoders that latent diffusion runs on.",
             "",
-            *lines,
+            *_listed(COMMANDS),
             "",
             "`ldm-vae quickstart` runs the whole way once, on photographs that need no download.",
             "`ldm-vae COMMAND --help` explains a command's options.",

@@ -12,7 +12,7 @@ from PIL import Image
 
 import ldm_vae
 import ldm_vae.api
-from ldm_vae import LatentDataset, decode_latents, encode_images, load_autoencoder
+from ldm_vae import LatentDataset, decode_latents, encode_images, interpolate_pictures, load_autoencoder
 from ldm_vae.config.commands.encode import EncodeOptions
 from ldm_vae.encoding.encode import encode
 from ldm_vae.images.collection import open_collection
@@ -132,7 +132,9 @@ def test_latents_of_another_model_are_refused() -> None:
         decode_latents(tiny_autoencoder(), torch.zeros(1, 16, 4, 4))
 
 
-@pytest.mark.parametrize("documented", [load_autoencoder, encode_images, decode_latents, LatentDataset])
+@pytest.mark.parametrize(
+    "documented", [load_autoencoder, encode_images, decode_latents, interpolate_pictures, LatentDataset]
+)
 def test_documented_examples_run(documented: object, photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tiny_autoencoder().save_pretrained(photo.parent / "export")
     Image.open(photo).save(photo.parent / "another.png")

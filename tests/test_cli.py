@@ -67,6 +67,8 @@ SMALL = [
     ("arguments", "status", "message"),
     [
         (["trian"], 2, "unknown command 'trian'; did you mean 'train'?"),
+        (["explore"], 2, "'explore' is no command by itself; there are explore sample, explore interpolate"),
+        (["explore", "neighbors"], 2, "unknown command 'explore neighbors'; did you mean 'explore neighbours'?"),
         (["train", "--train.batch_sise", "3"], 2, "did you mean '--train.batch_size'?"),
         (["train", "--config", "kl_f8", "--data.resolution", "100"], 2, "does not divide; take 96 or 104"),
         (["train", *SMALL], 1, "data.train is missing"),

@@ -221,3 +221,15 @@ def test_settings_that_would_be_guesses_are_refused(
     with pytest.raises(FieldError, match=message) as raised:
         tiny_config(model=model, data=data, loss=loss)
     assert "\n" not in str(raised.value)
+
+
+def test_variants_are_numbers_in_the_range(walk: Walk, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"vae": walk.vae, "resolution": SIDE, "value_range": RANGE}
+    command("explore augment", data=walk.data, output=tmp_path / "more", move=0.01, num_workers=0, **options)
+    variants = [np.load(tmp_path / "more" / f"{i}-0.npy") for i in range(5)]
+    assert np.stack(variants).shape == (5, SIDE, SIDE, walk.channels)
+    assert np.stack(variants).min() >= 0
+    assert np.stack(variants).max() <= RANGE[1]
+    first, second = walk.data / "0.npy", walk.data / "1.tif"
+    command("explore interpolate", first, second, output=tmp_path / "way", steps=3, path="linear", **options)
+    assert Image.open(tmp_path / "way/linear.png").size == (3 * SIDE, SIDE)

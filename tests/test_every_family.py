@@ -136,3 +136,21 @@ def test_latents_are_verified_and_the_export_evaluated(walk: Walk, tmp_path: Pat
     measured = json.loads((tmp_path / "evaluation/metrics.json").read_text())["evaluations"][0]["metrics"]
     assert measured["psnr"]["value"] > 0
     assert ("kl" in measured) == ("latent_dist" in walk.model.encode(walk.images))
+
+
+def test_the_latent_space_is_explored(walk: Walk, tmp_path: Path) -> None:
+    photos = sorted(walk.photos.glob("*.png"))
+    data: dict[str, object] = {"vae": walk.vae, "data": walk.photos, "num_workers": 0, "num_images": 2}
+    command("explore sample", vae=walk.vae, latents=walk.latents, count=2, output=tmp_path / "samples")
+    assert Image.open(tmp_path / "samples/pictures/00001.png").size == (SIDE, SIDE)
+    command("explore interpolate", *photos[:2], vae=walk.vae, steps=3, output=tmp_path / "way")
+    assert Image.open(tmp_path / "way/spherical.png").size == (3 * SIDE, SIDE)
+    examples = {"towards": walk.photos, "away_from": walk.photos, "box": [0, 0, 8, 8]}
+    command("explore edit", **data, **examples, output=tmp_path / "edited")
+    assert len(list((tmp_path / "edited/pictures").iterdir())) == 4
+    command("explore neighbours", photos[2], vae=walk.vae, latents=walk.latents, output=tmp_path / "near")
+    nearest = json.loads((tmp_path / "near/neighbours.json").read_text())[0]
+    assert nearest["row"] == 2
+    assert nearest["distance"] < 1e-3
+    command("explore augment", **data, output=tmp_path / "more")
+    assert len(list((tmp_path / "more").glob("*-0.png"))) == 2

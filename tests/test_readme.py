@@ -1,4 +1,4 @@
-"""The README's commands are ones that the command line takes, and its files are there."""
+"""The commands of the README and docs/explore.md are ones that the command line takes; the README's files exist."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from ldm_vae.config.parsing import parse
 from tests.launching import ROOT
 
 README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+EXPLORE = (ROOT / "docs" / "explore.md").read_text()
+BLOCKS = re.findall(r"```bash\n(.*?)```", README + EXPLORE, re.DOTALL)
 CALLS = [
     call.strip()
     for block in BLOCKS

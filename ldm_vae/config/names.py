@@ -42,6 +42,12 @@ CheckpointingLevel = Literal["none", "blocks", "full"]
 BestMetric = Literal["auto", "psnr", "ssim", "perceptual"]
 ProbeBudget = Literal["small", "standard", "full"]
 Normalisation = Literal["channel", "scaling"]
+SampleMethod = Literal["auto", "prior", "gaussian", "codes", "diffusion"]
+Covariance = Literal["full", "channel"]
+LatentPath = Literal["linear", "spherical"]
+LatentPaths = Literal["both", "linear", "spherical"]
+DirectionKind = Literal["channel", "map"]
+LatentDistance = Literal["euclidean", "cosine"]
 Tracker = Literal["none", "tensorboard", "wandb"]
 
 

@@ -188,7 +188,7 @@ def picture_names(rows: list[dict[str, Any]], *, suffix: str = ".png") -> list[s
     would be the folder of another, and where a name is longer than file systems take, they get names by their numbers
     in the collection.
     """
-    wanted = [str(PurePosixPath(*_safe_parts(row["source"])).with_suffix(suffix)) for row in rows]
+    wanted = [str(PurePosixPath(*safe_parts(row["source"])).with_suffix(suffix)) for row in rows]
     keys = [unicodedata.normalize("NFC", name).casefold() for name in wanted]
     counts = Counter(keys)
     folders = {str(parent) for key in keys for parent in PurePosixPath(key).parents}
@@ -202,7 +202,7 @@ def picture_names(rows: list[dict[str, Any]], *, suffix: str = ".png") -> list[s
     return names
 
 
-def _safe_parts(source: str) -> list[str]:
+def safe_parts(source: str) -> list[str]:
     """Return the parts of a source's path, none of which leads out of a folder."""
     parts = [part.strip("/\\") for part in re.split(r"[/\\]", source.replace(":", "_").replace("\0", "_"))]
     parts = [part for part in parts if part not in ("", ".", "..")] or ["picture"]

@@ -77,7 +77,19 @@ QUICKSTART = OutputKind(
     what="a quickstart", mark=".ldm-vae-quickstart", says=b"", alone=True,
     parts=("photographs", "run", "export", "latents", "decoded", "evaluation", REPORT),
 )  # fmt: skip
-KINDS = (RUN, EXPORT, LATENTS, LATENTS_EXPORT, DECODED, EVALUATION, SOUNDS, PROBE, QUICKSTART)
+EXPLORATION = OutputKind(
+    what="an exploration", mark="explore.json", says=b'"explore":', alone=True,
+    parts=(
+        "pictures", "grid.png", "linear.png", "linear.webp", "spherical.png", "spherical.webp", "neighbours.json",
+        "direction.safetensors", "work",
+    ),
+)  # fmt: skip
+AUGMENTATION = OutputKind(
+    what="an augmentation", mark="augmented.json", says=b'"augmented":', parts=("skipped.jsonl",), alone=False
+)
+KINDS = (
+    RUN, EXPORT, LATENTS, LATENTS_EXPORT, DECODED, EVALUATION, SOUNDS, PROBE, QUICKSTART, EXPLORATION, AUGMENTATION,
+)  # fmt: skip
 
 
 def output_kind(folder: str | Path) -> OutputKind | None:

@@ -37,7 +37,13 @@ def test_most_numbers_have_a_range() -> None:
     numbers = [info for options in all_options() for info in all_fields(options).values() if info.type in (int, float)]
     without = {info.name for info in numbers if info.range is None}
     lists = {"model.attention_levels", "data.early_resolutions", "data.early_fractions", "loss.equivariance_rotations"}
-    assert without <= lists | {"loss.logvar_init", "shift_factor", "value_range", "data.value_range"}  # any number
+    assert without <= lists | {
+        "loss.logvar_init",
+        "shift_factor",
+        "strength",
+        "value_range",
+        "data.value_range",
+    }  # any number
 
 
 @pytest.mark.parametrize("name", NUMBERS)

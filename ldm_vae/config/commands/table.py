@@ -66,6 +66,33 @@ COMMANDS = {
         "ldm_vae.probing.probe:probe",
         "tell how well diffusion models would learn on the latents of VAEs",
     ),
+    "explore sample": Command(
+        "ldm_vae.config.commands.explore:ExploreSampleOptions",
+        "ldm_vae.exploring.sample:sample",
+        "draw pictures from the latent space",
+    ),
+    "explore interpolate": Command(
+        "ldm_vae.config.commands.explore:ExploreInterpolateOptions",
+        "ldm_vae.exploring.interpolate:interpolate",
+        "go from one picture to another, as a strip and an animation",
+        positional=("first", "second"),
+    ),
+    "explore edit": Command(
+        "ldm_vae.config.commands.explore:ExploreEditOptions",
+        "ldm_vae.exploring.edit:edit",
+        "change pictures along a direction that examples give",
+    ),
+    "explore neighbours": Command(
+        "ldm_vae.config.commands.explore:ExploreNeighboursOptions",
+        "ldm_vae.exploring.neighbours:neighbours",
+        "find the latents of a folder that are nearest to a picture",
+        positional=("picture",),
+    ),
+    "explore augment": Command(
+        "ldm_vae.config.commands.explore:ExploreAugmentOptions",
+        "ldm_vae.exploring.augment:augment",
+        "write variants of pictures, with their labels",
+    ),
     "report": Command(
         "ldm_vae.config.commands.report:ReportOptions",
         "ldm_vae.reporting.report:report",
