@@ -65,10 +65,11 @@ class PlainRun:
         if config.model.decoder_only:
             for frozen in (model.encoder, model.quant_conv):
                 frozen.requires_grad_(False)
-        self.logvar = torch.tensor(float(self.loss.logvar_init), requires_grad=self.loss.learn_logvar)
+        learns = self.loss.learn_logvar or self.loss.likelihood != "none"
+        self.logvar = torch.tensor(float(self.loss.logvar_init), requires_grad=learns)
         self.trained = [p for p in model.parameters() if p.requires_grad]
         self.average = [p.detach().clone() for p in self.trained]
-        self.parameters = [*self.trained, *([self.logvar] if self.loss.learn_logvar else [])]
+        self.parameters = [*self.trained, *([self.logvar] if learns else [])]
         self.optimizer = self._adamw(self.parameters)
         self.disc_optimizer = self._adamw(list(discriminator.parameters()))
         self.lam = 0.0  # measured in the update before
@@ -90,10 +91,13 @@ class PlainRun:
         """Make one update on the images of a step, [B, C, H, W] in [-1, 1], with their posterior noise."""
         loss, train, num_elements = self.loss, self.train, images[0].numel()
 
-        # rec + w_kl·kl, and rec / exp(s) + s where s is learnt
+        # rec + w_kl·kl, and rec / exp(s) + s where s is learnt; or a likelihood, which has s in it
         posterior = self.model.encode(images).latent_dist
         y = self.model.decode(posterior.mean + posterior.std * noise).sample
-        rec = (images - y).abs().mean() if loss.reconstruction == "l1" else (images - y).square().mean()
+        if loss.likelihood != "none":
+            rec = self._likelihood(images, y)
+        else:
+            rec = (images - y).abs().mean() if loss.reconstruction == "l1" else (images - y).square().mean()
         if self.distance is not None:
             rec = rec + loss.perceptual_weight * self.distance(images, y).mean()
         if loss.learn_logvar:
@@ -140,6 +144,18 @@ class PlainRun:
         decay = 0.0 if self.step == 1 else min(self.step / (9 + self.step), train.ema_decay)
         for average, parameter in zip(self.average, self.trained, strict=True):
             average.copy_(decay * average + (1 - decay) * parameter.detach())
+
+    def _likelihood(self, images: Tensor, y: Tensor) -> Tensor:
+        """Nats a dimension of 256 levels: a normal density, in the middle of a level's noise, or a logistic mass."""
+        images, y, logvar = images.double(), y.double(), self.logvar.double()
+        if self.loss.likelihood == "gaussian":
+            variance = logvar.exp()
+            density = torch.distributions.Normal(y, variance.sqrt()).log_prob(images).mean()
+            return (math.log(127.5) - density + (2 / 255) ** 2 / 12 / (2 * variance)).float()
+        scale = (3 * logvar.exp()).sqrt() / math.pi
+        upper, lower = (torch.sigmoid((images + side / 255 - y) / scale) for side in (1, -1))
+        upper, lower = upper.where(images < 0.999, 1.0), lower.where(images > -0.999, 0.0)
+        return -(upper - lower).log().mean().float()
 
     def _lecam(self, real: Tensor, fake: Tensor) -> Tensor:
         """Distance of logits from the other ones' averages, which go by the updates before."""

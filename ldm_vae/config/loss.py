@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Optional, Union
 
 from ldm_vae.config.adversarial import AdversarialFields
-from ldm_vae.config.names import Alignment, LatentNoise, Perceptual, PixelDistance
+from ldm_vae.config.names import Alignment, LatentNoise, Likelihood, Perceptual, PixelDistance
 from ldm_vae.config.rules import Options, at_least, between, local_path, positive, require
 
 
@@ -76,10 +76,10 @@ class TermFields(Options):
 
 @dataclass(kw_only=True)
 class PixelFields(TermFields):
-    """The pixel distance, whose weight is 1."""
+    """The pixel distance, whose weight is 1, or 0 where there is a likelihood."""
 
     reconstruction: PixelDistance = "l1"
-    """Pixel distance, averaged over all elements."""
+    """Pixel distance, averaged over all elements. With a likelihood it is reported and has no weight."""
 
 
 @dataclass(kw_only=True)
@@ -109,8 +109,9 @@ class KlFields(TermFields):
     """Weight of the KL divergence, which is divided by the number of elements of an image: a number, or a ramp such as
     {start: 0, end: 1e-6, to_step: 10000} or {start: 1e-8, end: 1e-6, from_fraction: 0.1, to_fraction: 0.5}."""
     beta: Optional[Weight] = at_least(0, None)
-    """Weight of the KL divergence under beta-VAE's name, in place of kl_weight. With learn_logvar, and without a
-    perceptual distance and a discriminator, beta 1 is the evidence lower bound."""
+    """Weight of the KL divergence under beta-VAE's name, in place of kl_weight. With a likelihood, and without a
+    perceptual distance and a discriminator, beta 1 makes the loss the negative evidence lower bound, in nats a
+    dimension."""
     free_bits: float = at_least(0, 0.0)
     """Nats an element that the KL divergence of each latent channel has for free, on the mean of the global batch."""
     capacity: Optional[Weight] = at_least(0, None)
@@ -241,12 +242,26 @@ class AlignmentFields(TermFields):
 
 @dataclass(kw_only=True)
 class LikelihoodFields(TermFields):
-    """The variance that the terms on images are taken to have."""
+    """How images are distributed about their reconstruction, and how widely."""
 
+    likelihood: Likelihood = "none"
+    """Distribution of 8-bit pictures about their reconstruction, with one learnt log-variance s: its mean negative
+    log-likelihood, in nats a dimension, takes the place of the pixel distance. `gaussian` and `laplace` are densities
+    of the dequantised picture, `logistic` is discretised. `ldm-vae density` needs one, with perceptual none and
+    disc_weight 0, and beta 1 to be trained for what it measures."""
     learn_logvar: bool = False
-    """Learn a log-variance s of the likelihood: the terms on images are divided by exp(s), and s is added."""
+    """Divide the terms on images by exp(s), with a learnt s that is added, as latent diffusion does. With l1 and no
+    other term on images this is a Laplace likelihood of scale exp(s), up to a constant."""
     logvar_init: float = 0.0
-    """First value of the log-variance s."""
+    """First value of s. It moves by about the learning rate an update, so begin near its end: -4 is a standard
+    deviation of 0.14 in [-1, 1]."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            self.likelihood == "none" or not self.learn_logvar,
+            f"<loss.likelihood> {self.likelihood} learns a log-variance of its own; leave <loss.learn_logvar> out",
+        )
 
 
 @dataclass(kw_only=True)

@@ -26,6 +26,7 @@ LatentNoise = Literal["off", "interpolative", "additive", "relative"]
 ModelFamily = Literal["kl", "flux2", "vq", "tiny", "dc"]
 BottleneckKind = Literal["gaussian", "deterministic", "vq", "fsq"]
 PixelDistance = Literal["l1", "l2"]
+Likelihood = Literal["none", "gaussian", "laplace", "logistic"]
 Perceptual = Literal[
     "none", "lpips_vgg", "lpips_alex", "lpips_squeeze", "efficientnet_lite0", "dinov2", "dinov3", "siglip2"
 ]

@@ -59,6 +59,11 @@ class Config(Options):
             "<train.weight_decay> would move the deviation of a fixed <model.posterior>; set it to 0",
         )
         self._check_latents_that_stay()
+        numbers = "data.mel_frames" if self.data.mel_frames is not None else "data.value_range"
+        require(
+            self.loss.likelihood == "none" or (self.data.mel_frames is None and not self.data.reads_numbers),
+            f"<loss.likelihood> is that of pictures of 8 bits, which <{numbers}> makes no use of; set it to none",
+        )
         require(
             self.train.panel_steps is None or self.data.validation is not None,
             "<train.panel_steps> measures validation images; name them with <data.validation>",

@@ -73,25 +73,28 @@ class Protocol:
     """Whether pictures are mels of sounds, of `resolution` frames."""
 
     @property
-    def pictures(self) -> str:
-        """Return, in words, what was reconstructed and what of it was compared."""
+    def cut(self) -> str:
+        """Return, in words, what of the pictures was taken."""
         if self.is_sound:
             low, high = MEL_RANGE
-            cut = f"mels of the middle {self.resolution} frames, black at {low:.4g}, white at {high:g}"
-        elif self.resolution is not None:
+            return f"mels of the middle {self.resolution} frames, black at {low:.4g}, white at {high:g}"
+        if self.resolution is not None:
             side = self.resolution
-            cut = f"short side resized to {side} (bicubic, antialiased), centre crop {side}x{side}"
-        elif self.sizes:
+            return f"short side resized to {side} (bicubic, antialiased), centre crop {side}x{side}"
+        if self.sizes:
             shapes = ", ".join(f"{width}x{height}" for width, height in self.sizes)
-            cut = f"each cut about its middle and resized (bicubic, antialiased) to the nearest in shape of {shapes}"
-        else:
-            cut = f"whole pictures, cut around the middle to a multiple of {self.factor} pixels a side"
+            return f"each cut about its middle and resized (bicubic, antialiased) to the nearest in shape of {shapes}"
+        return f"whole pictures, cut around the middle to a multiple of {self.factor} pixels a side"
+
+    @property
+    def pictures(self) -> str:
+        """Return, in words, what was reconstructed and what of it was compared."""
         precision = "bf16 autocast" if self.bf16 else "float32"
         rounded = "clamped and rounded to 8 bits"
         if self.value_range:
             ends = ", ".join(f"{end:g}" for end in self.value_range)
             rounded = f"clamped to the declared range ({ends}), whose width counts as 255 levels"
-        return f"{cut}; reconstruction of the posterior's mean in {precision}, {rounded}"
+        return f"{self.cut}; reconstruction of the posterior's mean in {precision}, {rounded}"
 
     @property
     def seen(self) -> str:

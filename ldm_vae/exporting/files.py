@@ -27,6 +27,7 @@ from ldm_vae.system.float64 import float64_tensor
 from ldm_vae.system.output_kinds import EXPORT
 from ldm_vae.system.outputs import OutputFolder
 from ldm_vae.system.strict_json import dump_json
+from ldm_vae.training.likelihood import LikelihoodRecord
 
 MEASUREMENTS = "measurements.json"
 _NOT_COMPARED = ("_name_or_path", "_diffusers_version", "_use_default_values")
@@ -142,5 +143,6 @@ def write_card(card: CardContent, folder: Path) -> None:
         },
         "strips": asdict(measured.strips),
         "precision": {**asdict(measured.precision), "statement": measured.precision_statement},
+        "likelihood": asdict(LikelihoodRecord.of(card.run)),
     }
     (folder / MEASUREMENTS).write_text(dump_json(measurements, indent=1) + "\n", encoding="utf-8")

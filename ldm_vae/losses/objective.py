@@ -8,7 +8,7 @@ Notation, here and in training/step.py (docs/objective.md has the formulas with 
     x    images [B, C, H, W] in [-1, 1], of N = C·H·W elements each
     z    latents, sampled from the posterior q(z given x) of mean and log-variance (`posterior_logvar`)
     y    the reconstruction, decoder(z)
-    s    log-variance of the likelihood (`likelihood_logvar`), a trained scalar or 0
+    s    log-variance of the likelihood (`likelihood_logvar`), a scalar that may be trained
     g    adversarial loss of the generator, -mean D(y);  d: loss of the discriminator D
     W    weight of the decoder's last convolution
     lam  weight of g, from the gradients of both at W
@@ -48,13 +48,15 @@ class Objective:
         loss = (sum of the terms on images) / exp(s) + s  +  sum of the terms on latents  +  lam · g
                + lam_alignment · alignment
 
-    Where the log-variance s of the likelihood isn't learnt, the terms on images are added up as they are.
+    Where `learn_logvar` is off, the terms on images are added up as they are, and so is the term on the likelihood,
+    which has s in it, where there is one.
     """
 
     terms: Sequence[Term]
     disc_weight: float = 0.5
     disc_loss: Literal["hinge", "vanilla"] = "hinge"
     learn_logvar: bool = False
+    """Whether the terms on images are divided by exp(s)."""
     rate: RateControl | None = None
     """What the KL divergence's gradient goes by, where it goes by the update before."""
     balance: AlignmentBalance | None = None
@@ -71,7 +73,13 @@ class Objective:
     @property
     def names(self) -> tuple[str, ...]:
         """Names of the terms, those on images first."""
-        return tuple(term.name for on in ("images", "latents", "encoder") for term in self._terms_on(on))
+        order = ("images", "likelihood", "latents", "encoder")
+        return tuple(term.name for on in order for term in self._terms_on(on))
+
+    @property
+    def trains_logvar(self) -> bool:
+        """Whether s is trained."""
+        return self.learn_logvar or bool(self._terms_on("likelihood"))
 
     @property
     def alignment(self) -> Term | None:
@@ -99,13 +107,16 @@ class Objective:
         Args:
             images: [B, C, H, W] in [-1, 1].
             reconstruction: The reconstruction y, of the same shape.
-            likelihood_logvar: The scalar s; it counts where it is learnt.
+            likelihood_logvar: The scalar s; it counts where it is trained.
             step: Number of updates made, on which weights may depend.
         """
         loss = self._weighted("images", images, reconstruction, step=step)
-        if not self.learn_logvar:
+        if self.learn_logvar:
+            return Loss(total=loss.total / torch.exp(likelihood_logvar) + likelihood_logvar, figures=loss.figures)
+        if not self.trains_logvar:
             return loss
-        return Loss(total=loss.total / torch.exp(likelihood_logvar) + likelihood_logvar, figures=loss.figures)
+        likelihood = self._weighted("likelihood", images, reconstruction, likelihood_logvar, step=step)
+        return Loss(total=loss.total + likelihood.total, figures=loss.figures | likelihood.figures)
 
     def latent_loss(self, output: Any, images: Tensor, *, step: int) -> Loss:
         """Return the loss that depends on the latents.

@@ -47,16 +47,18 @@ class Term:
     name: str
     """Column in metrics.jsonl, where the term stands without its weight, and the term's name in NonFiniteError."""
     weight: float | Schedule
-    on: Literal["images", "latents", "encoder"]
+    on: Literal["images", "likelihood", "latents", "encoder"]
     """What the term compares. A term on `images` is differentiated down to the reconstruction y, and from there goes
-    through decoder and encoder together with the adversarial gradient. A term on `latents` is differentiated through
+    through decoder and encoder together with the adversarial gradient. A term on the `likelihood` is one on images
+    that depends on the learnt log-variance s too. A term on `latents` is differentiated through
     the encoder, and through whatever else its value was computed by. A term on the `encoder` compares latents alone;
     its weight is multiplied by a ratio of gradients at the encoder's last layer."""
     of: Callable[..., Tensor | None]
     """Returns a scalar, a mean over the micro-batch that doesn't grow with the resolution; None in updates that the
     term isn't part of, which are the same for all micro-batches and processes. Terms on images are called
-    with (images, y), both [B, C, H, W] in [-1, 1]; terms on latents with (output, images), where `output` is what the
-    trainable autoencoder returned and `images` are those that were encoded; a term on the encoder with (z, images)."""
+    with (images, y), both [B, C, H, W] in [-1, 1], and a term on the likelihood with (images, y, s); terms on latents
+    with (output, images), where `output` is what the trainable autoencoder returned and `images` are those that were
+    encoded; a term on the encoder with (z, images)."""
     frozen: nn.Module | None = None
     """A network whose features the term compares. It is not trained, and is compiled with the others."""
     network: nn.Module | None = None
@@ -65,7 +67,8 @@ class Term:
     gradient to y alone."""
 
     def __post_init__(self) -> None:
-        assert self.network is None or self.on != "images", f"{self.name}: a trained network needs a term on latents"
+        on_images = self.on in ("images", "likelihood")
+        assert self.network is None or not on_images, f"{self.name}: a trained network needs a term on latents"
 
     def weight_at(self, step: int) -> float:
         """Return the weight in the update after `step` updates."""

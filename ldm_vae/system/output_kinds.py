@@ -73,6 +73,10 @@ PROBE = OutputKind(
     what="a probe", mark="probe.json", says=b'"kind": "probe"',
     parts=("metrics.json", "table.md", "samples.png", REPORT, "work"), alone=False,
 )  # fmt: skip
+DENSITY = OutputKind(
+    what="a density", mark="metrics.json", says=b'"kind": "density"', parts=("table.md", "per_picture.jsonl"),
+    alone=True,
+)  # fmt: skip
 QUICKSTART = OutputKind(
     what="a quickstart", mark=".ldm-vae-quickstart", says=b"", alone=True,
     parts=("photographs", "run", "export", "latents", "decoded", "evaluation", REPORT),
@@ -88,7 +92,8 @@ AUGMENTATION = OutputKind(
     what="an augmentation", mark="augmented.json", says=b'"augmented":', parts=("skipped.jsonl",), alone=False
 )
 KINDS = (
-    RUN, EXPORT, LATENTS, LATENTS_EXPORT, DECODED, EVALUATION, SOUNDS, PROBE, QUICKSTART, EXPLORATION, AUGMENTATION,
+    RUN, EXPORT, LATENTS, LATENTS_EXPORT, DECODED, EVALUATION, SOUNDS, PROBE, DENSITY, QUICKSTART, EXPLORATION,
+    AUGMENTATION,
 )  # fmt: skip
 
 

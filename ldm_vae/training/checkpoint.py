@@ -20,6 +20,7 @@ from ldm_vae.training.checkpoint_files import (
     CheckpointError,
     CheckpointRecord,
     read_record,
+    read_scalars,
     read_tensors,
     write_manifest,
 )
@@ -146,10 +147,7 @@ def load_checkpoint(state: TrainingState, checkpoint: Path) -> list[str]:
         CheckpointError: The checkpoint is of another architecture, or of a run that trained other weights.
     """
     record = read_record(checkpoint)
-    scalars = read_tensors(checkpoint, files.SCALARS)
-    for name in ("lam", "likelihood_logvar"):
-        if name not in scalars or scalars[name].numel() != 1:
-            raise CheckpointError(f"{checkpoint} is damaged: {files.SCALARS} holds no number {name}")
+    scalars = read_scalars(checkpoint)
     try:
         state.autoencoder.load_state_dict(read_tensors(checkpoint, files.AUTOENCODER))
         if (checkpoint / files.TERMS).is_file():
@@ -204,7 +202,7 @@ def begin_stage(state: TrainingState, checkpoint: Path) -> None:
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
         raise CheckpointError(f"{checkpoint} is of another model than the stage after it: {reason}") from None
-    state.trainable.likelihood_logvar.data.copy_(read_tensors(checkpoint, files.SCALARS)["likelihood_logvar"])
+    state.trainable.likelihood_logvar.data.copy_(read_scalars(checkpoint)["likelihood_logvar"])
     if state.ema is not None:
         for name, shadow in _ema_tensors(state).items():
             shadow.copy_(weights[name])

@@ -112,6 +112,19 @@ def read_tensors(checkpoint: Path, name: str) -> dict[str, Tensor]:
         raise CheckpointError(f"{checkpoint} is damaged: {name} can't be read ({reason})") from None
 
 
+def read_scalars(checkpoint: Path) -> dict[str, Tensor]:
+    """Read a checkpoint's numbers and sums.
+
+    Raises:
+        CheckpointError: The file can't be read, or lam or the likelihood's log-variance is no number.
+    """
+    scalars = read_tensors(checkpoint, SCALARS)
+    for name in ("lam", "likelihood_logvar"):
+        if name not in scalars or scalars[name].numel() != 1:
+            raise CheckpointError(f"{checkpoint} is damaged: {SCALARS} holds no number {name}")
+    return scalars
+
+
 # Whether a checkpoint is whole
 
 

@@ -13,7 +13,7 @@ from ldm_vae.models.families import family_class
 from ldm_vae.models.families.family import Family
 from ldm_vae.models.layouts.folder import checked_state_dict, read_config
 from ldm_vae.training import checkpoint_files as files
-from ldm_vae.training.checkpoint_files import CheckpointError, find_checkpoint, read_record, read_tensors
+from ldm_vae.training.checkpoint_files import CheckpointError, find_checkpoint, read_record, read_scalars, read_tensors
 from ldm_vae.training.run_folder import RunFolder
 from ldm_vae.training.state import BestValidation
 
@@ -29,6 +29,8 @@ class RunAutoencoder:
     step: int
     checkpoint: Path
     best: BestValidation | None
+    likelihood_logvar: float
+    """The log-variance s of the likelihood, as it was last; the average of weights has none of its own."""
 
 
 def load_run_autoencoder(run: Path, *, checkpoint: str, weights: Literal["ema", "raw"]) -> RunAutoencoder:
@@ -45,6 +47,7 @@ def load_run_autoencoder(run: Path, *, checkpoint: str, weights: Literal["ema", 
     require(RunFolder(run).config.is_file(), f"<run>: {run} is no run: it has no config.yaml")
     folder = find_checkpoint(RunFolder(run), checkpoint)
     record = read_record(folder)
+    logvar = read_scalars(folder)["likelihood_logvar"].item()
     tensors = read_tensors(folder, files.AUTOENCODER if weights == "raw" or record.ema_step is None else files.EMA)
     try:
         fields = read_config(folder / files.ARCHITECTURE)
@@ -63,4 +66,5 @@ def load_run_autoencoder(run: Path, *, checkpoint: str, weights: Literal["ema", 
         step=record.step,
         checkpoint=folder,
         best=record.best,
+        likelihood_logvar=logvar,
     )

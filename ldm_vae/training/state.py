@@ -216,7 +216,7 @@ def _trainable(config: Config, family: Family, objective: Objective, *, device: 
     return TrainableAutoencoder(
         family,
         decoder_only=config.model.decoder_only,
-        learn_logvar=config.loss.learn_logvar,
+        learn_logvar=objective.trains_logvar,
         logvar_init=config.loss.logvar_init,
         term_networks=objective.trained_networks | ({} if codebook is None else {"codebook": codebook}),
         interventions=build_interventions(config, family=family),
@@ -247,7 +247,7 @@ def build_meter(
 ) -> Meter:
     """Build the sums of the figures that a step measures, with the discriminator's where there is one."""
     names = [*objective.names, "loss", "grad_norm"]
-    if objective.learn_logvar:
+    if objective.trains_logvar:
         names.append("likelihood_logvar")
     names += of_bottleneck
     if adversarial:

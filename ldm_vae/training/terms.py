@@ -23,6 +23,7 @@ from ldm_vae.losses.adversarial import LogitAnchors
 from ldm_vae.losses.alignment import AlignmentBalance, alignment_loss
 from ldm_vae.losses.equivariance import latent_consistency
 from ldm_vae.losses.kl import kl_divergence
+from ldm_vae.losses.likelihood import negative_log_likelihood
 from ldm_vae.losses.objective import Objective
 from ldm_vae.losses.perceptual import PerceptualDistance
 from ldm_vae.losses.pixel import pixel_distance
@@ -97,7 +98,11 @@ def _terms(config: Config, *, bottleneck: Bottleneck) -> Iterator[Term]:
     """Yield the terms that have a weight; those of the bottleneck also without one, for their figures."""
     loss = config.loss
     weight = partial(_weight, max_train_steps=config.train.max_train_steps)
-    yield Term(name="rec", on="images", weight=1.0, of=partial(pixel_distance, kind=loss.reconstruction))
+    of_pixels = partial(pixel_distance, kind=loss.reconstruction)
+    yield Term(name="rec", on="images", weight=1.0 if loss.likelihood == "none" else 0.0, of=of_pixels)
+    if loss.likelihood != "none":
+        of_levels = partial(negative_log_likelihood, kind=loss.likelihood)
+        yield Term(name="nll", on="likelihood", weight=1.0, of=of_levels)
     if loss.perceptual != "none" and loss.perceptual_weight != 0:
         distance = load_perceptual(loss.perceptual, weights=loss.perceptual_weights, view=config.view)
         yield perceptual_term(distance, weight=weight(loss.perceptual_weight))

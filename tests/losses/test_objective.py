@@ -72,6 +72,18 @@ def test_log_variance_enters_as_a_likelihood() -> None:
     assert loss.figures["rec"].item() == pytest.approx(0.5)
 
 
+def test_a_term_on_the_likelihood_has_the_log_variance() -> None:
+    plain = make_objective()
+    likelihood = Term(name="nll", on="likelihood", weight=1.0, of=lambda images, y, s: (images - y).abs().mean() * s)
+    objective = Objective(terms=[likelihood, *plain.terms])
+    assert objective.names == ("rec", "twice", "nll", "size")
+    assert (objective.trains_logvar, plain.trains_logvar) == (True, False)
+    images, s = torch.zeros(1, 3, 4, 4), torch.tensor(0.7)
+    loss = objective.image_loss(images, images + 0.5, likelihood_logvar=s, step=0)
+    assert loss.total.item() == pytest.approx(1.5 + 0.35)
+    assert loss.figures["nll"].item() == pytest.approx(0.35)
+
+
 def test_terms_are_weighted_and_shown_without_their_weight() -> None:
     objective = make_objective(weight=Schedule(start=0.0, end=0.5, from_step=10, to_step=20))
     images, s = torch.zeros(1, 3, 4, 4), torch.zeros(())

@@ -35,7 +35,7 @@ def test_every_column_is_named(pictures: Path, tmp_path: Path) -> None:
     )
     columns = set()
     student = replace(config.model, family="tiny", teacher=str(tmp_path / "teacher"))
-    loss = replace(config.loss, alignment="none", spectrum_weight=0.0)
+    loss = replace(config.loss, alignment="none", spectrum_weight=0.0, learn_logvar=False, likelihood="laplace")
     taught = replace(config, output_dir=str(tmp_path / "taught"), model=student, loss=loss)
     for run in (config, with_codes, taught):
         train(run)

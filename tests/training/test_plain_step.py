@@ -37,6 +37,14 @@ CASES: dict[str, Settings] = {
         "loss": {"disc_start": 5, "learn_logvar": True, "logvar_init": 0.5},
         "train": {"micro_batch_size": 1, "lr_scheduler": "linear", "lr_warmup_steps": 4},
     },
+    "gaussian": {
+        "loss": {"disc_start": 5, "likelihood": "gaussian", "logvar_init": -1.0},
+        "train": {"micro_batch_size": 2},
+    },
+    "logistic": {
+        "loss": {"disc_start": 5, "likelihood": "logistic", "logvar_init": 1.0},
+        "model": {"decoder_only": True},
+    },
     "weight_decay": GAN | {"train": {"weight_decay": 0.3, "lr_scheduler": "cosine", "lr_warmup_steps": 3}},
     "clipping": GAN | {"train": {"max_grad_norm": 0.02, "lr_scheduler": "constant_with_warmup", "lr_warmup_steps": 7}},
     "regularised": {

@@ -36,7 +36,7 @@ STEPS = 8
 BATCH_SIZE = 8
 TOLERANCE = 1e-5
 MICRO_BATCHES = {1: [1, 2, 4, 8], 2: [1, 2, 4]}
-VARIANTS = ("decoder_only", "taught", "sounds")
+VARIANTS = ("decoder_only", "likelihood", "taught", "sounds")
 UNCUT = {"early_resolutions": [], "early_fractions": []}
 FAULTS = {
     "lam_of_each_rank": LamOfEachRank(),
@@ -68,6 +68,7 @@ def variants(folder: Path, pictures: Path) -> dict[str, dict[str, dict[str, Any]
     of_sounds = {"train": sounds, "validation": sounds, "mel_frames": FRAMES, "flip": False}
     return {
         "decoder_only": {"model": {"decoder_only": True}},
+        "likelihood": {"loss": {"likelihood": "logistic", "learn_logvar": False, "logvar_init": -2.0, "kl_weight": 1}},
         "taught": {
             "model": {"teacher": str(latents), "latent_channels": 3},
             "data": {"resolution": RESOLUTION, "crop": "center", **UNCUT},

@@ -61,6 +61,11 @@ COMMANDS = {
         "ldm_vae.evaluation.evaluate:evaluate",
         "measure one or several VAEs side by side",
     ),
+    "density": Command(
+        "ldm_vae.config.commands.density:DensityOptions",
+        "ldm_vae.density.density:density",
+        "bound the density that a VAE gives to pictures, in bits per dimension",
+    ),
     "probe": Command(
         "ldm_vae.config.commands.probe:ProbeOptions",
         "ldm_vae.probing.probe:probe",

@@ -1,0 +1,1 @@
+"""Bounds on the density that an autoencoder gives to pictures."""
