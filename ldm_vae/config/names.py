@@ -41,6 +41,10 @@ Optimizer = Literal["adamw", "muon"]
 Schedule = Literal["constant", "constant_with_warmup", "constant_with_decay", "linear", "cosine", "polynomial"]
 CheckpointingLevel = Literal["none", "blocks", "full"]
 BestMetric = Literal["auto", "psnr", "ssim", "perceptual"]
+AnomalyScore = Literal[
+    "auto", "pixel", "pixel_peak", "perceptual", "perceptual_peak", "negative_elbo", "complexity_corrected"
+]
+Compressor = Literal["png", "webp"]
 ProbeBudget = Literal["small", "standard", "full"]
 Normalisation = Literal["channel", "scaling"]
 SampleMethod = Literal["auto", "prior", "gaussian", "codes", "diffusion"]

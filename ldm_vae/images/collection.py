@@ -66,7 +66,11 @@ class ImageCollection:
     @property
     def label_names(self) -> list[str] | None:
         """The classes' names by number, where the data set knows them."""
-        feature = self._rows.features.get(self.label_column)
+        return self.class_names(self.label_column)
+
+    def class_names(self, column: str | None) -> list[str] | None:
+        """Return the names, by number, of a column's classes; None where the data set knows of none."""
+        feature = self._rows.features.get(column)
         return list(feature.names) if isinstance(feature, ClassLabel) else None
 
     def name(self, i: int) -> str:

@@ -54,16 +54,46 @@ class PerceptualDistance(nn.Module):
         Returns:
             [B], float32, 0 for equal pictures.
         """
-        with torch.no_grad():
-            target = self.network(torch.cat(seen(images, channels=self.channels, alpha=self.alpha)))
-        source = self.network(torch.cat(seen(reconstruction, channels=self.channels, alpha=self.alpha)))
-        squared = [(unit_channels(a) - unit_channels(b)).square() for a, b in zip(target, source, strict=True)]
+        squared = self._squared(images, reconstruction)
         if self.heads is None:
             layers = [layer.sum(1).mean(dim=(1, 2)) / len(squared) for layer in squared]
         else:
             heads = zip(self.heads, squared, strict=True)
             layers = [head(layer).float().mean(dim=(1, 2, 3)) for head, layer in heads]
         return torch.stack(layers).sum(0).reshape(-1, len(images)).mean(0)
+
+    @torch.no_grad()
+    def maps(self, images: Tensor, reconstruction: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the distance of each pair, and where in the picture it comes from.
+
+        Args:
+            images: [B, C, H, W] in [-1, 1].
+            reconstruction: Likewise.
+
+        Returns:
+            The distances [B], and maps [B, H, W]: the layers' own maps, enlarged bilinearly and added up. Where a
+            layer's sides divide the picture's and its map is flat at the borders, the mean of a map is the distance.
+        """
+        squared = self._squared(images, reconstruction)
+        if self.heads is None:
+            layers = [layer.sum(1, keepdim=True) / len(squared) for layer in squared]
+        else:
+            layers = [head(layer).float() for head, layer in zip(self.heads, squared, strict=True)]
+        distances = torch.stack([layer.mean(dim=(1, 2, 3)) for layer in layers]).sum(0)
+        size = images.shape[-2:]
+        enlarged = [nn.functional.interpolate(layer, size, mode="bilinear", align_corners=False) for layer in layers]
+        maps = torch.stack(enlarged).sum(0)[:, 0]
+        return (
+            distances.reshape(-1, len(images)).mean(0),
+            maps.reshape(-1, len(images), *size).mean(0),
+        )
+
+    def _squared(self, images: Tensor, reconstruction: Tensor) -> list[Tensor]:
+        """Return the squared differences of the normalised features, a map a layer: [V·B, channels, h, w]."""
+        with torch.no_grad():
+            target = self.network(torch.cat(seen(images, channels=self.channels, alpha=self.alpha)))
+        source = self.network(torch.cat(seen(reconstruction, channels=self.channels, alpha=self.alpha)))
+        return [(unit_channels(a) - unit_channels(b)).square() for a, b in zip(target, source, strict=True)]
 
     def train(self, mode: bool = True) -> PerceptualDistance:
         """Stay in eval mode."""

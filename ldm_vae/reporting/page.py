@@ -15,6 +15,7 @@ import ldm_vae
 from ldm_vae.reporting.comparison import ComparisonView
 from ldm_vae.reporting.probes import ProbeView
 from ldm_vae.reporting.runs import RunsView
+from ldm_vae.reporting.scores import ScoresView
 
 FIRST_BYTES = b"""<!doctype html>
 <html lang="en">
@@ -35,6 +36,7 @@ class Page:
     title: str
     comparisons: list[ComparisonView]
     probes: list[ProbeView]
+    scores: list[ScoresView]
     runs: RunsView | None
 
 

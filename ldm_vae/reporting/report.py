@@ -1,4 +1,4 @@
-"""`report`: one HTML page of what evaluations, probes and runs found."""
+"""`report`: one HTML page of what evaluations, probes, scores and runs found."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from ldm_vae.reporting.probes import read_probe
 from ldm_vae.reporting.reading import as_written
 from ldm_vae.reporting.runs import METRICS as RUN_METRICS
 from ldm_vae.reporting.runs import read_runs, view_runs
+from ldm_vae.reporting.scores import read_scores
 from ldm_vae.system.files import write_whole
-from ldm_vae.system.output_kinds import EVALUATION, PROBE, QUICKSTART, REPORT, RUN, is_marked
+from ldm_vae.system.output_kinds import EVALUATION, PROBE, QUICKSTART, REPORT, RUN, SCORES, OutputKind, is_marked
 from ldm_vae.system.text import printable
 
 
@@ -36,15 +37,15 @@ def report(options: ReportOptions) -> ReportSummary:
     """Write a page of the folders that `options` names.
 
     Raises:
-        ValueError: In one line: a folder is none of evaluate, probe or train, a file of theirs is damaged, or another
-            file is where the page would be.
+        ValueError: In one line: a folder is none of evaluate, probe, score or train, a file of theirs is damaged, or
+            another file is where the page would be.
     """
     output = None if options.output is None else Path(options.output)
     return ReportSummary(path=write_report([Path(folder) for folder in options.outputs], output=output))
 
 
 def write_report(folders: Sequence[Path], *, output: Path | None = None) -> Path:
-    """Write a page of evaluations, probes, runs and quickstarts; an earlier page is replaced.
+    """Write a page of evaluations, probes, scores, runs and quickstarts; an earlier page is replaced.
 
     Args:
         folders: Where the results are.
@@ -70,9 +71,10 @@ def write_report(folders: Sequence[Path], *, output: Path | None = None) -> Path
 
 def _read(folders: Sequence[Path]) -> Page:
     """Return what the folders hold, of each kind together."""
-    evaluations, probes, runs = _sorted([part for folder in folders for part in _parts(folder)])
+    found = _sorted([part for folder in folders for part in _parts(folder)])
+    runs = found[RUN]
     views: list[ComparisonView] = []
-    for comparison in read_evaluations(evaluations):
+    for comparison in read_evaluations(found[EVALUATION]):
         with as_written(comparison.subjects[0].folder / EVALUATION_METRICS, by="evaluate"):
             views.append(view_comparison(comparison))
     read = read_runs(runs)
@@ -81,7 +83,8 @@ def _read(folders: Sequence[Path]) -> Page:
     return Page(
         title=", ".join(dict.fromkeys(printable(folder.resolve().name) for folder in folders)),
         comparisons=views,
-        probes=[read_probe(folder) for folder in probes],
+        probes=[read_probe(folder) for folder in found[PROBE]],
+        scores=[read_scores(folder) for folder in found[SCORES]],
         runs=runs_view,
     )
 
@@ -93,25 +96,19 @@ def _parts(folder: Path) -> list[Path]:
     return [folder]
 
 
-def _sorted(folders: Sequence[Path]) -> tuple[list[Path], list[Path], list[Path]]:
-    """Return the folders of evaluations, of probes, and of runs, each once."""
-    evaluations: list[Path] = []
-    probes: list[Path] = []
-    runs: list[Path] = []
+def _sorted(folders: Sequence[Path]) -> dict[OutputKind, list[Path]]:
+    """Return the folders of each kind that a page shows, each once."""
+    shown: dict[OutputKind, list[Path]] = {kind: [] for kind in (PROBE, RUN, SCORES, EVALUATION)}
     for folder in dict.fromkeys(folders):
-        if is_marked(folder, PROBE):
-            probes.append(folder)
-        elif is_marked(folder, RUN):
-            runs.append(folder)
-        elif is_marked(folder, EVALUATION):
-            evaluations.append(folder)
-        else:
+        kind = next((kind for kind in shown if is_marked(folder, kind)), None)
+        if kind is None:
             what = "holds no results" if folder.is_dir() else "is no folder"
             raise FieldError(
-                f"<outputs>: {printable(str(folder))} {what}; name folders that `ldm-vae evaluate`, `ldm-vae probe` "
-                f"or `ldm-vae train` wrote"
+                f"<outputs>: {printable(str(folder))} {what}; name folders that `ldm-vae evaluate`, `ldm-vae probe`, "
+                f"`ldm-vae score` or `ldm-vae train` wrote"
             )
-    return evaluations, probes, runs
+        shown[kind].append(folder)
+    return shown
 
 
 def is_report(path: Path) -> bool:

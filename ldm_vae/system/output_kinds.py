@@ -77,6 +77,10 @@ DENSITY = OutputKind(
     what="a density", mark="metrics.json", says=b'"kind": "density"', parts=("table.md", "per_picture.jsonl"),
     alone=True,
 )  # fmt: skip
+SCORES = OutputKind(
+    what="a folder of scores", mark="scores.jsonl", says=b'"above":',
+    parts=("normal.jsonl", "metrics.json", "table.md", "maps", "pictures", REPORT), alone=True,
+)  # fmt: skip
 QUICKSTART = OutputKind(
     what="a quickstart", mark=".ldm-vae-quickstart", says=b"", alone=True,
     parts=("photographs", "run", "export", "latents", "decoded", "evaluation", REPORT),
@@ -92,8 +96,8 @@ AUGMENTATION = OutputKind(
     what="an augmentation", mark="augmented.json", says=b'"augmented":', parts=("skipped.jsonl",), alone=False
 )
 KINDS = (
-    RUN, EXPORT, LATENTS, LATENTS_EXPORT, DECODED, EVALUATION, SOUNDS, PROBE, DENSITY, QUICKSTART, EXPLORATION,
-    AUGMENTATION,
+    RUN, EXPORT, LATENTS, LATENTS_EXPORT, DECODED, EVALUATION, SOUNDS, PROBE, DENSITY, SCORES, QUICKSTART,
+    EXPLORATION, AUGMENTATION,
 )  # fmt: skip
 
 

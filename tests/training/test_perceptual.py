@@ -47,6 +47,41 @@ def test_lpips_and_its_gradient_are_the_published_ones(published: lpips.LPIPS) -
     assert ours.grad.abs().max() > 0
 
 
+def test_maps_of_lpips_are_the_published_spatial_ones(published: lpips.LPIPS) -> None:
+    images, reconstruction = pair(72)
+    distance = PerceptualDistance(LpipsFeatures(published), heads=published.lins)
+    distances, maps = distance.maps(images, reconstruction)
+    assert torch.equal(distances, distance(images, reconstruction))
+    published.spatial = True
+    torch.testing.assert_close(maps, published(images, reconstruction)[:, 0], rtol=1e-4, atol=1e-7)
+
+
+class Thirds(nn.Module):
+    """One map of a third of the sides, which holds the channels."""
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        return [images, F.avg_pool2d(images, 3)]
+
+
+def test_maps_without_heads_are_the_layers_mean_enlarged() -> None:
+    images, reconstruction = pair(12, channels=4)
+    distance = PerceptualDistance(Thirds(), channels=(0, 1, 2), alpha=3)
+    distances, maps = distance.maps(images, reconstruction)
+    torch.testing.assert_close(distances, distance(images, reconstruction))
+    expected = []
+    for background in (0.0, 1.0):
+        opacity, shown = [], []
+        for each in (images, reconstruction):
+            opacity.append((each[:, 3:] + 1) / 2)
+            shown.append((opacity[-1] * (each[:, :3] + 1) / 2 + background * (1 - opacity[-1])) * 2 - 1)
+        layers = []
+        for before, after in zip(Thirds()(shown[0]), Thirds()(shown[1]), strict=True):
+            squared = (F.normalize(before, dim=1) - F.normalize(after, dim=1)).square().sum(1, keepdim=True)
+            layers.append(F.interpolate(squared, (12, 12), mode="bilinear", align_corners=False)[:, 0])
+        expected.append(sum(layers) / 2)
+    torch.testing.assert_close(maps, sum(expected) / 2, rtol=1e-4, atol=1e-6)
+
+
 class DeadTrunk(nn.Module):
     """All features zero where the picture is dark, as rectified features can be.
 

@@ -98,10 +98,15 @@ COMMANDS = {
         "ldm_vae.exploring.augment:augment",
         "write variants of pictures, with their labels",
     ),
+    "score": Command(
+        "ldm_vae.config.commands.score:ScoreOptions",
+        "ldm_vae.scoring.score:score",
+        "tell how unlike normal pictures each picture is",
+    ),
     "report": Command(
         "ldm_vae.config.commands.report:ReportOptions",
         "ldm_vae.reporting.report:report",
-        "make one page of evaluations, probes and runs: pictures, plots and tables",
+        "make one page of evaluations, probes, scores and runs: pictures, plots and tables",
         positional=("outputs",),
     ),
     "leaderboard": Command(

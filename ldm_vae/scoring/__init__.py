@@ -1,0 +1,1 @@
+"""How unlike normal pictures a picture is."""
