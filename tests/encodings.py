@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from ldm_vae.config.commands.encode import EncodeOptions
 from ldm_vae.encoding.encode import EncodeSummary, encode
+from tests.launching import forking
 from tests.tiny import tiny_autoencoder
 
 FACTOR = 2
@@ -66,9 +66,7 @@ def _encode(options: EncodeOptions) -> EncodeSummary:
 
 def start_encodes(options: EncodeOptions, *, count: int) -> list[ForkServerProcess]:
     """Start processes that encode into one folder, each with one thread."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["ldm_vae.encoding.encode"])
-    processes = [context.Process(target=_encode, args=(options,)) for _ in range(count)]
+    processes = [forking().Process(target=_encode, args=(options,)) for _ in range(count)]
     for process in processes:
         process.start()
     return processes

@@ -16,7 +16,7 @@ from ldm_vae.models.families.family import Family
 from ldm_vae.models.load import load_autoencoder
 from ldm_vae.models.rescaling import _divide_stream as divide_stream
 from tests.exporting.runs import drawn_samples, export_run, photos_of, train_run
-from tests.launching import run_with_torchrun
+from tests.launching import run_with_gloo
 from tests.tiny import tiny_autoencoder
 
 
@@ -90,9 +90,12 @@ def test_single_file(run: Path, tmp_path: Path) -> None:
         export_run(run, tmp_path / "vae.safetensors", format="ldm")
 
 
-def test_a_tile_is_no_smaller_than_pictures_usually_are(run: Path, tmp_path: Path) -> None:
+def test_a_tile_is_no_smaller_than_pictures_usually_are(tmp_path: Path) -> None:
     """The tiles of diffusers are of `sample_size`; a training on small crops must not make them small."""
-    export_run(run, tmp_path / "vae")
+    model = ModelConfig(
+        block_out_channels=[8, 8], layers_per_block=1, norm_num_groups=4, mid_block_add_attention=False
+    )
+    export_run(train_run(tmp_path, model), tmp_path / "vae")
     autoencoder = AutoencoderKL.from_pretrained(tmp_path / "vae")
     images = torch.rand(1, 3, 512, 512, generator=torch.Generator().manual_seed(0)) * 2 - 1
     with torch.no_grad():
@@ -149,7 +152,7 @@ def test_what_does_not_read_back_is_an_error(run: Path, tmp_path: Path) -> None:
 def test_two_processes_measure_what_one_measures(run: Path, tmp_path: Path) -> None:
     alone = export_run(run, tmp_path / "alone")
     options = ExportOptions(run=str(run), output=str(tmp_path / "both"), num_workers=0)
-    run_with_torchrun("ldm_vae.exporting.export:export", options, folder=tmp_path)
+    run_with_gloo("ldm_vae.exporting.export:export", options, folder=tmp_path)
     measurements = json.loads((tmp_path / "both" / "measurements.json").read_text())
     assert measurements["latents"]["num_images"] == 6
     assert measurements["latents"]["std"] == pytest.approx(alone.latents.std, rel=1e-6)
