@@ -32,8 +32,8 @@ from ldm_vae.system.progress import progress
 from ldm_vae.system.strict_json import dump_json
 from ldm_vae.system.telling import counted
 
-_CHUNK_BYTES = 1 << 26
-"""Latents in float64 that are compared at once; no more of a folder is in memory."""
+_CHUNK_BYTES = 1 << 24
+"""Latents in float64 that are compared at once."""
 FORMULAS = {
     "euclidean": "sqrt(mean((a - b)²)) over the elements of latents normalised a channel over the folder",
     "cosine": "1 - a·b / (|a| |b|) of latents normalised a channel over the folder",

@@ -41,7 +41,7 @@ def plain_distances(space: Space, latents: str, image: Image.Image, distance: st
 
 
 @pytest.mark.parametrize("distance", ["euclidean", "cosine"])
-@pytest.mark.parametrize("chunk_bytes", [1 << 26, 1])
+@pytest.mark.parametrize("chunk_bytes", [1 << 24, 1])
 def test_neighbours_are_those_of_plain_numpy(
     distance: Any, chunk_bytes: int, space: Space, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -69,7 +69,7 @@ def test_equal_distances_go_by_row(space: Space, tmp_path: Path, monkeypatch: py
     dataset = LatentDataset(tmp_path / "latents")
     same = [number for number in range(len(dataset)) if torch.equal(dataset[number].latents, dataset[2].latents)]
     assert len(same) == 4
-    for chunk_bytes in (1 << 26, 1):
+    for chunk_bytes in (1 << 24, 1):
         monkeypatch.setattr(searching, "_CHUNK_BYTES", chunk_bytes)
         autoencoder, image = load_autoencoder(space.vae), Image.open(photos / "z.png")
         found = nearest_latents(autoencoder, image, tmp_path / "latents", count=3, resolution=16)
