@@ -13,12 +13,16 @@ from typing import TypeAlias
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from ldm_vae.config.names import Compressor
+from ldm_vae.config.views import View
+from ldm_vae.evaluation.grid import MAX_SIDE
 from ldm_vae.evaluation.measure import reconstruct
 from ldm_vae.images.collection import ImageCollection
 from ldm_vae.images.training import SkippedImage
+from ldm_vae.images.transforms import to_shown
 from ldm_vae.losses.kl import kl_divergence
 from ldm_vae.losses.perceptual import PerceptualDistance
 from ldm_vae.metrics.anomaly import error_map, window_peak
@@ -27,11 +31,14 @@ from ldm_vae.models.families.parts import Reconstruction
 from ldm_vae.models.precision import autocast
 from ldm_vae.panel.sums import Batch, PanelImages, gather, panel_batches, pixel_digests
 from ldm_vae.scoring.complexity import complexity_bits
+from ldm_vae.scoring.maps import reduced, small
 from ldm_vae.system.float64 import in_float64
 from ldm_vae.system.pixels import from_pixels, to_levels, to_pixels
 from ldm_vae.system.randomness import sample_rng
 
 NOISE_SEED = 0
+MAX_MAP_SIDE = 1024
+"""The longest side of the maps that are kept."""
 Rank: TypeAlias = Callable[[Mapping[str, float]], float]
 """From a picture's figures to what it is put in order by, the highest first."""
 
@@ -48,6 +55,8 @@ class How:
     compressor: Compressor
     rounded: bool
     """Whether pictures are of 8 bits, and not numbers in a declared range."""
+    view: View | None
+    """Which channels pictures show."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,11 +77,12 @@ class Figures:
 class Kept:
     """A picture with its reconstruction and its maps."""
 
-    original: Tensor
-    """[C, H, W] in [-1, 1], on the CPU."""
-    reconstruction: Tensor
+    original: Image.Image
+    """Of at most `MAX_SIDE` pixels a side, as pictures are shown."""
+    reconstruction: Image.Image
     maps: dict[str, Tensor]
-    """[H, W] by name: `pixel`, the errors' root mean square over channels in levels, and `perceptual`."""
+    """float16 [H, W] by name: `pixel`, the errors' root mean square over channels in levels, and `perceptual`. Where a
+    side has more than `MAX_MAP_SIDE` pixels, each cell has the largest error that it covers."""
 
 
 @dataclass(kw_only=True)
@@ -172,10 +182,12 @@ def _measure_batch(
     lists = {name: column.tolist() for name, column in columns.items()}
 
     def kept(row: int) -> Kept:
+        pair = (to_shown(each[row].nan_to_num(0.0), how.view) for each in (images, made.images))
+        original, reconstruction = (small(picture, side=MAX_SIDE) for picture in pair)
         return Kept(
-            original=batch.images[row].clone(),
-            reconstruction=made.images[row].float().cpu().clone(),
-            maps={name: each[row].float().cpu().clone() for name, each in maps.items()},
+            original=original,
+            reconstruction=reconstruction,
+            maps={name: reduced(each[row].float(), side=MAX_MAP_SIDE).half().cpu() for name, each in maps.items()},
         )
 
     return [{name: values[row] for name, values in lists.items()} for row in range(len(images))], kept

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from ldm_vae.config.commands.score import ScoreOptions
-from ldm_vae.config.views import View
 from ldm_vae.evaluation.results import package_versions
 from ldm_vae.models.fingerprint import fingerprint
 from ldm_vae.reporting.report import write_report
@@ -81,7 +80,7 @@ def score(options: ScoreOptions) -> ScoreSummary:
     if scorer.processes.is_main_process:
         record = _record(scorer, summary, kinds=kinds, labels=labels, measured={"normal": measured, "data": found})
         with output.whole(overwrite=options.overwrite) as folder:
-            _write(folder, summary, record, kept=found.kept, view=scorer.view, options=options)
+            _write(folder, summary, record, kept=found.kept, options=options)
         if options.report:
             write_report([output.path])
     scorer.processes.wait_for_everyone()
@@ -139,7 +138,6 @@ def _write(
     record: Mapping[str, Any],
     *,
     kept: Mapping[int, Kept],
-    view: View | None,
     options: ScoreOptions,
 ) -> None:
     """Write all files into `folder`, which becomes the output."""
@@ -158,7 +156,7 @@ def _write(
             write_map(folder / files["map"], kept[picture.index])
         if place <= min(num_pictures, len(first)):
             files["picture"] = f"{PICTURES}/{place:04d}.png"
-            write_heat(folder / files["picture"], kept[picture.index], limits=limits, view=view)
+            write_heat(folder / files["picture"], kept[picture.index], limits=limits)
         lines.append(_line(picture) | files)
     write_whole(folder / NORMAL, _as_lines([_line(picture) for picture in summary.normal]))
     write_whole(folder / TABLE, (summary.tables() + "\n").encode())

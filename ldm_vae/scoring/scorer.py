@@ -44,6 +44,7 @@ class Scorer:
             samples=options.posterior_samples,
             compressor=options.compressor,
             rounded=not options.reads_numbers,
+            view=self.view,
         )
         self.protocol = Protocol(
             resolution=options.resolution,

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from diffusers import AutoencoderKL
+from PIL import Image
 
 from ldm_vae.cli import main
 from ldm_vae.models.families import FAMILIES
@@ -79,16 +81,21 @@ def test_what_makes_thresholds_doubtful_is_told(
     assert "3 of its 6 pictures are among the normal ones, pixel by pixel" in told
 
 
-def test_whole_pictures_and_other_channels(place: Path, tmp_path: Path) -> None:
+def test_whole_pictures_of_other_channels_have_maps_of_bounded_size(place: Path, tmp_path: Path) -> None:
     tiny_autoencoder(in_channels=1, out_channels=1).save_pretrained(tmp_path / "grey")
     data = tmp_path / "data"
     data.mkdir()
-    for i, size in enumerate([(33, 41), (64, 20)]):
+    for i, size in enumerate([(33, 41), (1101, 20)]):
         picture(i, size=size).save(data / f"{i}.png")
     summary = run(place, tmp_path / "out", vae=str(tmp_path / "grey"), data=str(data), resolution=None,
-                  compressor="webp")  # fmt: skip
-    assert {each.name: each.size for each in summary.pictures} == {"0.png": (32, 40), "1.png": (64, 20)}
+                  compressor="webp", peak_window=1)  # fmt: skip
+    assert {each.name: each.size for each in summary.pictures} == {"0.png": (32, 40), "1.png": (1100, 20)}
     assert summary.problem is None
+    for line in lines_of(tmp_path / "out"):
+        with np.load(tmp_path / "out" / line["map"]) as maps:
+            assert maps["pixel"].shape == {"0.png": (40, 32), "1.png": (19, 1024)}[line["name"]]
+            assert maps["pixel"].max() == pytest.approx(line["scores"]["pixel_peak"], rel=1e-3)
+        assert max(Image.open(tmp_path / "out" / line["picture"]).size) < 4 * 512
 
 
 def test_mistakes_are_told_in_one_line(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

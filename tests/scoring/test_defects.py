@@ -75,7 +75,7 @@ def test_defects_planted_on_a_photograph_of_bricks_are_found(
             output_dir=tmp_path / "run",
             model={"in_channels": 1, "block_out_channels": [16, 16, 16], "init": "quiet"},
             data={"train": str(bricks / "train"), "resolution": SIDE},
-            loss={"reconstruction": "l2", "beta": 2.0, "learn_logvar": True, "logvar_init": -4.0, "disc_weight": 0.0},
+            loss={"likelihood": "gaussian", "beta": 1.0, "logvar_init": -4.0, "disc_weight": 0.0},
             train={"max_train_steps": 80, "batch_size": 8, "learning_rate": 3e-3, "log_steps": 80,
                    "validation_steps": 80, "checkpointing_steps": 80, "adam_beta1": 0.9, "adam_beta2": 0.99},
         )

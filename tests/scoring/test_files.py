@@ -7,7 +7,8 @@ import math
 import numpy as np
 import torch
 
-from ldm_vae.scoring.files import HEAT, draw_heat, heat_limits, reduced
+from ldm_vae.scoring.files import heat_limits
+from ldm_vae.scoring.maps import HEAT, draw_heat, reduced
 
 
 def test_colours_go_from_black_to_the_brightest_at_the_limit() -> None:
