@@ -10,9 +10,10 @@ from typing import Any
 
 from ldm_vae.config.reading import ReadingRules
 from ldm_vae.images.cells import Cells
-from ldm_vae.images.folders import TABLE_FORMATS, Listing
+from ldm_vae.images.folders import CAPTION_EXTENSIONS, TABLE_FORMATS, Listing, is_well_known, match_captions
 from ldm_vae.images.formats import IMAGE_EXTENSIONS
 from ldm_vae.images.guard import UnreadableImage
+from ldm_vae.images.metadata_files import METADATA_FILES
 from ldm_vae.system.remote_store import PACKAGES, RemoteStore
 from ldm_vae.system.store import StoreError
 
@@ -28,7 +29,7 @@ def list_address(source: str) -> tuple[RemoteStore, Listing, dict[str, int]]:
     """List what lies under an address, or matches it where its last parts hold a pattern.
 
     Returns:
-        The store, its pictures and files of pictures with names relative to it, and the bytes of each.
+        The store, what it holds by names relative to it, and the bytes of each picture and file of pictures.
 
     Raises:
         StoreError: The address can't be listed.
@@ -40,18 +41,23 @@ def list_address(source: str) -> tuple[RemoteStore, Listing, dict[str, int]]:
     if not pattern and PurePosixPath(root).suffix.lower() in (*TABLE_FORMATS, *IMAGE_EXTENSIONS):
         root, _, pattern = root.rpartition("/")
     store = RemoteStore(root)
-    listing, sizes = Listing(root=store.place()), {}
+    listing, sizes, captions = Listing(root=store.place()), {}, set()
     for name, size in sorted(store.find().items()):
         ending = PurePosixPath(name).suffix.lower()
         if not _matches(name, pattern) or (size == 0 and name.endswith("/")):
             continue
         if any(part.startswith(".") for part in name.split("/")):
             listing.hidden += ending in (*TABLE_FORMATS, *IMAGE_EXTENSIONS)
+        elif PurePosixPath(name).name.lower() in METADATA_FILES:
+            listing.metadata.append(name)
         elif ending in (*TABLE_FORMATS, *IMAGE_EXTENSIONS):
             (listing.tables if ending in TABLE_FORMATS else listing.images).append(name)
             sizes[name] = size
-        else:
+        elif ending in CAPTION_EXTENSIONS:
+            captions.add(name)
+        elif not is_well_known(name):
             listing.left_out[ending] += 1
+    match_captions(listing, captions)
     return store, listing, sizes
 
 
@@ -69,6 +75,9 @@ class StoreCells(Cells):
 
     def file(self, cell: Any) -> None:
         """Return None: no picture is a file here."""
+
+    def _caption_content(self, path: str) -> bytes:
+        return self._store.read(path)
 
     def content(self, cell: Any, *, row: int) -> bytes:
         """Return a picture's bytes.

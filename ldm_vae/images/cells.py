@@ -170,11 +170,15 @@ class Cells:
         if path is None or self.root is None:
             return None
         try:
-            with open(os.path.join(self.root, os.fsdecode(path)), "rb") as file:
-                text, assumed = decode_text(file.read())
+            text, assumed = decode_text(self._caption_content(os.fsdecode(path)))
         except OSError as error:
-            tell(f"the caption {printable(os.fsdecode(path))} can't be read: {error.strerror}")
+            tell(f"the caption {printable(os.fsdecode(path))} can't be read: {error.strerror or error}")
             return None
         if assumed is not None:
             tell(f"captions that aren't UTF-8 are taken for {assumed}, such as {printable(os.fsdecode(path))}")
         return text.rstrip("\r\n")
+
+    def _caption_content(self, path: str) -> bytes:
+        assert self.root is not None
+        with open(os.path.join(self.root, path), "rb") as file:
+            return file.read()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -19,15 +19,18 @@ IMAGE = "image"
 TEXT = "text"
 
 
-def folder_dataset(listing: Listing, paths: Sequence[str]) -> tuple[Dataset, list[str]]:
+def folder_dataset(
+    listing: Listing, paths: Sequence[str], *, read: Callable[[str], bytes] | None = None
+) -> tuple[Dataset, list[str]]:
     """Return a data set of some pictures of a folder, and what is to be told about it.
 
     Its columns: `image` (the path relative to the root, as bytes, for names in any encoding), `label` (the folder,
     where all pictures of all splits lie in one, one level down), those of metadata files, and the captions' files.
 
     Args:
-        listing: The folder.
+        listing: The folder, or what lies at an address.
         paths: The pictures, relative to its root.
+        read: Returns the content of a file by its path; without it the root is a folder here.
 
     Raises:
         MetadataError: Metadata can't be read.
@@ -40,7 +43,7 @@ def folder_dataset(listing: Listing, paths: Sequence[str]) -> tuple[Dataset, lis
         columns["label"] = pa.array(numbers, pa.int64())
         features["label"] = ClassLabel(names=class_names)
     if listing.metadata:
-        metadata = read_metadata(listing.root, listing.metadata, listing.images, wanted=paths)
+        metadata = read_metadata(listing.root, listing.metadata, listing.images, wanted=paths, read=read)
         notes += metadata.notes
         for name, values in metadata.columns.items():
             if name not in (FILE_NAME, IMAGE):

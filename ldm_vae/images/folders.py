@@ -95,7 +95,7 @@ def list_folder(root: str, *, arrays: bool = False, endings: tuple[str, ...] = (
         listing, extensions=endings or image_extensions(arrays=arrays), tables=() if endings else TABLE_FORMATS
     )
     walk.list("")
-    walk.match_captions()
+    match_captions(listing, walk.captions)
     for paths in (listing.images, listing.tables, listing.metadata):
         paths.sort()
     return listing
@@ -140,7 +140,8 @@ class _Walk:
         self._root = listing.root
         self._real_root = os.path.realpath(listing.root)
         self._listed: set[str] = set()
-        self._captions: set[str] = set()
+        self.captions: set[str] = set()
+        """Files that are called like captions."""
 
     def list(self, prefix: str) -> None:
         """List a folder, given by its path relative to the root with `/` at its end, and those below it."""
@@ -185,27 +186,38 @@ class _Walk:
             else:
                 (listing.images if is_image else listing.tables).append(path)
         elif ending in CAPTION_EXTENSIONS:
-            self._captions.add(path)
-        elif not _WELL_KNOWN.fullmatch(name):
+            self.captions.add(path)
+        elif not is_well_known(name):
             listing.left_out[ending] += 1
 
     def _note_link(self, entry: os.DirEntry[str], prefix: str) -> None:
         if entry.is_symlink() and not _lies_in(os.path.realpath(entry.path), self._real_root):
             self._listing.links_outside.append(prefix + entry.name)
 
-    def match_captions(self) -> None:
-        """Find the pictures of the captions' files; those that have none are left out."""
-        listing, used = self._listing, set()
-        for image in listing.images if self._captions else ():
-            stem = image.rpartition(".")[0]
-            for caption in (stem + ending for ending in CAPTION_EXTENSIONS):
-                if caption in self._captions:
-                    listing.captions[image] = caption
-                    used.add(caption)
-                    break
-        for caption in self._captions - used:
-            if not _WELL_KNOWN.fullmatch(os.path.basename(caption)):
-                listing.left_out[os.path.splitext(caption)[1].lower()] += 1
+
+def match_captions(listing: Listing, captions: Collection[str]) -> None:
+    """Put into a listing which of its pictures has which of the captions' files; those of none are left out.
+
+    Args:
+        listing: With its pictures.
+        captions: Paths of files that are called like captions.
+    """
+    captions, used = set(captions), set()
+    for image in listing.images if captions else ():
+        stem = image.rpartition(".")[0]
+        for caption in (stem + ending for ending in CAPTION_EXTENSIONS):
+            if caption in captions:
+                listing.captions[image] = caption
+                used.add(caption)
+                break
+    for caption in captions - used:
+        if not is_well_known(caption):
+            listing.left_out[os.path.splitext(caption)[1].lower()] += 1
+
+
+def is_well_known(path: str) -> bool:
+    """Whether a file is one of those that folders have beside their data, such as a README."""
+    return _WELL_KNOWN.fullmatch(os.path.basename(path)) is not None
 
 
 def _output_kind(folder: str, entries: Iterable[os.DirEntry[str]]) -> OutputKind | None:

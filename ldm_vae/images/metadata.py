@@ -8,6 +8,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -26,7 +27,14 @@ class Metadata:
     """What was found odd, or assumed, a line each."""
 
 
-def read_metadata(root: str, files: Sequence[str], images: Sequence[str], *, wanted: Sequence[str]) -> Metadata:
+def read_metadata(
+    root: str,
+    files: Sequence[str],
+    images: Sequence[str],
+    *,
+    wanted: Sequence[str],
+    read: Callable[[str], bytes] | None = None,
+) -> Metadata:
     """Read metadata files and find the rows of pictures.
 
     A row belongs to the picture that its file_name names, seen from the folder of its metadata file. Where several
@@ -34,10 +42,11 @@ def read_metadata(root: str, files: Sequence[str], images: Sequence[str], *, wan
     normal form, to the case, and to a missing ending.
 
     Args:
-        root: The folder.
+        root: The folder, or the address.
         files: Paths of the metadata files relative to it.
         images: Paths of all pictures relative to it.
         wanted: The pictures whose values are returned, in this order.
+        read: Returns the content of a metadata file by its path; without it they are files of the folder.
 
     Raises:
         MetadataError: A file can't be read.
@@ -50,7 +59,7 @@ def read_metadata(root: str, files: Sequence[str], images: Sequence[str], *, wan
     tables = []
     for path in sorted(files, key=lambda path: (-path.count("/"), path)):
         try:
-            tables.append(read_metadata_file(root, path))
+            tables.append(read_metadata_file(path, read=read or (lambda name: Path(root, name).read_bytes())))
         except NoFileNames as error:
             notes.append(f"left out {error}")
     for table in tables:
@@ -111,7 +120,7 @@ class _Finder:
     """Finds the picture that a name in a metadata file means."""
 
     def __init__(self, root: str, images: Sequence[str]) -> None:
-        self._root = os.path.abspath(root)
+        self._root = root if "://" in root else os.path.abspath(root)
         self._exact = dict.fromkeys(images)
         self._images = images
         self._loose: dict[str, str | None] | None = None
@@ -138,6 +147,8 @@ class _Finder:
     def _relative(self, folder: str, name: str) -> str:
         if name in self._exact and not folder:
             return name
+        if name.startswith(f"{self._root}/"):
+            return name.removeprefix(f"{self._root}/")
         if posixpath.isabs(name):
             return os.path.relpath(name, self._root).replace(os.sep, "/")
         path = posixpath.normpath(posixpath.join(folder, name))

@@ -70,24 +70,22 @@ def decode_text(content: bytes) -> tuple[str, str | None]:
             return content.decode("latin-1"), "Latin-1"
 
 
-def read_metadata_file(root: str, path: str) -> MetadataTable:
-    """Read a metadata file, given by its path relative to `root`.
+def read_metadata_file(path: str, *, read: Callable[[str], bytes]) -> MetadataTable:
+    """Read a metadata file of this path, whose content `read` returns.
 
     Raises:
         NoFileNames: It has no column file_name.
         MetadataError: It can't be read.
     """
-    full = os.path.join(root, path)
     try:
-        return METADATA_FILES[os.path.basename(path).lower()](full, path)
+        return METADATA_FILES[os.path.basename(path).lower()](read(path), path)
     except (OSError, pa.ArrowException, csv.Error) as error:
         raise MetadataError(f"{printable(path)} can't be read: {first_line(error)}") from error
 
 
-def _read_csv(full: str, path: str) -> MetadataTable:
+def _read_csv(content: bytes, path: str) -> MetadataTable:
     """Read a file of separated values: everything is text, but for labels that are whole numbers."""
-    with open(full, "rb") as file:
-        text, assumed = decode_text(file.read())
+    text, assumed = decode_text(content)
     separator = _separator(text, path)
     limit = csv.field_size_limit(sys.maxsize)
     try:
@@ -144,10 +142,9 @@ def _labels(texts: list[str]) -> pa.Array | None:
     return pa.array([int(text) if text else None for text in texts], pa.int64())
 
 
-def _read_jsonl(full: str, path: str) -> MetadataTable:
+def _read_jsonl(content: bytes, path: str) -> MetadataTable:
     """Read a file of JSON objects, one a line, with the types that they have there."""
-    with open(full, "rb") as file:
-        text, assumed = decode_text(file.read())
+    text, assumed = decode_text(content)
     columns: dict[str, list[Any]] = {}
     num_rows = 0
     for number, line in enumerate(text.split("\n"), 1):
@@ -193,10 +190,10 @@ def as_text(values: list[Any]) -> pa.Array:
     return pa.array(texts, pa.large_string())
 
 
-def _read_parquet(full: str, path: str) -> MetadataTable:
-    schema = pq.read_schema(full)
-    _check_columns(schema.names, path)
-    table = pq.read_table(full).combine_chunks()
+def _read_parquet(content: bytes, path: str) -> MetadataTable:
+    file = pq.ParquetFile(pa.BufferReader(content))
+    _check_columns(file.schema_arrow.names, path)
+    table = file.read().combine_chunks()
     try:
         names = table[FILE_NAME].cast(pa.large_string()).to_pylist()
     except pa.ArrowException as error:
@@ -224,7 +221,7 @@ def _encoding_note(path: str, assumed: str | None) -> list[str]:
     return [] if assumed is None else [f"{printable(path)} isn't UTF-8; it is taken for {assumed}"]
 
 
-METADATA_FILES: dict[str, Callable[[str, str], MetadataTable]] = {
+METADATA_FILES: dict[str, Callable[[bytes, str], MetadataTable]] = {
     "metadata.csv": _read_csv,
     "metadata.tsv": _read_csv,
     "metadata.jsonl": _read_jsonl,

@@ -29,6 +29,7 @@ from ldm_vae.images.splits import split_name
 from ldm_vae.images.table_sources import open_hub, open_listed_tables, open_saved, open_tables
 from ldm_vae.images.tables import choose_data
 from ldm_vae.images.tars import IMAGE
+from ldm_vae.system.remote_store import RemoteStore
 from ldm_vae.system.store import StoreError
 from ldm_vae.system.telling import counted
 from ldm_vae.system.text import printable
@@ -96,7 +97,7 @@ def _open_address(address: str, request: SourceRequest) -> Source:
     if listing.tables:
         addresses = {path: store.place(path) for path in listing.tables}
         return open_listed_tables(store.place(), addresses, sizes, request)
-    return _open_images(listing, request, cells=StoreCells(store, rules=request.rules))
+    return _open_images(listing, request, store=store)
 
 
 def _instead(listing: Listing) -> str:
@@ -131,8 +132,8 @@ def _without_outputs(files: list[str], pattern: str, request: SourceRequest) -> 
     return kept
 
 
-def _open_images(listing: Listing, request: SourceRequest, *, cells: Cells | None = None) -> Source:
-    """Open image files."""
+def _open_images(listing: Listing, request: SourceRequest, *, store: RemoteStore | None = None) -> Source:
+    """Open image files, which lie in the store where there is one."""
     if request.image_column not in (None, IMAGE):
         request.tell(f"files of images have no column {request.image_column!r}; the files are the images")
     splits = split_paths(listing.images)
@@ -141,12 +142,14 @@ def _open_images(listing: Listing, request: SourceRequest, *, cells: Cells | Non
     rows = request.slice(chosen, {name: len(splits[name])})
     paths = splits[name][rows.start : rows.stop]
     try:
-        dataset, notes = folder_dataset(listing, paths)
+        dataset, notes = folder_dataset(listing, paths, read=None if store is None else store.read)
     except MetadataError as error:
         raise request.error(f"the metadata in {printable(listing.root)}: {error}") from error
     for note in notes:
         request.tell(note)
-    cells = cells or Cells(root=os.path.abspath(listing.root), rules=request.rules)
+    cells = Cells(root=os.path.abspath(listing.root), rules=request.rules)
+    if store is not None:
+        cells = StoreCells(store, rules=request.rules)
     return Source(dataset=dataset, image_column=IMAGE, cells=cells)
 
 

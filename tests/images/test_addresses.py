@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import io
 import itertools
+import json
+import pickle
+import shutil
 import tarfile
 import uuid
 from pathlib import Path
 
 import datasets
 import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from ldm_vae.images import addresses
@@ -45,11 +50,15 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def upload(folder: Path) -> str:
+    address = f"memory://{uuid.uuid4().hex}/data"
+    fsspec.filesystem("memory").put(f"{folder}/", address.removeprefix("memory:/"), recursive=True)
+    return address
+
+
 @pytest.fixture
 def there(here: Path) -> str:
-    address = f"memory://{uuid.uuid4().hex}/data"
-    fsspec.filesystem("memory").put(f"{here}/", address.removeprefix("memory:/"), recursive=True)
-    return address
+    return upload(here)
 
 
 def pixels(collection: ImageCollection) -> list[bytes]:
@@ -62,6 +71,61 @@ def test_a_folder_of_pictures(here: Path, there: str) -> None:
     assert [remote.label(i) for i in range(6)] == [local.label(i) for i in range(6)] == [0, 0, 0, 1, 1, 1]
     assert pixels(remote) == pixels(local)
     assert len(open_collection(f"{there}/photos/**/4*.png")) == 1
+
+
+@pytest.mark.parametrize("ending", ["csv", "tsv", "jsonl", "parquet"])
+def test_metadata_files(here: Path, tmp_path: Path, ending: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each picture has the columns that it has where the folder is here, and the same notes are told."""
+    shutil.copytree(here / "photos", tmp_path / "photos")
+    rows = [{"file_name": f"{i} é.png", "caption": f"nº {i}", "label": i} for i in (2, 0, 1)]
+    rows.append({"file_name": "gone.png", "caption": "", "label": 0})
+    path = tmp_path / "photos" / "cat" / f"metadata.{ending}"
+    if ending == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    elif ending == "jsonl":
+        path.write_text("\n".join(map(json.dumps, rows)))
+    else:
+        separator = "," if ending == "csv" else "\t"
+        lines = [list(rows[0]), *([str(value) for value in row.values()] for row in rows)]
+        path.write_text("\n".join(map(separator.join, lines)))
+    told = []
+    columns = []
+    for source in (f"{tmp_path}/photos", upload(tmp_path / "photos")):
+        collection = open_collection(source)
+        columns.append([(collection.row(i), collection.label(i)) for i in range(len(collection))])
+        told.append([line.replace(source, "SOURCE") for line in capsys.readouterr().err.splitlines()])
+    assert columns[1] == columns[0]
+    assert [row["caption"] for row, _ in columns[1]] == ["nº 0", "nº 1", "nº 2", None, None, None]
+    assert told[1] == told[0]
+    assert any("rows that name no picture here: 1 of 4" in line for line in told[1])
+
+
+def test_metadata_that_names_addresses_or_is_broken(here: Path, there: str) -> None:
+    store = RemoteStore(f"{there}/photos")
+    lines = [json.dumps({"file_name": f"{store.place()}/dog/{i} é.png", "caption": str(i)}) for i in (4, 3)]
+    store.write_whole("metadata.jsonl", "\n".join(lines).encode())
+    collection = open_collection(store.place())
+    assert [collection.row(i)["caption"] for i in range(6)] == [None, None, None, "3", "4", None]
+    store.write_whole("metadata.jsonl", b'{"file_name": "a"}\nno json')
+    with pytest.raises(ValueError, match=r"the metadata in memory://.*: metadata\.jsonl can't be read: line 2"):
+        open_collection(store.place())
+
+
+def test_captions_beside_pictures(here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(here / "photos", tmp_path / "photos")
+    (tmp_path / "photos" / "cat" / "0 é.txt").write_text("nº 0\n")
+    (tmp_path / "photos" / "cat" / "1 é.caption").write_bytes("nº 1".encode("cp1252"))
+    (tmp_path / "photos" / "dog" / "5 é.txt").write_text("five")
+    (tmp_path / "photos" / "dog" / "stray.txt").write_text("of no picture")
+    local, address = open_collection(f"{tmp_path}/photos"), upload(tmp_path / "photos")
+    remote = open_collection(address)
+    texts = [remote.row(i)["text"] for i in range(6)]
+    assert texts == [local.row(i)["text"] for i in range(6)] == ["nº 0", "nº 1", None, None, None, "five"]
+    assert all("label" in remote.row(i) and set(remote.row(i)) == {"label", "text"} for i in range(6))
+    fsspec.filesystem("memory").rm(f"{address}/dog/5 é.txt".removeprefix("memory:/"))
+    assert remote.row(5)["text"] is None
+    assert "the caption dog/5 é.txt can't be read" in capsys.readouterr().err
+    assert [each["text"] for each in map(pickle.loads(pickle.dumps(remote)).row, range(2))] == texts[:2]
 
 
 @pytest.mark.parametrize("kind", ["tars", "tables"])
