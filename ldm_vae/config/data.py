@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Optional
 
-from ldm_vae.config.names import Crop, WhenChanged
+from ldm_vae.config.names import Crop, WhenChanged, WhenDead
 from ldm_vae.config.reading import ReadingRules
 from ldm_vae.config.rules import at_least, between, positive, require, require_divides, source
 
@@ -68,6 +68,12 @@ class DataConfig(ReadingRules):
     shuffle_buffer: int = at_least(0, 0)
     """Number of undecoded images within which a stream is shuffled. With 0 its order is kept. A resumed run reads the
     stream again up to its place."""
+    dead_files: WhenDead = "stop"
+    """What a stream does with a file that can't be read on in three attempts: `stop` ends the run and names it, `skip`
+    leaves the rest of it out until the next pass, and lists it in skipped.jsonl. A run that left files out goes on at
+    its position, with other images where they can be read again."""
+    file_timeout: float = positive(60.0)
+    """Seconds after which a file of a stream that gives nothing counts as one that can't be read."""
     changed: WhenChanged = "refuse"
     """What a resumed run does where its training images are no longer those of the checkpoint: `refuse` says what
     changed and stops, `accept` says what changed and goes on, in another order."""
@@ -96,6 +102,10 @@ class DataConfig(ReadingRules):
         require(
             self.shuffle_buffer == 0 or self.streaming,
             "<data.shuffle_buffer> is for <data.streaming>; without it the whole collection is shuffled anyway",
+        )
+        require(
+            self.dead_files == "stop" or self.streaming,
+            "<data.dead_files> is for <data.streaming>; without it single images are skipped",
         )
 
     def _check_buckets(self) -> None:

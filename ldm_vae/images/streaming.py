@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import count
@@ -13,7 +13,6 @@ from typing import Any, Unpack
 import numpy as np
 from datasets import ClassLabel, Dataset
 from datasets import IterableDataset as Stream
-from datasets.distributed import split_dataset_by_node
 from torch.utils.data import IterableDataset
 
 from ldm_vae.images.bands import Picture
@@ -23,16 +22,12 @@ from ldm_vae.images.decoding import read_crop
 from ldm_vae.images.guard import UnreadableImage
 from ldm_vae.images.request import SourceOptions, source_request
 from ldm_vae.images.sources import open_source
+from ldm_vae.images.stream_files import FileRules, StreamError, StreamFiles
 from ldm_vae.images.training import Augmentation, SkippedImage, TrainingSample
 from ldm_vae.system.randomness import sample_rng
-from ldm_vae.system.text import first_line
 
 _SHARDS_OF_A_FOLDER = 64
 _AHEAD = 4
-
-
-class StreamError(RuntimeError):
-    """A stream that broke off."""
 
 
 @dataclass(kw_only=True)
@@ -45,6 +40,8 @@ class ImageStream:
     image_column: str
     cells: Cells
     """Reads the image column and the others."""
+    features: Mapping[str, Any]
+    """What the data set says of the columns but for the images, by name."""
     label_column: str | None
     """The column that holds the classes, chosen as `ImageCollection` does."""
     label_names: list[str] | None
@@ -76,6 +73,7 @@ def open_stream(source: str, **options: Unpack[SourceOptions]) -> ImageStream:
         dataset=dataset,
         image_column=opened.image_column,
         cells=opened.cells,
+        features=others,
         label_column=label,
         label_names=names,
         files=opened.files,
@@ -96,20 +94,29 @@ class _Example:
 class StreamingImages:
     """The run's images from a stream, which is read again and again.
 
-    Each process reads its part: some of the stream's files where the processes divide their number, else every P-th
-    image. The j-th image that process r of P reads has the crop, flip and noise of k = j·P + r. Where it can't be
-    read, it is replaced by the next one that can, which keeps its own place too.
+    Each process reads its part of the stream's files (`StreamFiles`). The j-th image that process r of P reads has the
+    crop, flip and noise of k = j·P + r. Where it can't be read, it is replaced by the next one that can, which keeps
+    its own place too.
 
     Args:
         stream: The images.
         augmentation: How they become training images.
         shuffle_buffer: Images that the stream is shuffled within, differently in each pass; 0 keeps its order.
+        rules: What becomes of files that can't be read.
     """
 
-    def __init__(self, stream: ImageStream, augmentation: Augmentation, *, shuffle_buffer: int = 0) -> None:
+    def __init__(
+        self,
+        stream: ImageStream,
+        augmentation: Augmentation,
+        *,
+        shuffle_buffer: int = 0,
+        rules: FileRules | None = None,
+    ) -> None:
         self._stream = stream
         self._augmentation = augmentation
         self._shuffle_buffer = shuffle_buffer
+        self._rules = rules or FileRules()
 
     def data_names(self) -> Iterator[str]:
         """Yield what tells this stream from another: see `ImageCollection.data_names`."""
@@ -134,7 +141,15 @@ class StreamingImages:
             StreamError: The stream broke off.
         """
         waiting: list[tuple[_Example, UnreadableImage]] = []
-        examples = self._examples(start, process_index, num_processes)
+        files = StreamFiles(
+            self._stream.dataset.select_columns([self._stream.image_column]),
+            names=self._stream.files,
+            source=self._stream.source,
+            rules=self._rules,
+            process_index=process_index,
+            num_processes=num_processes,
+        )
+        examples = self._examples(files, start, process_index, num_processes)
         for example, picture in self._decoded(examples, num_threads):
             if isinstance(picture, UnreadableImage):
                 waiting.append((example, picture))
@@ -145,7 +160,9 @@ class StreamingImages:
                 replacement = self._read(dataclasses.replace(example, k=missed.k))
                 yield self._augmentation.sample(missed.k, replacement, [skipped])
             waiting.clear()
-            yield self._augmentation.sample(example.k, picture, [])
+            dead = [SkippedImage(index=file.number, name=file.name, reason=file.reason) for file in files.dead]
+            del files.dead[: len(dead)]
+            yield self._augmentation.sample(example.k, picture, dead)
 
     def _check_readable(self, waiting: list[tuple[_Example, UnreadableImage]]) -> None:
         """Raise if a whole pass went by without a readable image, or the augmentation is strict."""
@@ -189,24 +206,33 @@ class StreamingImages:
             box_of=augmentation.box_of(example.k),
         )
 
-    def _examples(self, start: int, process_index: int, num_processes: int) -> Iterator[_Example]:
+    def _examples(self, files: StreamFiles, start: int, process_index: int, num_processes: int) -> Iterator[_Example]:
         """Yield this process's undecoded images from the `start`-th on, pass after pass."""
-        stream = self._stream.dataset.select_columns([self._stream.image_column])
-        part = split_dataset_by_node(stream, rank=process_index, world_size=num_processes)
-        position = 0
+        position, lengths, shares = 0, list[int](), False
         for epoch in count():
             length = 0
             rng = sample_rng(epoch * num_processes + process_index, seed=self._augmentation.seed, stream="stream")
-            for row, cell in enumerate(self._shuffled(self._cells(part), rng)):
+            rows = files.all_rows() if shares else files.rows(epoch)
+            cells = (row[self._stream.image_column] for row in rows)
+            for row, cell in enumerate(self._shuffled(cells, rng)):
                 if position >= start:
                     yield _Example(k=position * num_processes + process_index, epoch=epoch, row=row, cell=cell)
                 position, length = position + 1, row + 1
-            if length == 0:
-                if part is stream:
-                    raise ValueError(f"{self._stream.source} holds no image")
-                part = stream  # no image fell to this process, so it shares in everybody's
+            lengths = [*lengths[1 - files.num_kinds :], length] if files.num_kinds > 1 else [length]
+            if len(lengths) < files.num_kinds:
+                continue
+            if not any(lengths):
+                if shares or num_processes == 1 or files.num_kinds > 1:
+                    raise self._nothing_in(files)
+                shares = True  # no image fell to this process, so it shares in everybody's
             elif position < start and not self._shuffle_buffer:
-                position += (start - position) // length * length  # all passes are alike
+                position += (start - position) // sum(lengths) * sum(lengths)  # the same come again and again
+
+    def _nothing_in(self, files: StreamFiles) -> Exception:
+        message = f"{self._stream.source} holds no image"
+        if files.dead:
+            return StreamError(f"{message} that can be read; {files.dead[0].name}: {files.dead[0].reason}")
+        return ValueError(message)
 
     def _shuffled(self, cells: Iterator[Any], rng: np.random.Generator) -> Iterator[Any]:
         """Yield each cell once, in random order within the buffer.
@@ -225,15 +251,6 @@ class StreamingImages:
                 yield cell
         for place in rng.permutation(len(buffer)):
             yield buffer[place]
-
-    def _cells(self, part: Stream) -> Iterator[Any]:
-        """Yield the part's images; what `datasets` raises at broken files and connections becomes one clear line."""
-        try:
-            for example in part:
-                yield example[self._stream.image_column]
-        except Exception as error:
-            reason = first_line(error)
-            raise StreamError(f"reading {self._stream.source} broke off: {reason}") from error
 
 
 class LocalSamples(IterableDataset):

@@ -20,6 +20,7 @@ from ldm_vae.images.collection import ImageCollection, open_collection
 from ldm_vae.images.draws import DrawRules
 from ldm_vae.images.evaluation import EvaluationImages, EvaluationSamples
 from ldm_vae.images.headers import picture_sizes
+from ldm_vae.images.stream_files import FileRules
 from ldm_vae.images.streaming import ImageStream, StreamingImages, open_stream
 from ldm_vae.images.training import Augmentation, TrainingBatch, TrainingImages, TrainingSamples
 from ldm_vae.system.cores import count_workers
@@ -122,7 +123,8 @@ def training_images(
         assert data.mel_frames is not None
         return TrainingSounds(source, augmentation, frames=data.mel_frames)
     if isinstance(source, ImageStream):
-        return StreamingImages(source, augmentation, shuffle_buffer=data.shuffle_buffer)
+        rules = FileRules(dead_files=data.dead_files, timeout_seconds=data.file_timeout)
+        return StreamingImages(source, augmentation, shuffle_buffer=data.shuffle_buffer, rules=rules)
     return TrainingImages(source, augmentation)
 
 
