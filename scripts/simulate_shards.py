@@ -17,7 +17,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -26,8 +28,9 @@ from ldm_vae.latents import shard_table
 from ldm_vae.latents.index import write_index
 from ldm_vae.latents.sealed import seal
 from ldm_vae.latents.shard_table import ShardEntries
-from ldm_vae.latents.shards import INDEX, SHARDS, Plan, Row, ShardRecord, shard_stem
+from ldm_vae.latents.shards import INDEX, SHARDS, Plan, Row, ShardRecord, read_record, shard_stem
 from ldm_vae.latents.statistics import ChannelMoments
+from ldm_vae.latents.summaries import read_summary
 from ldm_vae.system.leases import Leases
 from ldm_vae.system.store import LocalStore, Store, open_store
 
@@ -96,13 +99,24 @@ def records(folder: Path, *, count: int) -> dict[str, float]:
     shard_table.MANY_SHARDS = 0
     start = time.perf_counter()
     write_index(store, plan=plan(), stems=[shard_stem(shard) for shard in range(count)])
-    figures["records read a second"] = count / (time.perf_counter() - start)
+    figures["shards indexed a second"] = count / (time.perf_counter() - start)
+    figures["records read a second, with their rows"] = reading(store, read_record, count=count)
+    figures["summaries read a second"] = reading(store, read_summary, count=count)
     start = time.perf_counter()
     with Leases(store, seconds=1000) as leases:
         for shard in range(count):
             leases.claim(shard_stem(shard))
         figures["claims a second"] = count / (time.perf_counter() - start)
     return figures
+
+
+def reading(store: Store, read: Callable[..., Any], *, count: int) -> float:
+    """Read records as processes of an encode do; return how many a second."""
+    stems = [shard_stem(shard) for shard in range(min(count, 1000))]
+    start = time.perf_counter()
+    found = list(store.each(lambda stem: read(store, stem=stem, plan_digest=plan().digest) is None, stems))
+    assert not any(found)
+    return len(stems) / (time.perf_counter() - start)
 
 
 def numbering(shards: int) -> dict[str, float]:

@@ -1,10 +1,10 @@
 """Encoding on a Ray cluster whose nodes and drivers are killed; the bytes have to be those of one undisturbed process.
 
-    python scripts/stress_ray.py [--images 240] [--nodes 3] [--kills 10] [--drivers 2]
+    python scripts/stress_ray.py [--part nodes|kills] [--images 240] [--nodes 3] [--kills 10] [--drivers 2] [--seed 0]
 
-All nodes run on this machine. For 1, 2, … nodes an encode runs undisturbed. Then nodes die of SIGKILL at random
-moments, each replaced by a new one, and the driver too, until the killings are done; the last driver finishes. Then
-the throughput of `--engine ray` is compared with that of a local process, in turn.
+All nodes run on this machine. For 1, 2, … nodes an encode runs undisturbed (`nodes`). Then nodes die of SIGKILL at
+random moments, each replaced by a new one, and the driver too, until the killings are done; the last driver finishes
+(`kills`). `bench_engines.py` compares throughputs.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import os
 import random
 import shutil
 import signal
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -97,14 +96,16 @@ def disturbed(cluster: Any, nodes: list[Any], folder: Path, *, kills: int, drive
                     cluster.remove_node(nodes.pop(rng.randrange(len(nodes))), allow_graceful=False)
                     nodes.append(cluster.add_node(num_cpus=1, object_store_memory=STORE_BYTES))
                     kills -= 1
+                    print(f"a node killed at {shards(output)} shards", flush=True)
                 elif drivers > 0:
                     driver.send_signal(signal.SIGKILL)
                     drivers -= 1
+                    print(f"the driver killed at {shards(output)} shards", flush=True)
         if (kills > 0 or drivers > 0) and driver.wait() == 0:
             shutil.rmtree(output)
     if driver.wait() != 0:
         assert start(folder, "killed", *on_ray).wait() == 0
-    print(f"finished after {rounds} drivers were started in the disturbed part")
+    print(f"finished; drivers started while something was killed: {rounds}", flush=True)
 
 
 def main() -> None:
@@ -113,7 +114,8 @@ def main() -> None:
     parser.add_argument("--nodes", type=int, default=3)
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--drivers", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--part", choices=["nodes", "kills"])
+    parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     os.environ.update(ENVIRONMENT)
     with tempfile.TemporaryDirectory() as temporary:
@@ -125,29 +127,20 @@ def main() -> None:
             "num_cpus": 1, "include_dashboard": False, "object_store_memory": STORE_BYTES})  # fmt: skip
         nodes: list[Any] = []
         for count in range(1, options.nodes + 1):
-            assert start(folder, f"ray-{count}", "--engine", "ray", "--ray.address", cluster.address).wait() == 0
-            assert contents(folder / f"ray-{count}") == expected
-            print(f"{count} node(s): the bytes of a local encode", flush=True)
+            if options.part != "kills":
+                assert start(folder, f"ray-{count}", "--engine", "ray", "--ray.address", cluster.address).wait() == 0
+                assert contents(folder / f"ray-{count}") == expected
+                print(f"{count} node(s): the bytes of a local encode", flush=True)
             if count < options.nodes:
                 nodes.append(cluster.add_node(num_cpus=1, object_store_memory=STORE_BYTES))
-        disturbed(cluster, nodes, folder, kills=options.kills, drivers=options.drivers, rng=random.Random(0))
-        assert contents(folder / "killed") == expected
-        dataset = LatentDataset(folder / "killed", verify=True)
-        numbers = [dataset[row].sample for row in range(len(dataset))]
-        assert numbers == [number for number in range(options.images) if number != 7]
-        print(
-            f"{options.kills} nodes and {options.drivers} drivers killed: the same bytes, one row an image", flush=True
-        )
-        ratios = []
-        for number in range(options.rounds):
-            seconds = []
-            for extra in ((), ("--engine", "ray", "--ray.address", cluster.address)):
-                started = time.monotonic()
-                assert start(folder, f"timed-{number}-{len(extra)}", *extra).wait() == 0
-                seconds.append(time.monotonic() - started)
-            ratios.append(seconds[0] / seconds[1])
-            print(f"local {seconds[0]:.1f} s, ray {seconds[1]:.1f} s", flush=True)
-        print(f"throughput of ray over that of local, with both starts: median {statistics.median(ratios):.2f}")
+        if options.part != "nodes":
+            rng = random.Random(options.seed)
+            disturbed(cluster, nodes, folder, kills=options.kills, drivers=options.drivers, rng=rng)
+            assert contents(folder / "killed") == expected
+            dataset = LatentDataset(folder / "killed", verify=True)
+            numbers = [dataset[row].sample for row in range(len(dataset))]
+            assert numbers == [number for number in range(options.images) if number != 7]
+            print(f"{options.kills} nodes and {options.drivers} drivers killed: the same bytes, one row an image")
         cluster.shutdown()
 
 

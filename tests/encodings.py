@@ -16,6 +16,7 @@ from torch import Tensor
 from ldm_vae.config.commands.encode import EncodeOptions
 from ldm_vae.encoding.encode import EncodeSummary, encode
 from tests.launching import forking
+from tests.pictures import save_pictures
 from tests.tiny import tiny_autoencoder
 
 FACTOR = 2
@@ -26,6 +27,13 @@ def save_vae(folder: Path, *, seed: int = 0, **config: Any) -> str:
     """Write a tiny autoencoder into a folder; return its path."""
     tiny_autoencoder(seed=seed, **config).save_pretrained(folder)
     return str(folder)
+
+
+def save_photos(folder: Path, *, count: int, broken: int) -> str:
+    """Write pictures into a new folder, one of them no picture; return its path."""
+    path = Path(save_pictures(folder, count=count))
+    (path / f"{broken:04d}.png").write_bytes(b"no image")
+    return str(path)
 
 
 def options(vae: str, data: str, output: Path | str, **changes: Any) -> EncodeOptions:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import http.client
 import random
+import subprocess
 import time
+import types
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -145,6 +147,13 @@ class _FaultyFiles:
             return result
 
         return faulty
+
+
+def of_an_ended_process() -> types.SimpleNamespace:
+    """Return what tells leases that they are an ended process's, where this one goes on living."""
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    return types.SimpleNamespace(getpid=lambda: ended.pid)
 
 
 def memory_contents(address: str) -> dict[str, bytes]:

@@ -13,7 +13,7 @@ from ldm_vae.config.commands.encode import EncodeOptions
 from ldm_vae.encoding.buckets import Numbering, bucket_groups, bucket_sizes, read_headers
 from ldm_vae.encoding.engines.ray_cluster import ray_cluster
 from ldm_vae.encoding.engines.ray_encode import EncodedShard, NodeShare, RayEngine, remote_precision, told_nodes
-from ldm_vae.encoding.output import open_output, shown, take_back_damaged
+from ldm_vae.encoding.output import open_output, output_store, shown, take_back_damaged
 from ldm_vae.encoding.plan import check_sizes, make_plan, make_preprocessing
 from ldm_vae.encoding.preprocessing import WORKER_TIMEOUT_SECONDS, EncodingImages
 from ldm_vae.encoding.shard_encoder import ShardEncoder
@@ -27,8 +27,10 @@ from ldm_vae.images.transforms import Size
 from ldm_vae.latents.codebook import write_codebook
 from ldm_vae.latents.index import IndexTotals, read_index_totals, write_index
 from ldm_vae.latents.layouts.kohya_buckets import kohya_bucket, kohya_bucket_sizes
+from ldm_vae.latents.layouts.shard_layouts import shard_layout
 from ldm_vae.latents.shard_table import MANY_SHARDS
-from ldm_vae.latents.shards import Plan, Row, ShardRecord
+from ldm_vae.latents.shards import SKIPPED, Plan, Row, ShardRecord
+from ldm_vae.latents.summaries import ShardSummary
 from ldm_vae.models.families.family import Family
 from ldm_vae.models.inference import InferenceAutoencoder, local_device
 from ldm_vae.models.load import load_vae
@@ -65,6 +67,8 @@ class EncodeSummary:
     damaged_shards: int
     """Shards that this process found damaged; they were encoded again."""
     seconds: float
+    skipped_list: str
+    """What lists the images that were skipped."""
     nodes: list[str] = field(default_factory=list)
     """What each node of a cluster did, a line each."""
 
@@ -72,8 +76,7 @@ class EncodeSummary:
         size = f"{self.num_bytes / 1e6:,.1f} MB"
         of = f"{self.num_rows:,} latents of {counted(self.num_images, 'image')}"
         done = f"{of} in {counted(self.num_shards, 'shard')}, {size}"
-        listed = "skipped.jsonl" if self.num_shards < MANY_SHARDS else "the shards' records"
-        skipped = f"; {self.num_skipped:,} skipped, listed in {listed}" if self.num_skipped else ""
+        skipped = f"; {self.num_skipped:,} skipped, listed in {self.skipped_list}" if self.num_skipped else ""
         skipped += f"; {counted(self.damaged_shards, 'damaged shard')} encoded again" if self.damaged_shards else ""
         rate = self.encoded_images / self.seconds if self.seconds > 0 else 0.0
         return (
@@ -121,9 +124,10 @@ class _Encode:
         ray: Any,
     ) -> None:
         self.options, self.plan, self.images, self.family, self.ray = options, plan, images, family, ray
-        self.store = open_store(options.output)
+        self.store = output_store(open_store(options.output), plan=plan)
         codes = family.bottleneck.codes if plan.mode == "indices" else None
         self.codes = None if codes is None else codes.cpu()
+        self.layout = shard_layout(plan, codes=self.codes)
         total = len(images) if isinstance(images, ImageCollection) else None
         self.bar = progress(total, what="encode", unit="img")
         self.encoded_images = self.encoded_shards = self.written_bytes = self.skipped = 0
@@ -164,6 +168,7 @@ class _Encode:
             encoded_shards=self.encoded_shards,
             damaged_shards=self.damaged_shards,
             seconds=time.monotonic() - started,
+            skipped_list=self.store.called(SKIPPED) if len(self.work.stems) < MANY_SHARDS else "the shards' records",
             nodes=told_nodes(self.nodes, seconds=time.monotonic() - started),
         )
 
@@ -247,7 +252,8 @@ class _Encode:
     def _write_index(self) -> IndexTotals | None:
         """Write the index; none where a shard vanished meanwhile, because another process replaces the output."""
         try:
-            return write_index(self.store, plan=self.plan, stems=self.work.stems)
+            further = None if self.layout is None else self.layout.lists()
+            return write_index(self.store, plan=self.plan, stems=self.work.stems, further=further)
         except FileNotFoundError:
             self.work.find_vanished()
             return None
@@ -263,11 +269,11 @@ class _Encode:
         self.damaged_shards += damaged
         self.bar.set_postfix_str(f"{self.checked_shards} shards checked, {self.damaged_shards} damaged", refresh=True)
 
-    def _note(self, record: ShardRecord) -> None:
+    def _note(self, record: ShardRecord | ShardSummary) -> None:
         """Count a shard that was whole before, or that another process wrote; it doesn't count in the bar's rate."""
         if not self.bar.disable:
-            self.bar.initial += len(record.rows)
-        self._advance(len(record.rows), skipped=len(record.rows) - record.count)
+            self.bar.initial += record.num_images
+        self._advance(record.num_images, skipped=record.num_images - record.count)
 
     def _written(self, record: ShardRecord) -> None:
         self.work.written(record)

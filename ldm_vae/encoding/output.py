@@ -11,11 +11,14 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from ldm_vae.config.rules import FieldError, require
+from ldm_vae.latents.laid_out import LaidOutStore, layout_lists
 from ldm_vae.latents.sealed import read_sealed, seal
 from ldm_vae.latents.shards import INDEX, PLAN, SAMPLES, SHARDS, SKIPPED, Plan, differences, read_record
+from ldm_vae.latents.summaries import read_summary
 from ldm_vae.system.leases import Leases
-from ldm_vae.system.output_kinds import LATENTS
-from ldm_vae.system.output_stores import output_at
+from ldm_vae.system.output_kinds import LAID_OUT_LATENTS, LATENTS
+from ldm_vae.system.output_stores import is_marked_store, output_at
+from ldm_vae.system.outputs import OutputFolder
 from ldm_vae.system.store import Store
 from ldm_vae.system.telling import Note
 
@@ -33,12 +36,13 @@ def open_output(store: Store, *, plan: Plan, overwrite: bool, leases: Leases) ->
     Raises:
         ValueError: It is the output of another plan, naming what differs, or holds something else.
     """
+    _refuse_other_layout(store)
     if not overwrite:
         _mend_plan(store, plan)
     elif _read_plan(store) is not None:
         _replace(store, plan=plan, leases=leases)
     if _read_plan(store) is None:
-        output_at(store, kind=LATENTS).check(overwrite=overwrite)
+        _output(store).check(overwrite=overwrite)
         store.create(PLAN, seal(plan.to_json()), sync=True)  # unless another process already has
     check_plan(store, plan=plan)
 
@@ -53,6 +57,22 @@ def check_plan(store: Store, *, plan: Plan) -> None:
         )
 
 
+def _output(store: Store) -> OutputFolder:
+    """Return the folder or the address of an output, with the files by the names that they have there."""
+    if isinstance(store, LaidOutStore):
+        return output_at(store.inner, kind=LAID_OUT_LATENTS)
+    return output_at(store, kind=LATENTS)
+
+
+def _refuse_other_layout(store: Store) -> None:
+    """Raise `FieldError` where this format's own shards would come to lie beside another layout's."""
+    here, other = (store.inner, LATENTS) if isinstance(store, LaidOutStore) else (store, LAID_OUT_LATENTS)
+    require(
+        not is_marked_store(here, other),
+        f"<output> {shown(store)} holds an encode in another layout; take another folder, or give its <layout>",
+    )
+
+
 def _replace(store: Store, *, plan: Plan, leases: Leases) -> None:
     busy = FieldError(f"<output> {shown(store)}: another encode is at work there; stop it before you <overwrite> it")
     deadline = time.monotonic() + _REPLACE_SECONDS
@@ -64,7 +84,7 @@ def _replace(store: Store, *, plan: Plan, leases: Leases) -> None:
         time.sleep(_POLL_SECONDS)
     if leases.taken_elsewhere():
         raise busy
-    output_at(store, kind=LATENTS).clear(mark_first=True)
+    _output(store).clear(mark_first=True)
 
 
 def _read_plan(store: Store) -> dict[str, Any] | None:
@@ -111,7 +131,7 @@ def take_back_damaged(store: Store, *, plan: Plan, leases: Leases, on_shard: Cal
         if not leases.claim(_part_name(part)):
             return False
         for stem in parts[part]:
-            record = read_record(store, stem=stem, plan_digest=plan.digest)
+            record = read_summary(store, stem=stem, plan_digest=plan.digest)
             if record is not None:
                 is_damaged = _digest(store, f"{stem}.safetensors") != record.sha256
                 if is_damaged:
@@ -129,8 +149,13 @@ def take_back_damaged(store: Store, *, plan: Plan, leases: Leases, on_shard: Cal
 
 def withdraw_index(store: Store) -> None:
     """Remove the index of an output that is not whole any more."""
-    for name in (INDEX, SAMPLES, SKIPPED, SHARDS):
+    for name in (INDEX, SAMPLES, SKIPPED, SHARDS, *layout_lists(store)):
         store.remove(name)
+
+
+def output_store(store: Store, *, plan: Plan) -> Store:
+    """Return the store of an output of `plan` whose files lie in `store`."""
+    return store if plan.layout is None else LaidOutStore(store, plan.layout["name"])
 
 
 def shown(store: Store) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 
 from ldm_vae.config.commands.encode import EncodeOptions
 from ldm_vae.config.rules import require, require_divides
+from ldm_vae.encoding.columns import find_columns
 from ldm_vae.encoding.preprocessing import Preprocessing
 from ldm_vae.images.collection import ImageCollection
 from ldm_vae.images.streaming import ImageStream
@@ -73,7 +74,15 @@ def make_plan(options: EncodeOptions, *, images: ImageCollection | ImageStream, 
         seed=options.seed if mode == "sample" else None,
         shard_size=options.shard_size,
         data=data,
+        layout=_layout(options, images=images),
     )
+
+
+def _layout(options: EncodeOptions, *, images: ImageCollection | ImageStream) -> dict[str, Any] | None:
+    """State the layout that was asked for, if it isn't this format's own, and what columns its files have."""
+    if options.layout == "safetensors":
+        return None
+    return {"name": options.layout, "columns": find_columns(images).to_json()}
 
 
 def index_dtype(num_codes: int) -> str:

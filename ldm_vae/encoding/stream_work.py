@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import threading
 import time
@@ -10,10 +11,12 @@ from collections.abc import Callable, Iterable, Iterator
 from ldm_vae.encoding.output import check_plan, withdraw_index
 from ldm_vae.encoding.preprocessing import WORKER_TIMEOUT_SECONDS, ImageBatch, Preprocessing
 from ldm_vae.encoding.stream_files import StreamedFiles, only_batch, part_stem
+from ldm_vae.encoding.work import PendingShards
 from ldm_vae.images.streaming import ImageStream
 from ldm_vae.images.transforms import Size
 from ldm_vae.latents.sealed import read_sealed, seal
-from ldm_vae.latents.shards import Plan, ShardRecord, read_record
+from ldm_vae.latents.shards import Plan, ShardRecord
+from ldm_vae.latents.summaries import ShardSummary
 from ldm_vae.system.leases import Leases
 from ldm_vae.system.store import Store
 from ldm_vae.system.workers import load
@@ -26,8 +29,8 @@ def _end_name(file: int) -> str:
     return f"latents-{file:05d}.end.json"
 
 
-class StreamShardWork:
-    """`PendingShards` of a stream: its input files that are not encoded yet, of which this process claims some.
+class StreamShardWork(PendingShards):
+    """The shards of a stream: its input files that are not encoded yet, of which this process claims some.
 
     The rows of input file f, in its order, are the shards latents-f-00000, latents-f-00001 …; a small file beside them
     says, when the input file was read to its end, how many rows it had. Changed sources are not found.
@@ -44,9 +47,9 @@ class StreamShardWork:
         stream: ImageStream,
         preprocessing: Preprocessing,
         size: Size,
-        on_whole: Callable[[ShardRecord], None],
+        on_whole: Callable[[ShardRecord | ShardSummary], None],
     ) -> None:
-        self._store, self._plan, self._leases, self._on_whole = store, plan, leases, on_whole
+        super().__init__(store, plan=plan, leases=leases, on_whole=on_whole)
         self._files = StreamedFiles(stream, preprocessing=preprocessing, size=size, shard_size=plan.shard_size)
         self._num_files = stream.dataset.num_shards
         self._lock = threading.Lock()
@@ -115,11 +118,8 @@ class StreamShardWork:
             self._store.remove(_end_name(file))
 
     def _claim(self, file: int) -> bool:
-        name = _end_name(file)
-        if not self._is_done(file) and self._leases.claim(name):
-            if not self._is_done(file):
-                return True
-            self._leases.release(name)
+        if self._claim_unless(functools.partial(self._is_done, file), name=_end_name(file)):
+            return True
         if self._is_done(file):
             self._left.discard(file)
             for part in range(self._num_parts(self._images_of(file) or 0)):
@@ -172,6 +172,3 @@ class StreamShardWork:
         record = self._record(stem)
         if record is not None:
             self._on_whole(record)
-
-    def _record(self, stem: str) -> ShardRecord | None:
-        return read_record(self._store, stem=stem, plan_digest=self._plan.digest)

@@ -20,11 +20,13 @@ from ldm_vae.encoding.preprocessing import EncodingImage, EncodingImages
 from ldm_vae.images.collection import open_collection
 from ldm_vae.latents.check import Problem, check_folder
 from ldm_vae.latents.dataset import LatentDataset
+from ldm_vae.latents.index import read_index
+from ldm_vae.latents.laid_out import LaidOutStore, open_output_store
+from ldm_vae.latents.shard_table import ShardTable
 from ldm_vae.models.fingerprint import fingerprint
 from ldm_vae.models.inference import InferenceAutoencoder
 from ldm_vae.models.load import load_vae
 from ldm_vae.system.progress import progress
-from ldm_vae.system.store import open_store
 from ldm_vae.system.telling import counted
 from ldm_vae.system.text import printable
 
@@ -67,7 +69,11 @@ def verify(options: LatentsVerifyOptions) -> VerifyReport:
         LatentsDamaged: There are problems; the message lists all.
         ValueError: The folder is no output of `ldm-vae encode`, or the VAE or data for `deep` don't belong to it.
     """
-    store = open_store(options.latents)
+    store = open_output_store(options.latents)
+    require(
+        not (options.deep and isinstance(store, LaidOutStore)),
+        f"<deep> compares rows, which aren't read of <latents> {options.latents}, in another trainer's layout",
+    )
     folder = store.place().rstrip("/")
     with ExitStack() as stack:
         each = None
@@ -76,13 +82,15 @@ def verify(options: LatentsVerifyOptions) -> VerifyReport:
         bar = stack.enter_context(progress(None, what="verify", unit="shard"))
         problems = check_folder(store, on_shard=bar.update, each=each)
     _raise(folder, problems)
-    dataset = LatentDataset(store, normalize="none")
-    errors = _encode_again(dataset, options, problems) if options.deep and len(dataset) else []
-    _raise(folder, problems)
+    index = read_index(store)
+    errors = []
+    if options.deep and index["num_rows"]:
+        errors = _encode_again(LatentDataset(store, normalize="none"), options, problems)
+        _raise(folder, problems)
     return VerifyReport(
         folder=folder,
-        num_rows=len(dataset),
-        num_shards=len(dataset.shards),
+        num_rows=index["num_rows"],
+        num_shards=len(ShardTable.of(index, store)),
         deep_images=len(errors),
         largest_error=max(errors, default=0.0),
     )

@@ -9,12 +9,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ldm_vae.config.rules import FieldError, mark
 from ldm_vae.latents.codebook import look_up
+from ldm_vae.latents.layouts.shard_layouts import layout_rows, shard_layout
 from ldm_vae.latents.shards import (
     CHECKSUMS,
     FORMAT,
@@ -85,6 +87,7 @@ class ShardWriter:
         on_written: Callable[[ShardRecord], None],
     ) -> None:
         self._store, self._plan, self._codes, self._on_written = open_store(folder), plan, codes, on_written
+        self._layout = shard_layout(plan, codes=codes)
         self._open: dict[str, _OpenShard] = {}
         self._queue: queue.Queue[EncodedBatch | None] = queue.Queue(maxsize=QUEUED_BATCHES)
         self._error: BaseException | None = None
@@ -152,20 +155,37 @@ class ShardWriter:
             self._on_written(theirs)
             return
         read = [row for row in shard.rows if row.reason is None]
-        tensors = {"sample": torch.tensor([row.sample for row in read], dtype=torch.int64)}
-        if any(row.label is not None for row in read):
-            labels = [NO_LABEL if row.label is None else row.label for row in read]
-            tensors["labels"] = torch.tensor(labels, dtype=torch.int64)
+        latents = {}
         for name in tensor_names(mode=self._plan.mode, flip=self._plan.flip):
             parts = shard.tensors.pop(name, [])
             empty = torch.zeros(0, *batch.shape, dtype=STORED_DTYPES[self._plan.dtype])
-            tensors[name] = torch.cat(parts) if parts else empty
+            latents[name] = torch.cat(parts) if parts else empty
+        layout, plan = self._layout, self._plan
+
+        def write(path: Path) -> dict[str, Any] | None:
+            if layout is not None:
+                return layout.write(path, layout_rows(latents, read, plan=plan))
+            write_latents(path, latents, rows=read, plan=plan, stem=batch.stem)
+            return None
+
         record = write_shard(
-            self._store, stem=batch.stem, plan=self._plan, tensors=tensors, rows=shard.rows,
+            self._store, stem=batch.stem, plan=plan, write=write, rows=shard.rows,
             moments=ChannelMoments.of_rows(shard.moments), shape=batch.shape,
             rounding={name: Rounding.of_rows(rows) for name, rows in shard.rounding.items()},
         )  # fmt: skip
         self._on_written(record)
+
+
+def write_latents(path: Path, latents: dict[str, Tensor], *, rows: list[Row], plan: Plan, stem: str) -> None:
+    """Write a shard of this format's own: latents [n, c, h, w] of n rows, their numbers, labels and checksums."""
+    tensors = {"sample": torch.tensor([row.sample for row in rows], dtype=torch.int64)}
+    if any(row.label is not None for row in rows):
+        labels = [NO_LABEL if row.label is None else row.label for row in rows]
+        tensors["labels"] = torch.tensor(labels, dtype=torch.int64)
+    tensors |= latents
+    # A single key: safetensors writes several in no fixed order.
+    metadata = {"ldm_vae": json.dumps({"format": FORMAT, "plan": plan.digest, "stem": stem}, sort_keys=True)}
+    write_tensors(path, {**tensors, CHECKSUMS: row_checksums(tensors)}, metadata=metadata)
 
 
 def write_shard(
@@ -173,32 +193,30 @@ def write_shard(
     *,
     stem: str,
     plan: Plan,
-    tensors: dict[str, Tensor],
+    write: Callable[[Path], dict[str, Any] | None],
     rows: list[Row],
     moments: ChannelMoments,
     rounding: dict[str, Rounding],
     shape: tuple[int, int, int],
 ) -> ShardRecord:
-    """Write a shard, with the checksums of its rows, then the record that makes it whole.
+    """Write a shard, then the record that makes it whole.
 
     Args:
         store: The output.
         stem: Name of the shard's files, without suffix.
         plan: What the output is.
-        tensors: `mean` and `std`, or `latents`, [n, c, h, w], and what goes with them, [n, ...].
-        rows: Every image of the shard; the n without a reason are the tensors' rows, in order.
+        write: Writes the shard's file, and returns what its layout has to know of it, if anything.
+        rows: Every image of the shard; those without a reason are the file's rows, in order.
         moments: Moments of the shard's latents.
         rounding: What was rounded off each tensor.
         shape: [c, h, w] of a latent.
     """
-    # A single key: safetensors writes several in no fixed order.
-    metadata = {"ldm_vae": json.dumps({"format": FORMAT, "plan": plan.digest, "stem": stem}, sort_keys=True)}
     with store.writing(f"{stem}.safetensors") as temporary:
-        write_tensors(temporary, {**tensors, CHECKSUMS: row_checksums(tensors)}, metadata=metadata)
+        layout = write(temporary)
         size, sha256 = temporary.stat().st_size, sha256_file(temporary)
         record = ShardRecord(
             stem=stem, plan=plan.digest, size=size, sha256=sha256, shape=list(shape), rows=rows,
-            moments=moments, rounding=rounding,
+            moments=moments, rounding=rounding, layout=layout,
         )  # fmt: skip
         if _other_record(store, record):
             store.remove(f"{stem}.json")  # it must never stand beside another shard than its own

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Unpack
 
 import pyarrow.compute as pc
@@ -62,6 +62,11 @@ class ImageCollection:
 
     def __len__(self) -> int:
         return len(self._cells)
+
+    @property
+    def features(self) -> Mapping[str, Any]:
+        """What the data set says of the columns but for the images, by name."""
+        return self._rows.features
 
     @property
     def label_names(self) -> list[str] | None:

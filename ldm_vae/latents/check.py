@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, Protocol, TypeVar
 
 from ldm_vae.latents.index import plan_digest, read_index
+from ldm_vae.latents.laid_out import LaidOutStore, layout_lists, open_output_store
 from ldm_vae.latents.mapping import read_origin
 from ldm_vae.latents.sealed import read_sealed
 from ldm_vae.latents.shard_table import ShardTable
 from ldm_vae.latents.shards import CODEBOOK, INDEX, PLAN, SAMPLES, SHARDS, SKIPPED, ShardRecord, read_record
 from ldm_vae.system.paths import OutsideFolder, inside
-from ldm_vae.system.store import Store, open_store
+from ldm_vae.system.store import Store
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -55,7 +56,7 @@ def check_folder(
     Raises:
         ValueError: The folder is no output of `ldm-vae encode`.
     """
-    store = open_store(folder)
+    store = open_output_store(folder)
     problems: list[Problem] = []
     index, shards = _read_index(store, problems)
     digest = _read_plan_digest(store, index, problems)
@@ -73,12 +74,17 @@ def check_folder(
         on_shard()
     problems += samples.duplicates()
     problems += _strangers(store, known={entry["file"] for entry in shards}, digest=digest)
+    lists = (*_LISTS, *layout_lists(store))
     for name, expected in ({} if index is None else index["files"]).items():
-        if name in _LISTS and not store.exists(name):
+        if name in lists and not store.exists(name):
             problems.append(Problem(kind="missing", file=name, detail="named in the index"))
-        elif name in _LISTS and store.sha256(name) != expected:
+        elif name in lists and store.sha256(name) != expected:
             problems.append(Problem(kind="damaged", file=name, detail="its digest isn't the one in the index"))
-    return problems
+    problems = [replace(problem, file=store.called(problem.file)) for problem in problems]
+    strays = store.strays() if isinstance(store, LaidOutStore) else []
+    return problems + [
+        Problem(kind="foreign", file=name, detail="it is no shard of this output", is_surplus=True) for name in strays
+    ]
 
 
 class Each(Protocol):
@@ -174,7 +180,7 @@ def _shard_problems(
 
     if store.folder is not None:
         try:
-            inside(store.folder, name, source=INDEX)
+            inside(store.folder, store.called(name), source=INDEX)
         except OutsideFolder as error:
             yield problem("foreign", str(error))
             return

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
+from ldm_vae.latents.laid_out import layout_lists
 from ldm_vae.latents.sealed import digest_json, dump_json, read_sealed, seal
 from ldm_vae.latents.shard_table import ShardEntries, ShardTable
 from ldm_vae.latents.shards import (
@@ -27,8 +29,12 @@ from ldm_vae.latents.shards import (
     read_record,
 )
 from ldm_vae.latents.statistics import ChannelMoments, Rounding
+from ldm_vae.latents.summaries import ShardSummary, read_summary
 from ldm_vae.system.files import sha256_file
+from ldm_vae.system.output_kinds import LAID_OUT_LATENTS
 from ldm_vae.system.store import Store, StoreError, open_store
+
+T = TypeVar("T")
 
 
 @dataclass(kw_only=True)
@@ -51,6 +57,7 @@ def read_index(directory: str | Path | Store) -> dict[str, Any]:
     try:
         index = read_sealed(store, INDEX)
     except FileNotFoundError:
+        _refuse_other_layout(store)
         if store.exists(PLAN):
             raise ValueError(f"{folder} isn't finished: start the same encode again, it does the rest") from None
         raise ValueError(f"{folder} holds no {INDEX}: it is no folder that `ldm-vae encode` wrote") from None
@@ -59,6 +66,7 @@ def read_index(directory: str | Path | Store) -> dict[str, Any]:
     except OSError as error:
         raise ValueError(f"{path} can't be read: {error.strerror}") from None
     if index is None:
+        _refuse_other_layout(store)
         raise ValueError(f"{path} is damaged: start the same encode again, it writes it anew")
     if index.get("format") != FORMAT or index.get("version") != VERSION:
         raise ValueError(f"{path} is no index of {FORMAT}, version {VERSION}")
@@ -69,16 +77,24 @@ def read_index(directory: str | Path | Store) -> dict[str, Any]:
     return index
 
 
+def _refuse_other_layout(store: Store) -> None:
+    if store.exists(LAID_OUT_LATENTS.mark):
+        raise ValueError(
+            f"{store.place().rstrip('/')} holds latents in another trainer's layout, which aren't read here; encode "
+            f"without --layout, and `latents export` them"
+        )
+
+
 def plan_digest(index: dict[str, Any]) -> str:
     """Return the digest of the plan that an index, or plan.json, tells."""
-    return digest_json({key: index[key] for key in PLAN_FIELDS})
+    return digest_json({key: index[key] for key in PLAN_FIELDS if key != "layout" or key in index})
 
 
 def read_index_totals(store: Store, *, plan: Plan) -> IndexTotals | None:
     """Return what the index of an output counts; None where it or one of its lists isn't there, or isn't whole."""
     try:
         index = read_index(store)
-        lists = (SAMPLES, SKIPPED) if isinstance(index["shards"], list) else ()
+        lists = (*((SAMPLES, SKIPPED) if isinstance(index["shards"], list) else ()), *layout_lists(store))
         lists_are_whole = all(store.sha256(name) == index["files"][name] for name in lists)
         num_bytes = ShardTable.of(index, store).num_bytes
     except StoreError:
@@ -90,7 +106,19 @@ def read_index_totals(store: Store, *, plan: Plan) -> IndexTotals | None:
     return IndexTotals(num_rows=index["num_rows"], num_skipped=index["num_skipped"], num_bytes=num_bytes)
 
 
-def write_index(folder: Path | Store, *, plan: Plan, stems: Sequence[str]) -> IndexTotals:
+class FurtherLists(Protocol):
+    """Lists that the layout of an output's shards has for itself."""
+
+    def add(self, record: ShardRecord | ShardSummary, store: Store) -> None:
+        """Take the next shard."""
+
+    def write(self, store: Store, *, stats: Mapping[str, Any]) -> list[str]:
+        """Write the lists and return their names in the store; `stats` are those of the index."""
+
+
+def write_index(
+    folder: Path | Store, *, plan: Plan, stems: Sequence[str], further: FurtherLists | None = None
+) -> IndexTotals:
     """Write the lists and, last, index.json, from the records of whole shards, in order.
 
     The lists are samples.jsonl and skipped.jsonl or, where there are many shards, shards.npy.
@@ -99,10 +127,10 @@ def write_index(folder: Path | Store, *, plan: Plan, stems: Sequence[str]) -> In
         FileNotFoundError: A shard is not whole.
     """
     store = open_store(folder)
-    sums = _Sums(len(stems))
+    sums = _Sums(len(stems), store=store, further=further)
     if sums.entries.are_many:
-        for record in _records(store, plan=plan, stems=stems):
-            sums.add(record)
+        for summary in _whole(store, stems, functools.partial(read_summary, store, plan_digest=plan.digest)):
+            sums.add(summary)
         content = sums.entries.to_bytes()
         store.write_whole(SHARDS, content)
         digests = {SHARDS: hashlib.sha256(content).hexdigest()}
@@ -110,6 +138,9 @@ def write_index(folder: Path | Store, *, plan: Plan, stems: Sequence[str]) -> In
         digests = _write_lists(store, plan=plan, stems=stems, sums=sums)
     if plan.mode == "indices":
         digests[CODEBOOK] = store.sha256(CODEBOOK)
+    if further is not None:
+        names = further.write(store, stats=sums.moments.statistics())
+        digests |= {name: store.sha256(name) for name in names}
     store.write_whole(INDEX, seal(sums.index(plan, digests=digests), indent=1))
     return sums.totals
 
@@ -118,7 +149,7 @@ def _write_lists(store: Store, *, plan: Plan, stems: Sequence[str], sums: _Sums)
     """Write samples.jsonl and skipped.jsonl, add the records to the sums, and return the lists' digests."""
     with store.writing(SAMPLES) as samples_path, store.writing(SKIPPED) as skipped_path:
         with open(samples_path, "wb") as samples, open(skipped_path, "wb") as skipped:
-            for record in _records(store, plan=plan, stems=stems):
+            for record in _whole(store, stems, functools.partial(read_record, store, plan_digest=plan.digest)):
                 for line in sample_lines(record, first=sums.totals.num_rows):
                     samples.write(dump_json(line))
                 for row in record.rows:
@@ -128,9 +159,9 @@ def _write_lists(store: Store, *, plan: Plan, stems: Sequence[str], sums: _Sums)
         return {SAMPLES: sha256_file(samples_path), SKIPPED: sha256_file(skipped_path)}
 
 
-def _records(store: Store, *, plan: Plan, stems: Sequence[str]) -> Iterator[ShardRecord]:
-    records = store.each(lambda stem: read_record(store, stem=stem, plan_digest=plan.digest), stems)
-    for stem, record in zip(stems, records, strict=True):
+def _whole(store: Store, stems: Sequence[str], read: Callable[..., T | None]) -> Iterator[T]:
+    """Yield what is read of each shard, in order."""
+    for stem, record in zip(stems, store.each(lambda stem: read(stem=stem), stems), strict=True):
         if record is None:
             raise FileNotFoundError(f"{store.place(stem)}.safetensors is missing or not whole")
         yield record
@@ -151,15 +182,16 @@ def sample_lines(record: ShardRecord, *, first: int) -> Iterator[dict[str, Any]]
 class _Sums:
     """Sums over the records, in the order of the shards."""
 
-    def __init__(self, num_shards: int) -> None:
+    def __init__(self, num_shards: int, *, store: Store, further: FurtherLists | None) -> None:
+        self._store, self._further = store, further
         self.totals = IndexTotals(num_rows=0, num_skipped=0, num_bytes=0)
         self.entries = ShardEntries(num_shards)
         self.moments = ChannelMoments()
         self.rounding: dict[str, Rounding] = {}
 
-    def add(self, record: ShardRecord) -> None:
+    def add(self, record: ShardRecord | ShardSummary) -> None:
         self.totals.num_rows += record.count
-        self.totals.num_skipped += len(record.rows) - record.count
+        self.totals.num_skipped += record.num_images - record.count
         self.totals.num_bytes += record.size
         self.entries.add(
             stem=record.stem, count=record.count, shape=record.shape, size=record.size, sha256=record.sha256
@@ -167,6 +199,8 @@ class _Sums:
         self.moments = self.moments.merge(record.moments)
         for name, rounding in record.rounding.items():
             self.rounding[name] = self.rounding.get(name, Rounding()).merge(rounding)
+        if self._further is not None:
+            self._further.add(record, self._store)
 
     def index(self, plan: Plan, *, digests: dict[str, str]) -> dict[str, Any]:
         return {

@@ -39,7 +39,7 @@ class RowLines:
 
     def _lines(self) -> Iterator[bytes]:
         if self._store.folder is not None:
-            with open(self._store.folder / SAMPLES, "rb") as file:
+            with open(self._store.place(SAMPLES), "rb") as file:
                 yield from file
         else:
             yield from self._store.read(SAMPLES).splitlines(keepends=True)

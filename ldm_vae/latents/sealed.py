@@ -10,7 +10,8 @@ from typing import Any
 
 from ldm_vae.system.store import Store
 
-_SEAL = "digest"
+SEAL = "digest"
+"""Name of the field with the digest, the last one."""
 
 
 def dump_json(value: Any) -> bytes:
@@ -30,7 +31,7 @@ def digest_json(value: Any) -> str:
 def seal(value: Mapping[str, Any], *, indent: int | None = None) -> bytes:
     """Return the content of a file that `read_sealed` reads: JSON with the digest of all other fields."""
     value = json.loads(dump_json(value))  # as it will be read, where some of it has become text
-    sealed = {**value, _SEAL: digest_json(value)}
+    sealed = {**value, SEAL: digest_json(value)}
     return dump_json(sealed) if indent is None else json.dumps(sealed, indent=indent).encode() + b"\n"
 
 
@@ -38,10 +39,18 @@ def unseal(content: bytes) -> dict[str, Any] | None:
     """Return what `seal` was given, without the digest; None where the content isn't what was written."""
     try:
         value = json.loads(content)
-        seal = value.pop(_SEAL)
-        return value if digest_json(value) == seal else None
+        seal = value.pop(SEAL)
+        return value if is_sealed(content, seal) or digest_json(value) == seal else None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
+
+
+def is_sealed(content: bytes, seal: str) -> bool:
+    """Whether a sealed file's bytes are those that were written, where it was written in one line."""
+    end = f',"{SEAL}":"{seal}"}}\n'.encode()
+    digest = hashlib.sha256(content[: -len(end)])
+    digest.update(b"}\n")
+    return content.endswith(end) and digest.hexdigest() == seal
 
 
 def read_sealed(store: Store, name: str) -> dict[str, Any] | None:

@@ -136,7 +136,7 @@ def _read(store: Store, *, sha256: str) -> np.ndarray:
     if store.folder is not None:
         if store.sha256(SHARDS) != sha256:
             raise ValueError("its digest is another")
-        entries = np.load(store.folder / SHARDS, mmap_mode="r", allow_pickle=False)
+        entries = np.load(store.place(SHARDS), mmap_mode="r", allow_pickle=False)
     else:
         content = store.read(SHARDS)
         if hashlib.sha256(content).hexdigest() != sha256:

@@ -18,9 +18,9 @@ import functools
 import json
 import math
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -60,10 +60,12 @@ class Plan:
     """Sample i is in shard i // shard_size."""
     data: dict[str, Any]
     """The collection: its number of images, a digest of their names, and what is compared to find changed sources."""
+    layout: dict[str, Any] | None = None
+    """The `name` of another trainer's layout that the shards are in, and what it makes of the `columns`."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the plan as plan.json and, at its beginning, index.json hold it."""
-        return {"format": FORMAT, "version": VERSION, **asdict(self)}
+        return {"format": FORMAT, "version": VERSION, **_without_none(asdict(self), "layout")}
 
     @functools.cached_property
     def digest(self) -> str:
@@ -124,15 +126,28 @@ class ShardRecord:
     moments: ChannelMoments
     rounding: dict[str, Rounding]
     """What was rounded off each tensor."""
+    layout: dict[str, Any] | None = None
+    """What the shard's layout, where it isn't this format's own, has to know of it."""
 
     @property
     def count(self) -> int:
         """Rows in the shard's tensors."""
         return sum(row.reason is None for row in self.rows)
 
+    @property
+    def num_images(self) -> int:
+        """Images of the shard, the skipped ones too."""
+        return len(self.rows)
+
+    @property
+    def numbers(self) -> str:
+        """Digest of the images' numbers."""
+        return numbers_digest((row.sample, row.image) for row in self.rows)
+
     def to_bytes(self) -> bytes:
-        """Return the content of the record's file."""
-        return seal(asdict(self))
+        """Return the content of the record's file, with a summary of the rows before them."""
+        summary = {"count": self.count, "num_images": self.num_images, "numbers": self.numbers}
+        return seal({"summary": summary, **_without_none(asdict(self), "layout")})
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> ShardRecord:
@@ -141,11 +156,16 @@ class ShardRecord:
         Raises:
             ValueError, KeyError, TypeError or AttributeError: It is no record.
         """
-        values = {**values}
+        values = {name: value for name, value in values.items() if name != "summary"}
         values["rows"] = [Row(**row) for row in values["rows"]]
         values["moments"] = ChannelMoments(**values["moments"])
         values["rounding"] = {name: Rounding(**value) for name, value in values["rounding"].items()}
         return cls(**values)
+
+
+def numbers_digest(numbers: Iterable[tuple[int, int]]) -> str:
+    """Return the SHA-256 of a shard's images, each by its numbers in the output and in the collection."""
+    return digest_json([list(pair) for pair in numbers])
 
 
 def shard_stem(shard: int) -> str:
@@ -181,12 +201,30 @@ def read_record(store: Store, *, stem: str, plan_digest: str) -> ShardRecord | N
     try:
         values = read_sealed(store, f"{stem}.json")
         record = None if values is None else ShardRecord.from_json(values)
-        size = store.size(f"{stem}.safetensors")
+        is_whole = record is not None and is_record_of(record, store, stem=stem, plan_digest=plan_digest)
     except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    if record is None or record.plan != plan_digest or record.size != size or record.stem != stem:
-        return None
-    return record
+    return record if is_whole else None
+
+
+class _Told(Protocol):
+    stem: str
+    plan: str
+    size: int
+
+
+def is_record_of(record: _Told, store: Store, *, stem: str, plan_digest: str) -> bool:
+    """Whether a record is that of a shard of the plan, whose file has the size that it tells.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+    """
+    return (record.plan, record.stem) == (plan_digest, stem) and record.size == store.size(f"{stem}.safetensors")
+
+
+def _without_none(values: dict[str, Any], name: str) -> dict[str, Any]:
+    """Leave a field out where it says nothing, as in all files from before there was such a field."""
+    return values if values[name] is not None else {key: value for key, value in values.items() if key != name}
 
 
 def _short(value: Any) -> str:

@@ -57,6 +57,16 @@ LATENTS = OutputKind(
     ),
     alone=False,
 )  # fmt: skip
+HIDDEN = ".ldm-vae-encode-"
+"""What an encode's own files begin with beside shards in another trainer's layout, whose readers pass over them."""
+LAID_OUT_LATENTS = OutputKind(
+    what="an encode in another layout", mark=f"{HIDDEN}plan.json", says=b"ldm-vae latents",
+    parts=(
+        f"{HIDDEN}[!.]*", "codebook.npy", "index.json", "latents_stats.pt", "latents_rank00_shard[0-9]*.safetensors",
+        "shard.[0-9]*.mds", "train-[0-9]*.parquet", "latents-[0-9]*.tar",
+    ),
+    alone=False,
+)  # fmt: skip
 LATENTS_EXPORT = OutputKind(
     what="a latents export", mark=".ldm-vae-latents-export", says=b'"layout":', parts=(), alone=False
 )
@@ -96,8 +106,8 @@ AUGMENTATION = OutputKind(
     what="an augmentation", mark="augmented.json", says=b'"augmented":', parts=("skipped.jsonl",), alone=False
 )
 KINDS = (
-    RUN, EXPORT, LATENTS, LATENTS_EXPORT, DECODED, EVALUATION, SOUNDS, PROBE, DENSITY, SCORES, QUICKSTART,
-    EXPLORATION, AUGMENTATION,
+    RUN, EXPORT, LATENTS, LAID_OUT_LATENTS, LATENTS_EXPORT, DECODED, EVALUATION, SOUNDS, PROBE, DENSITY, SCORES,
+    QUICKSTART, EXPLORATION, AUGMENTATION,
 )  # fmt: skip
 
 

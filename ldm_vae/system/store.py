@@ -6,10 +6,10 @@ import hashlib
 import os
 import re
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,6 +27,8 @@ R = TypeVar("R")
 
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _DIGESTED_AT_ONCE = 1 << 23
+_AHEAD = 4
+"""Calls that `each` has made or asked for, for each that is made at once."""
 
 
 class StoreError(OSError):
@@ -55,6 +57,10 @@ class Store(ABC):
     @abstractmethod
     def place(self, name: str = "") -> str:
         """Return the path or the address of a file, or of the store, as messages tell it."""
+
+    def called(self, name: str) -> str:
+        """Return what a file is called in its folder or at its address, as messages and other programs name it."""
+        return name
 
     @abstractmethod
     def read(self, name: str) -> bytes:
@@ -132,14 +138,22 @@ class Store(ABC):
         if self.calls_at_once == 1:
             yield from map(function, values)
             return
-        left = iter(values)
-        with ThreadPoolExecutor(self.calls_at_once) as threads:
-            while some := list(islice(left, 8 * self.calls_at_once)):
-                yield from threads.map(function, some)
+        threads, waiting = ThreadPoolExecutor(self.calls_at_once), deque[Future[R]]()
+        try:
+            for value in values:
+                waiting.append(threads.submit(function, value))
+                if len(waiting) == _AHEAD * self.calls_at_once:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            threads.shutdown(cancel_futures=True)
 
 
 class LocalStore(Store):
     """A folder of this machine, or one that a shared file system shows here."""
+
+    calls_at_once = 8
 
     def __init__(self, folder: str | Path) -> None:
         self._folder = Path(folder).expanduser()

@@ -16,9 +16,8 @@ from ldm_vae.config.commands.shared import RayOptions
 from ldm_vae.encoding.encode import encode
 from ldm_vae.encoding.verify import LatentsDamaged, verify
 from ldm_vae.latents.dataset import LatentDataset
-from tests.encodings import contents, options
+from tests.encodings import contents, options, save_photos
 from tests.launching import ENVIRONMENT
-from tests.pictures import save_pictures
 
 ray = pytest.importorskip("ray")
 cluster_utils = pytest.importorskip("ray.cluster_utils")
@@ -29,9 +28,7 @@ NUM_IMAGES = 24
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = Path(save_pictures(tmp_path_factory.mktemp("data") / "photos", count=NUM_IMAGES))
-    (folder / "0009.png").write_bytes(b"no image")
-    return str(folder)
+    return save_photos(tmp_path_factory.mktemp("data") / "photos", count=NUM_IMAGES, broken=9)
 
 
 @pytest.fixture(scope="module")

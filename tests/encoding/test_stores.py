@@ -1,8 +1,6 @@
 """`encode` to addresses: the bytes of a local encode, whatever the storage does and wherever a process ends."""
 
 import pickle
-import subprocess
-import types
 import uuid
 from pathlib import Path
 from typing import Any
@@ -19,18 +17,23 @@ from ldm_vae.latents.dataset import LatentDataset
 from ldm_vae.system import leases as leases_module
 from ldm_vae.system.remote_store import RemoteStore, Retries
 from ldm_vae.system.store import Store, StoreError, open_store
-from tests.encodings import contents, options
-from tests.pictures import save_pictures
-from tests.stores import FaultyStore, Killed, StoppingStore, bad_proxy, memory_contents, s3_server
+from tests.encodings import contents, options, save_photos
+from tests.stores import (
+    FaultyStore,
+    Killed,
+    StoppingStore,
+    bad_proxy,
+    memory_contents,
+    of_an_ended_process,
+    s3_server,
+)
 
 NUM_IMAGES = 7
 
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = Path(save_pictures(tmp_path_factory.mktemp("data") / "photos", count=NUM_IMAGES))
-    (folder / "0003.png").write_bytes(b"no image")
-    return str(folder)
+    return save_photos(tmp_path_factory.mktemp("data") / "photos", count=NUM_IMAGES, broken=3)
 
 
 @pytest.fixture(scope="module")
@@ -49,13 +52,6 @@ def use_store(patch: pytest.MonkeyPatch, store: Store) -> Store:
     """Have the next encode write to this very store."""
     patch.setattr(encode_module, "open_store", lambda place: store)
     return store
-
-
-def of_an_ended_process() -> types.SimpleNamespace:
-    """Return what tells leases that they are an ended process's, where this one goes on living."""
-    ended = subprocess.Popen(["true"])
-    ended.wait()
-    return types.SimpleNamespace(getpid=lambda: ended.pid)
 
 
 def to(address: str, vae: str, photos: str, **changes: Any) -> EncodeOptions:

@@ -1,5 +1,6 @@
 """`latents verify`: every way in which a folder of latents can be wrong."""
 
+import functools
 import shutil
 import warnings
 from pathlib import Path
@@ -12,7 +13,7 @@ from safetensors.torch import load_file
 from ldm_vae.config.commands.latents import LatentsVerifyOptions
 from ldm_vae.encoding.encode import encode
 from ldm_vae.encoding.verify import LatentsDamaged, verify
-from ldm_vae.encoding.writer import write_shard
+from ldm_vae.encoding.writer import write_latents, write_shard
 from ldm_vae.latents.check import check_folder
 from ldm_vae.latents.dataset import LatentDataset
 from ldm_vae.latents.index import write_index
@@ -190,12 +191,13 @@ def test_deep_finds_latents_of_other_images(folder: Path, vae: str, photos: str,
         record = read_record(LocalStore(folder), stem=stem, plan_digest=plan.digest)
         assert record is not None
         tensors = load_file(folder / f"{stem}.safetensors")
-        tensors["mean"] = torch.roll(tensors["mean"], 1, dims=0).clone()
+        latents = {"mean": torch.roll(tensors["mean"], 1, dims=0).clone(), "std": tensors["std"]}
+        readable = [row for row in record.rows if row.reason is None]
         write_shard(
             LocalStore(folder),
             stem=stem,
             plan=plan,
-            tensors=tensors,
+            write=functools.partial(write_latents, latents=latents, rows=readable, plan=plan, stem=stem),
             rows=record.rows,
             moments=record.moments,
             rounding=record.rounding,

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Optional
 
 from ldm_vae.config.commands.shared import RayOptions, ReadsImages, ReadsVae, RunsAutoencoder
-from ldm_vae.config.names import BucketSet, DetectChanges, DType, Engine, LatentsMode
+from ldm_vae.config.names import BucketSet, DetectChanges, DType, EncodeLayout, Engine, LatentsMode
 from ldm_vae.config.rules import at_least, local_path, positive, require, require_divides, source
 
 
@@ -42,6 +42,11 @@ class EncodeOptions(ReadsImages, ReadsVae, RunsAutoencoder):
     """Type of the stored latents. Numbers of codes take the smallest type of integers that holds them."""
     shard_size: int = positive(1024)
     """Images of each shard: image i is in shard i // shard_size."""
+    layout: EncodeLayout = "safetensors"
+    """What the shards are: safetensors that this program reads, with an index (`safetensors`), or at once the files of
+    another trainer, as `latents export` writes them: for MosaicML's streaming (`mds`), for `datasets.load_dataset`
+    (`parquet`), tar files for webdataset, or safetensors for LightningDiT (`lightningdit`, with `flip`). What encode
+    keeps beside the files of another trainer begins with `.ldm-vae-encode-`."""
     split: Optional[str] = None
     """Split of the data. Without it `train` is taken, or the only split."""
     streaming: bool = False
@@ -95,5 +100,8 @@ class EncodeOptions(ReadsImages, ReadsVae, RunsAutoencoder):
             f"<resolution> is {self.resolution}; it must lie between <min_bucket_reso> {self.min_bucket_reso} and "
             f"<max_bucket_reso> {self.max_bucket_reso}",
         )
+        if self.layout == "lightningdit":
+            require(self.flip, "<layout> is lightningdit, whose reader asks for mirrored latents; give <flip> too")
+            require(not self.buckets, "<layout> is lightningdit, which has no place for <buckets> of several shapes")
         if self.buckets:
             require_divides(self.bucket_step, self.resolution, name="resolution", whose="the step of the buckets")

@@ -18,6 +18,7 @@ from typing import Any
 from ldm_vae.config.commands.encode import EncodeOptions
 from ldm_vae.encoding.buckets import ImageKey, ShardImages
 from ldm_vae.encoding.engines.ray_cluster import shares
+from ldm_vae.encoding.output import output_store
 from ldm_vae.encoding.preprocessing import EncodingImages, ImageBatch, collate
 from ldm_vae.encoding.shard_encoder import ShardEncoder
 from ldm_vae.encoding.work import ShardWork
@@ -76,7 +77,7 @@ class EncodeActor:
         self._codes = None if codes is None else codes.cpu()
         self._options, self._plan, self._ahead = options, plan, batches_ahead
         self._encoder = ShardEncoder(options, mode=plan.mode, encoder=encoder)
-        self._store = open_store(options.output)
+        self._store = output_store(open_store(options.output), plan=plan)
         self._device = threading.Lock()
 
     def encode(self, shard: ShardImages, images: list[Any]) -> EncodedShard:

@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from ldm_vae.latents.dataset import LatentDataset
-from ldm_vae.latents.layouts.arrays import has_one_shape, storable
-from ldm_vae.latents.shards import NO_LABEL
+from ldm_vae.latents.layouts.arrays import ShardRows, read_rows
+from ldm_vae.latents.layouts.columns import OWN, ColumnKind, Columns, common_kind, file_column, own_values
 from ldm_vae.system.store import Store
 
 INDEX = "index.json"
-_OWN = {"label": "int", "sample": "int", "source": "str"}
 _SIZES = {"int": 8, "float64": 8}
+_ENCODINGS: dict[ColumnKind, str] = {"text": "str", "int": "int", "float": "float64", "bool": "json", "json": "json"}
 _LARGEST = 2**32 - 1
 
 
@@ -38,45 +40,91 @@ def write_files(dataset: LatentDataset, store: Store) -> Iterator[int]:
     Raises:
         ValueError: A shard is too large for the format, whose offsets have 32 bits.
     """
-    names = list(dataset.moments(0))
-    columns = {**_column_encodings(dataset), **_OWN, **{name: _array_encoding(dataset, name) for name in names}}
-    encodings = dict(sorted(columns.items()))
-    shards, lines = [], dataset.rows()
+    columns, lines, index = _columns(dataset), dataset.rows(), IndexLines()
     for file, rows in zip(file_names(dataset), filter(len, dataset.shard_rows()), strict=False):
-        samples = []
-        for row, line in zip(rows, lines, strict=False):
-            values: dict[str, Any] = {name: line.get("columns", {}).get(name) for name in encodings}
-            values |= {"label": line.get("label", NO_LABEL), "sample": line["sample"], "source": line["source"]}
-            values |= {name: storable(dataset, row, name) for name in names}
-            samples.append(_sample(values, encodings))
-        content = _shard(samples, encodings)
-        if len(content) > _LARGEST:
-            raise ValueError(f"{file} would have {len(content):,} bytes, and MDS has room for {_LARGEST:,}; encode "
-                             f"with a smaller --shard_size")  # fmt: skip
+        content, info = shard_content(read_rows(dataset, rows, lines), columns=columns, name=file)
         store.write_whole(file, content)
-        info = {"basename": file, "bytes": len(content), "hashes": {"sha1": hashlib.sha1(content).hexdigest()}}
-        shards.append({**_config(encodings), "raw_data": info, "zip_data": None, "samples": len(samples)})
+        index.add(file, size=len(content), samples=len(rows), info=info)
         yield len(rows)
-    store.write_whole(INDEX, json.dumps({"shards": shards, "version": 2}, sort_keys=True).encode())
+    index.write(store, INDEX)
     yield 0
 
 
-def _column_encodings(dataset: LatentDataset) -> dict[str, str]:
-    """Find encodings that fit the other columns in every row: JSON where there are several types, or none in a row."""
-    types: dict[str, set[type]] = {}
-    for row, line in enumerate(dataset.rows()):
+def shard_content(rows: ShardRows, *, columns: Columns, name: str) -> tuple[bytes, dict[str, Any]]:
+    """Return the bytes of a shard, and what the index has to know of it beside its size.
+
+    A column in which a row of the shard has no value is JSON there, which gives readers the same values.
+
+    Args:
+        rows: The shard's rows.
+        columns: The collection's other columns.
+        name: What the shard is called, for messages.
+
+    Raises:
+        ValueError: It is too large for the format.
+    """
+    arrays = rows.arrays()
+    table = [columns.values(line) for line in rows.lines]
+    kinds: dict[str, ColumnKind] = dict(columns.in_files())
+    encodings = {
+        file_column(column, tensors=arrays): _column_encoding(kind, [values[column] for values in table])
+        for column, kind in kinds.items()
+    }
+    encodings |= {column: _ENCODINGS[kind] for column, kind in OWN.items()}
+    encodings |= {column: _array_encoding(array, rows.has_one_shape) for column, array in arrays.items()}
+    encodings = dict(sorted(encodings.items()))
+    samples = []
+    for row, (line, values) in enumerate(zip(rows.lines, table, strict=True)):
+        cells = {file_column(column, tensors=arrays): value for column, value in values.items()}
+        cells |= {**own_values(line), **{column: array[row] for column, array in arrays.items()}}
+        samples.append(_sample(cells, encodings))
+    content = _shard(samples, encodings)
+    if len(content) > _LARGEST:
+        raise ValueError(f"{name} would have {len(content):,} bytes, and MDS has room for {_LARGEST:,}; encode "
+                         f"with a smaller --shard_size")  # fmt: skip
+    return content, {"encodings": encodings, "sha1": hashlib.sha1(content).hexdigest()}
+
+
+class IndexLines:
+    """Takes what the index says of shard after shard, none of it in memory, and writes the index."""
+
+    def __init__(self) -> None:
+        self._lines = tempfile.TemporaryFile()  # noqa: SIM115
+        self._lines.write(b'{"shards": [')
+        self._separator = b""
+
+    def add(self, name: str, *, size: int, samples: int, info: Mapping[str, Any]) -> None:
+        """Take the next shard, by its file's name and bytes, its rows, and what `shard_content` told."""
+        raw = {"basename": name, "bytes": size, "hashes": {"sha1": info["sha1"]}}
+        entry = {**_config(info["encodings"]), "raw_data": raw, "zip_data": None, "samples": samples}
+        self._lines.write(self._separator + json.dumps(entry, sort_keys=True).encode())
+        self._separator = b", "
+
+    def write(self, store: Store, name: str) -> None:
+        """Write the index."""
+        self._lines.write(b'], "version": 2}')
+        self._lines.seek(0)
+        with store.writing(name) as temporary, open(temporary, "wb") as file:
+            shutil.copyfileobj(self._lines, file)
+
+
+def _columns(dataset: LatentDataset) -> Columns:
+    """Find the kinds of the other columns, over all rows."""
+    values: dict[str, dict[type, Any]] = {}
+    for line in dataset.rows():
         for name, value in line.get("columns", {}).items():
-            types.setdefault(name, {type(None)} if row > 0 else set()).add(type(value))
-        for name in types.keys() - line.get("columns", {}).keys():
-            types[name].add(type(None))
-    fitting = {frozenset([str]): "str", frozenset([int]): "int", frozenset([float]): "float64",
-               frozenset([int, float]): "float64"}  # fmt: skip
-    return {name: fitting.get(frozenset(kinds), "json") for name, kinds in types.items() if name not in _OWN}
+            seen = values.setdefault(name, {})
+            if type(value) is not int or abs(value) >= abs(seen.get(int, 0)):
+                seen[type(value)] = value
+    return Columns(kinds={name: common_kind(list(seen.values())) for name, seen in values.items()})
 
 
-def _array_encoding(dataset: LatentDataset, name: str) -> str:
-    array = storable(dataset, 0, name)
-    shape = f":{','.join(map(str, array.shape))}" if has_one_shape(dataset) else ""
+def _column_encoding(kind: ColumnKind, values: list[Any]) -> str:
+    return "json" if any(value is None for value in values) else _ENCODINGS[kind]
+
+
+def _array_encoding(array: np.ndarray, has_one_shape: bool) -> str:
+    shape = f":{','.join(map(str, array.shape[1:]))}" if has_one_shape else ""
     return f"ndarray:{array.dtype}{shape}"
 
 

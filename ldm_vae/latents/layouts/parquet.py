@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 from datasets import Array3D, Dataset, Features, List, Value
 
 from ldm_vae.latents.dataset import LatentDataset
-from ldm_vae.latents.layouts.arrays import has_one_shape, storable
-from ldm_vae.latents.shards import NO_LABEL
+from ldm_vae.latents.layouts.arrays import ShardRows, read_rows
+from ldm_vae.latents.layouts.columns import file_column, own_values
 from ldm_vae.system.store import Store
 
 _LINES_AT_ONCE = 10_000
@@ -26,31 +27,46 @@ def file_names(dataset: LatentDataset) -> list[str]:
 
 
 def write_files(dataset: LatentDataset, store: Store) -> Iterator[int]:
-    """Write the files and yield the number of rows of each.
-
-    Columns are the stored tensors as arrays, `label`, `sample`, `source` and the collection's other columns.
-    """
-    one_shape = has_one_shape(dataset)
+    """Write the files and yield the number of rows of each."""
     columns = _column_features(dataset)
     lines = dataset.rows()
     for file, rows in zip(file_names(dataset), filter(len, dataset.shard_rows()), strict=True):
-        table: dict[str, list[Any]] = {}
-        for row, line in zip(rows, lines, strict=False):
-            values: dict[str, Any] = {name: line.get("columns", {}).get(name) for name in columns}
-            values |= {name: storable(dataset, row, name) for name in dataset.moments(row)}
-            values |= {"label": line.get("label", NO_LABEL), "sample": line["sample"], "source": line["source"]}
-            for name, value in values.items():
-                table.setdefault(name, []).append(value)
-        own = {"label": Value("int64"), "sample": Value("int64"), "source": Value("string")}
-        features = Features({**columns, **own})
-        for name, tensor in dataset.moments(rows[0]).items():
-            dtype = "float32" if tensor.dtype == torch.bfloat16 else str(tensor.dtype).removeprefix("torch.")
-            nested = List(List(List(Value(dtype))))
-            features[name] = Array3D(shape=tuple(tensor.shape), dtype=dtype) if one_shape else nested
+        read = read_rows(dataset, rows, lines)
+        others = [line.get("columns", {}) for line in read.lines]
         with store.writing(file) as temporary:
-            columnar = Dataset.from_dict(table, features=features).with_format("arrow")[:]
-            pq.write_table(columnar.replace_schema_metadata(features.arrow_schema.metadata), temporary)
+            write_table(temporary, read, columns=columns, others=others)
         yield len(rows)
+
+
+def write_table(path: Path, rows: ShardRows, *, columns: Features, others: Sequence[Mapping[str, Any]]) -> None:
+    """Write a shard's rows: the tensors as arrays, `label`, `sample`, `source` and the collection's other columns.
+
+    Args:
+        path: The file.
+        rows: The rows.
+        columns: Types of the other columns.
+        others: Their values in each row, which may lack some.
+    """
+    arrays = rows.arrays()
+    table: dict[str, Any] = {
+        file_column(name, tensors=arrays): [values.get(name) for values in others] for name in columns
+    }
+    features = Features({file_column(name, tensors=arrays): feature for name, feature in columns.items()})
+    own = [own_values(line) for line in rows.lines]
+    for name, feature in {"label": Value("int64"), "sample": Value("int64"), "source": Value("string")}.items():
+        table[name], features[name] = [values[name] for values in own], feature
+    for name, array in arrays.items():
+        table[name], features[name] = list(array), _array_feature(array, rows.has_one_shape)
+    columnar = Dataset.from_dict(table, features=features).with_format("arrow")[:]
+    written = columnar.replace_schema_metadata(features.arrow_schema.metadata)
+    with pq.ParquetWriter(path, written.schema) as writer:
+        if len(written):  # `datasets` fails at a group of no rows
+            writer.write_table(written)
+
+
+def _array_feature(array: np.ndarray, has_one_shape: bool) -> Any:
+    dtype = str(array.dtype)
+    return Array3D(shape=array.shape[1:], dtype=dtype) if has_one_shape else List(List(List(Value(dtype))))
 
 
 def _column_features(dataset: LatentDataset) -> Features:
