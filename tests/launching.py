@@ -11,6 +11,7 @@ import os
 import socket
 import subprocess
 import sys
+from dataclasses import is_dataclass
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
@@ -77,11 +78,9 @@ def _run_rank(function: str, options: object, environment: dict[str, str], print
 def run_with_torchrun(function: str, options: object, *, folder: Path, num_processes: int = 2) -> None:
     """Call `module:function` with options (a dataclass whose repr makes it again) on processes of a launch."""
     module, _, name = function.partition(":")
-    options_class = type(options)
+    classes = {type(value) for value in (options, *vars(options).values()) if is_dataclass(value)}
+    imports = "".join(f"from {each.__module__} import {each.__name__}\n" for each in classes)
     script, printed = folder / f"{name}.py", folder / f"{name}.txt"
-    script.write_text(
-        f"from {module} import {name}\nfrom {options_class.__module__} import {options_class.__name__}\n"
-        f"if __name__ == '__main__':\n    {name}({options!r})\n"
-    )
+    script.write_text(f"from {module} import {name}\n{imports}if __name__ == '__main__':\n    {name}({options!r})\n")
     status = start(torchrun(num_processes, str(script)), output=printed).wait(timeout=120)
     assert status == 0, printed.read_text()[-3000:]

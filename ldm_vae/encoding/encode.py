@@ -11,7 +11,6 @@ from typing import Any
 
 from ldm_vae.config.commands.encode import EncodeOptions
 from ldm_vae.encoding.buckets import Numbering, bucket_groups, bucket_sizes, read_headers
-from ldm_vae.encoding.engines.ray_cluster import ray_cluster
 from ldm_vae.encoding.engines.ray_encode import EncodedShard, NodeShare, RayEngine, remote_precision, told_nodes
 from ldm_vae.encoding.output import open_output, output_store, shown, take_back_damaged
 from ldm_vae.encoding.plan import check_sizes, make_plan, make_preprocessing
@@ -41,6 +40,7 @@ from ldm_vae.system.leases import Leases
 from ldm_vae.system.output_kinds import LATENTS
 from ldm_vae.system.output_stores import output_at
 from ldm_vae.system.progress import progress
+from ldm_vae.system.ray_cluster import ray_cluster
 from ldm_vae.system.store import open_store
 from ldm_vae.system.telling import counted
 

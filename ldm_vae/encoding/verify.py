@@ -13,8 +13,6 @@ from torch import Tensor
 from ldm_vae.config.commands.latents import LatentsVerifyOptions
 from ldm_vae.config.rules import require
 from ldm_vae.encoding.buckets import ImageKey
-from ldm_vae.encoding.engines.ray_cluster import ray_cluster
-from ldm_vae.encoding.engines.ray_map import RayMap
 from ldm_vae.encoding.plan import make_preprocessing
 from ldm_vae.encoding.preprocessing import EncodingImage, EncodingImages
 from ldm_vae.images.collection import open_collection
@@ -27,6 +25,8 @@ from ldm_vae.models.fingerprint import fingerprint
 from ldm_vae.models.inference import InferenceAutoencoder
 from ldm_vae.models.load import load_vae
 from ldm_vae.system.progress import progress
+from ldm_vae.system.ray_cluster import ray_cluster
+from ldm_vae.system.ray_map import RayMap
 from ldm_vae.system.telling import counted
 from ldm_vae.system.text import printable
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -12,6 +14,7 @@ from ldm_vae.config.views import view_of
 from ldm_vae.evaluation.features import MeasuringNetworks, load_networks
 from ldm_vae.evaluation.measure import Comparison, measure_reconstructions, short_name, spread_indices
 from ldm_vae.evaluation.pictures import PictureLog
+from ldm_vae.evaluation.ray_evaluate import Devices, find_devices, measure_on_ray
 from ldm_vae.evaluation.reading import ImagePass
 from ldm_vae.evaluation.results import Evaluation, Protocol, channel_figures, describe_scores
 from ldm_vae.evaluation.summary import METRICS, TABLE, EvaluateSummary, MeasuredSize, write_evaluation
@@ -30,6 +33,7 @@ from ldm_vae.system.cores import count_workers
 from ldm_vae.system.launch import join_processes
 from ldm_vae.system.output_kinds import EVALUATION, REPORT
 from ldm_vae.system.outputs import OutputFolder
+from ldm_vae.system.ray_cluster import ray_cluster
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +47,10 @@ class _Inputs:
     """The images that are measured."""
     networks: MeasuringNetworks
     bf16: bool
+    device: str
+    """Type of device that measures."""
+    ray: Any
+    """The package, connected to the cluster that measures; None where this launch does."""
 
     @property
     def channels(self) -> int:
@@ -64,9 +72,20 @@ def evaluate(options: EvaluateOptions) -> EvaluateSummary:
     """
     output = OutputFolder(options.output, kind=EVALUATION)
     output.check(overwrite=options.overwrite)
+    with ExitStack() as stack:
+        ray = stack.enter_context(ray_cluster(options.ray.address)) if options.engine == "ray" else None
+        return _evaluate(options, output, ray=ray)
+
+
+def _evaluate(options: EvaluateOptions, output: OutputFolder, *, ray: Any) -> EvaluateSummary:
     processes = join_processes()
+    require(
+        ray is None or processes.num_processes == 1,
+        f"<engine> is ray, which has processes of its own; start it by one process instead of "
+        f"{processes.num_processes}",
+    )
     exact_float32()
-    inputs = _open_inputs(options, device=processes.device)
+    inputs = _open_inputs(options, device=processes.device, ray=ray)
     resolutions: list[int | None] = [None] if options.resolution is None else [*options.resolution]
     sizes = [_measure_size(inputs, resolution) for resolution in resolutions]
     evaluations = [evaluation for size in sizes for evaluation in size.evaluations]
@@ -83,7 +102,7 @@ def evaluate(options: EvaluateOptions) -> EvaluateSummary:
         report=output.path / REPORT if options.report else None,
     )
     if processes.is_main_process:
-        name, device = inputs.networks.perceptual_name, processes.device.type
+        name, device = inputs.networks.perceptual_name, inputs.device
         with output.whole(overwrite=options.overwrite) as folder:
             write_evaluation(folder, summary, sizes, options=options, perceptual=name, device=device)
         if options.report:
@@ -92,8 +111,11 @@ def evaluate(options: EvaluateOptions) -> EvaluateSummary:
     return summary
 
 
-def _open_inputs(options: EvaluateOptions, *, device: torch.device) -> _Inputs:
+def _open_inputs(options: EvaluateOptions, *, device: torch.device, ray: Any) -> _Inputs:
     """Load the autoencoders, open the images and load the networks, each checked against those before."""
+    devices = Devices(kind=device.type, bf16=use_bf16(options.mixed_precision, device=device))
+    if ray is not None:  # the weights go to its devices from the CPU
+        device, devices = torch.device("cpu"), find_devices(ray, options.mixed_precision)
     families = _load_families(options, device=device)
     channels = _common_channels(options.vae, families)
     factor = max(family.spatial_factor for family in families)
@@ -114,7 +136,9 @@ def _open_inputs(options: EvaluateOptions, *, device: torch.device) -> _Inputs:
         collection=collection,
         indices=spread_indices(len(collection), num_images=options.num_images),
         networks=load_networks(options, view, channels=channels, device=device),
-        bf16=use_bf16(options.mixed_precision, device=device),
+        bf16=devices.bf16,
+        device=devices.kind,
+        ray=ray,
     )
 
 
@@ -123,7 +147,7 @@ def _load_families(options: EvaluateOptions, *, device: torch.device) -> list[Fa
     families = [load_vae(source, needs_scaling=False, **options.vae_arguments).family for source in options.vae]
     for family in families:
         family.to(device, memory_format=torch.channels_last)
-        if options.memory_gib is not None:
+        if options.memory_gib is not None and options.engine == "local":
             enable_exact_tiling(family.model, memory_gib=options.memory_gib, tell=tell_plan)
     return families
 
@@ -159,15 +183,17 @@ def _measure_size(inputs: _Inputs, resolution: int | None) -> MeasuredSize:
     log = PictureLog(
         indices=inputs.indices, num_kept=options.report_pictures, factor=inputs.factor, view=networks.view
     )
-    comparison = measure_reconstructions(
-        inputs.families,
-        images,
-        networks=networks,
-        bf16=inputs.bf16,
-        num_pictures=options.num_pictures,
-        log=log,
-        per_channel=options.per_channel,
-    )
+    arguments: dict[str, Any] = {
+        "networks": networks,
+        "bf16": inputs.bf16,
+        "num_pictures": options.num_pictures,
+        "log": log,
+    }
+    arguments |= {"per_channel": options.per_channel}
+    if inputs.ray is not None:
+        comparison = measure_on_ray(inputs.ray, inputs.families, images, memory_gib=options.memory_gib, **arguments)
+    else:
+        comparison = measure_reconstructions(inputs.families, images, **arguments)
     protocol = Protocol(
         resolution=resolution,
         factor=inputs.factor,

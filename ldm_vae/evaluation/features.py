@@ -64,6 +64,15 @@ class MeasuringNetworks:
     set_features: SetFeatures | None = None
     """Network of the distances between the sets of pictures; None measures none."""
 
+    def to(self, device: torch.device) -> MeasuringNetworks:
+        """Return them on a device, where their weights are moved."""
+        perceptual, features = self.perceptual, self.set_features
+        return replace(
+            self,
+            perceptual=None if perceptual is None else perceptual.to(device),
+            set_features=None if features is None else replace(features, network=features.network.to(device)),
+        )
+
 
 def inception_file() -> Path:
     """Where torch's cache keeps torch-fidelity's Inception weights."""

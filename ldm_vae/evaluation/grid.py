@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,25 +22,40 @@ _BACKGROUND = "white"
 
 @dataclass(kw_only=True)
 class GridRows:
-    """Rows of a grid, spread over the images that a process reads."""
+    """Rows of a grid, spread over the images; `merge` takes in those of other processes.
+
+    The images are cut into as many stretches as there are rows, and the first of each that can be read gets the row,
+    whichever process reads it.
+    """
 
     num_rows: int
-    num_images: int
-    """Images that will be seen, of which every so many-th gets a row."""
+    indices: Sequence[int]
+    """The images that are measured, in rising order, by all processes."""
     span: Span
     view: View | None
     """Which channels are shown."""
-    rows: list[list[Image.Image]] = field(default_factory=list)
-    """Pictures of an original and its reconstructions."""
-    _num_seen: int = 0
+    _rows: dict[int, tuple[int, list[Image.Image]]] = field(default_factory=dict)
+    """By stretch: the image, and pictures of it and its reconstructions."""
 
-    def add(self, columns: Sequence[Tensor]) -> None:
-        """Take rows from a batch of originals and of each autoencoder's reconstructions, each [B, C, H, W]."""
-        every = max(1, self.num_images // max(1, self.num_rows))
-        for images in zip(*columns, strict=True):
-            if self._num_seen % every == 0 and len(self.rows) < self.num_rows:
-                self.rows.append([to_shown(as_pictures(image, self.span), self.view) for image in images])
-            self._num_seen += 1
+    @property
+    def rows(self) -> list[list[Image.Image]]:
+        """Pictures of an original and its reconstructions, a row each."""
+        return [self._rows[stretch][1] for stretch in sorted(self._rows)]
+
+    def add(self, indices: Sequence[int], columns: Sequence[Tensor]) -> None:
+        """Take rows from a batch: the images' numbers, and originals and reconstructions, each [B, C, H, W]."""
+        for index, *images in zip(indices, *columns, strict=True):
+            stretch = bisect_left(self.indices, index) * self.num_rows // len(self.indices)
+            if self.num_rows and (stretch not in self._rows or index < self._rows[stretch][0]):
+                shown = [to_shown(as_pictures(image, self.span), self.view) for image in images]
+                self._rows[stretch] = (index, shown)
+
+    def merge(self, parts: Iterable[GridRows]) -> None:
+        """Take in what other processes have."""
+        for part in parts:
+            for stretch, row in part._rows.items():
+                if stretch not in self._rows or row[0] < self._rows[stretch][0]:
+                    self._rows[stretch] = row
 
 
 def save_grid(path: Path, rows: Sequence[Sequence[Image.Image]], *, titles: Sequence[str]) -> None:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+import torch
 from accelerate.utils import gather_object
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import pixel_unshuffle
 
-from ldm_vae.evaluation.features import MeasuringNetworks, SetFeatures
+from ldm_vae.evaluation.features import MeasuringNetworks
 from ldm_vae.evaluation.grid import GridRows
 from ldm_vae.evaluation.pictures import PictureLog
 from ldm_vae.evaluation.reading import ImagePass, ImageReader, MeasuredImages, merge_readings
+from ldm_vae.images.evaluation import EvaluationBatch
 from ldm_vae.latents.statistics import ChannelMoments, RowMoments
 from ldm_vae.metrics.latents import LatentMetrics, LatentSummary
 from ldm_vae.metrics.reconstruction import ReconstructionMetrics, ReconstructionSummary
@@ -41,7 +45,7 @@ class Comparison:
     measurements: list[Measurement]
     """One an autoencoder, in the order in which these were given."""
     pictures: list[list[Image.Image]]
-    """Rows of an original and its reconstructions; on the main process alone."""
+    """Rows of an original and its reconstructions."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,17 +98,8 @@ def measure_latents(family: Family, images: ImagePass) -> MeasuredLatents:
     )
 
 
-def measure_reconstructions(
-    families: Sequence[Family],
-    images: ImagePass,
-    *,
-    networks: MeasuringNetworks,
-    bf16: bool,
-    num_pictures: int,
-    log: PictureLog | None = None,
-    per_channel: bool = False,
-) -> Comparison:
-    """Decode the posterior's mean of the images with each autoencoder, on its device.
+class Measuring:
+    """Autoencoders side by side on batches of images: figures, and pictures for the grid and the report.
 
     Args:
         families: Autoencoders, all on one device and of the same image channels.
@@ -112,69 +107,120 @@ def measure_reconstructions(
         networks: What reconstructions are compared by, on the autoencoders' device.
         bf16: Whether convolutions run in bf16.
         num_pictures: Rows to keep for a picture grid, spread over the images.
-        log: Takes the figures of each image and some of the pictures, and has those of all processes in the end.
+        log: Takes the figures of each image and some of the pictures.
         per_channel: Whether each channel of the images is measured by itself too.
+    """
+
+    def __init__(
+        self,
+        families: Sequence[Family],
+        images: ImagePass,
+        *,
+        networks: MeasuringNetworks,
+        bf16: bool,
+        num_pictures: int,
+        log: PictureLog | None = None,
+        per_channel: bool = False,
+    ) -> None:
+        self._families, self._networks, self._bf16, self.log = families, networks, bf16, log
+        span = images.dataset.span
+        self.metrics = [
+            ReconstructionMetrics(
+                perceptual=networks.perceptual,
+                latent_channels=family.latent_channels,
+                codebook_size=family.codebook_size,
+                image_channels=family.in_channels if per_channel else None,
+                rounded=not images.dataset.value_range,
+                span=span,
+            )
+            for family in families
+        ]
+        self.reader = ImageReader.of(images)
+        self.grid = GridRows(num_rows=num_pictures, indices=images.indices, span=span, view=networks.view)
+
+    def add(self, batch: EvaluationBatch) -> None:
+        """Decode the posterior's mean of a batch's images with each autoencoder, and measure that.
+
+        Raises:
+            ValueError: One of the images can't be read, where the pass is strict.
+        """
+        originals = self.reader.read(batch)
+        if originals is None:
+            return
+        originals = originals.to(self._families[0].device)
+        made = [reconstruct(family, originals, bf16=self._bf16) for family in self._families]
+        scores = [
+            metric.update(originals, each.images, each.mean, each.std, each.indices)
+            for metric, each in zip(self.metrics, made, strict=True)
+        ]
+        columns = [originals, *(each.images for each in made)]
+        if self.log is not None:
+            self.log.add(batch, made, scores)
+        set_features = self._networks.set_features
+        if set_features is not None:
+            self.reader.add_features(batch.indices, [set_features(column).cpu() for column in columns])
+        self.grid.add(batch.indices, columns)
+
+    def take_sums(self) -> list[dict[str, Tensor]]:
+        """Return the sums of each autoencoder since the last call, and begin anew."""
+        sums = [metric.state() for metric in self.metrics]
+        for metric, state in zip(self.metrics, sums, strict=True):
+            metric.load_state({name: torch.zeros_like(total) for name, total in state.items()})
+        return sums
+
+    def add_sums(self, sums: Sequence[Mapping[str, Tensor]]) -> None:
+        """Add what `take_sums` returned elsewhere."""
+        for metric, state in zip(self.metrics, sums, strict=True):
+            metric.load_state({name: total + state[name] for name, total in metric.state().items()})
+
+    def take(self, part: Measuring) -> None:
+        """Take in what was read elsewhere, but for the sums."""
+        self.reader.take(part.reader)
+        self.grid.merge([part.grid])
+        if self.log is not None and part.log is not None:
+            self.log.take(part.log)
+
+    def without_networks(self) -> Measuring:
+        """Return what was read and the pictures alone, to be sent elsewhere."""
+        part = copy.copy(self)
+        part._families, part._networks, part.metrics = [], MeasuringNetworks(), []
+        part.grid = replace(self.grid, indices=[])
+        part.log = None if self.log is None else replace(self.log, indices=[])
+        return part
+
+    def comparison(self) -> Comparison:
+        """Return the comparison over the images of all processes of this launch.
+
+        Raises:
+            ValueError: None of the images can be read.
+        """
+        if self.log is not None:
+            self.log.merge(gather_object([self.log]))
+        self.grid.merge(gather_object([self.grid]))
+        reader, states = merge_readings(self.reader, [metric.state() for metric in self.metrics])
+        for metric, state in zip(self.metrics, states, strict=True):
+            metric.load_state(state)
+        distances = reader.distances(self._networks.set_features) or [None] * len(self.metrics)
+        return Comparison(
+            images=reader.summary(),
+            measurements=[
+                Measurement(summary=metric.compute(), distances=distance)
+                for metric, distance in zip(self.metrics, distances, strict=True)
+            ],
+            pictures=self.grid.rows,
+        )
+
+
+def measure_reconstructions(families: Sequence[Family], images: ImagePass, **arguments: Any) -> Comparison:
+    """Measure autoencoders side by side on the images; the arguments are those of `Measuring`.
 
     Raises:
         ValueError: None of the images can be read, or, where the pass is strict, one of them can't.
     """
-    metrics = [_metrics_of(family, images, networks=networks, per_channel=per_channel) for family in families]
-    reader = ImageReader.of(images)
-    grid = GridRows(num_rows=num_pictures, num_images=len(images.share), span=images.dataset.span, view=networks.view)
+    measuring = Measuring(families, images, **arguments)
     for batch in images.batches(title="reconstructions"):
-        originals = reader.read(batch)
-        if originals is None:
-            continue
-        originals = originals.to(families[0].device)
-        made = [reconstruct(family, originals, bf16=bf16) for family in families]
-        scores = [
-            metric.update(originals, each.images, each.mean, each.std, each.indices)
-            for metric, each in zip(metrics, made, strict=True)
-        ]
-        columns = [originals, *(each.images for each in made)]
-        if log is not None:
-            log.add(batch, made, scores)
-        if networks.set_features is not None:
-            reader.add_features(batch.indices, [networks.set_features(column).cpu() for column in columns])
-        grid.add(columns)
-    if log is not None:
-        log.merge(gather_object([log]))
-    return _whole_comparison(reader, metrics, set_features=networks.set_features, pictures=grid.rows)
-
-
-def _metrics_of(
-    family: Family, images: ImagePass, *, networks: MeasuringNetworks, per_channel: bool
-) -> ReconstructionMetrics:
-    return ReconstructionMetrics(
-        perceptual=networks.perceptual,
-        latent_channels=family.latent_channels,
-        codebook_size=family.codebook_size,
-        image_channels=family.in_channels if per_channel else None,
-        rounded=not images.dataset.value_range,
-        span=images.dataset.span,
-    )
-
-
-def _whole_comparison(
-    reader: ImageReader,
-    metrics: Sequence[ReconstructionMetrics],
-    *,
-    set_features: SetFeatures | None,
-    pictures: list[list[Image.Image]],
-) -> Comparison:
-    """Return the comparison over the images of all processes."""
-    reader, states = merge_readings(reader, [metric.state() for metric in metrics])
-    for metric, state in zip(metrics, states, strict=True):
-        metric.load_state(state)
-    distances = reader.distances(set_features) or [None] * len(metrics)
-    return Comparison(
-        images=reader.summary(),
-        measurements=[
-            Measurement(summary=metric.compute(), distances=distance)
-            for metric, distance in zip(metrics, distances, strict=True)
-        ],
-        pictures=pictures,
-    )
+        measuring.add(batch)
+    return measuring.comparison()
 
 
 def reconstruct(family: Family, images: Tensor, *, bf16: bool = False) -> Reconstruction:

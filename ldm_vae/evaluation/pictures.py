@@ -86,7 +86,7 @@ class PictureLog:
             figures = [{metric: numbers[row] for metric, numbers in each.items()} for each in values]
             self.rows[index] = PictureFigures(name=name, size=(width, height), figures=figures)
         self._rank(batch.indices)
-        wanted = self._spread() | {index for ranked in self._worst for index in ranked}
+        wanted = self._wanted()
         for row, index in enumerate(batch.indices):
             if index in wanted:
                 parts = [(each.images[row], each.mean[row]) for each in made]
@@ -96,15 +96,32 @@ class PictureLog:
     def merge(self, parts: Iterable[PictureLog]) -> None:
         """Take in what all processes have, and choose the pictures."""
         for part in parts:
-            self.rows |= part.rows
-            self.kept |= part.kept
-            self._rank([index for ranked in part._worst for index in ranked])
+            self.take(part)
+        self.choose()
+
+    def take(self, part: PictureLog) -> None:
+        """Take in what another process has."""
+        self.rows |= part.rows
+        self.kept |= part.kept
+        self._rank([index for ranked in part._worst for index in ranked])
+        wanted = self._wanted()
+        self.kept = {index: picture for index, picture in self.kept.items() if index in wanted}
+
+    def choose(self) -> None:
+        """Choose the pictures, once all is taken in."""
         chosen = self._spread() & self.rows.keys()
         for ranks in zip(*self._worst, strict=True):
             for index in ranks:
                 if len(chosen) < self.num_kept:
                     chosen.add(index)
         self.kept = {index: self.kept[index] for index in sorted(chosen)}
+
+    def empty(self) -> PictureLog:
+        """Return a log of the same images that has taken none of them."""
+        return PictureLog(indices=self.indices, num_kept=self.num_kept, factor=self.factor, view=self.view)
+
+    def _wanted(self) -> set[int]:
+        return self._spread() | {index for ranked in self._worst for index in ranked}
 
     def _spread(self) -> set[int]:
         count = min(self.num_kept - self.num_kept // 2, len(self.indices))

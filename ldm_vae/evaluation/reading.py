@@ -54,6 +54,11 @@ class ImagePass:
         processes = join_processes()
         return self.indices[processes.process_index :: processes.num_processes]
 
+    def cut(self) -> list[Sequence[int]]:
+        """Return the batches in which one process alone would read all images, by the images' numbers."""
+        size = self.batch_size if self.dataset.has_one_shape else 1
+        return [self.indices[start : start + size] for start in range(0, len(self.indices), size)]
+
     def batches(self, *, title: str) -> Iterator[EvaluationBatch]:
         """Yield the batches of this process's share, with a progress bar on the main one."""
         processes = join_processes()
@@ -115,6 +120,12 @@ class ImageReader:
             # not views, which would be pickled with their whole batch
             self.features[index] = [column[row].clone() for column in columns]
 
+    def take(self, part: ImageReader) -> None:
+        """Take in what another process read."""
+        self.digests |= part.digests
+        self.features |= part.features
+        self.skipped += part.skipped
+
     def summary(self) -> MeasuredImages:
         """Return which images were read."""
         digest = hashlib.sha256(b"".join(self.digests[index] for index in sorted(self.digests)))
@@ -140,9 +151,7 @@ def merge_readings(
     parts: list[tuple[ImageReader, list[dict[str, Tensor]]]] = gather_object([(reader, states)])
     merged = ImageReader(strict=reader.strict, rounded=reader.rounded, span=reader.span)
     for part, _ in parts:
-        merged.digests |= part.digests
-        merged.features |= part.features
-        merged.skipped += part.skipped
+        merged.take(part)
     totals = []
     for same in zip(*(states for _, states in parts), strict=True):  # one state of each process
         totals.append({name: torch.stack([state[name] for state in same]).sum(dim=0) for name in same[0]})

@@ -16,11 +16,11 @@ from ldm_vae.config.commands.shared import RayOptions
 from ldm_vae.encoding.encode import encode
 from ldm_vae.encoding.verify import LatentsDamaged, verify
 from ldm_vae.latents.dataset import LatentDataset
+from tests.clusters import ray_nodes
 from tests.encodings import contents, options, save_photos
 from tests.launching import ENVIRONMENT
 
-ray = pytest.importorskip("ray")
-cluster_utils = pytest.importorskip("ray.cluster_utils")
+pytest.importorskip("ray")
 pytestmark = [pytest.mark.processes, pytest.mark.cluster]
 
 NUM_IMAGES = 24
@@ -40,21 +40,7 @@ def undisturbed(vae: str, photos: str, tmp_path_factory: pytest.TempPathFactory)
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
-    """A head without actors' work for itself to lose, and two nodes beside it."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in {**ENVIRONMENT, "PYTHONPATH": os.pathsep.join(sys.path)}.items():
-            patch.setenv(name, value)
-        cluster = cluster_utils.Cluster(
-            initialize_head=True,
-            head_node_args={"num_cpus": 1, "include_dashboard": False, "object_store_memory": 10**8},
-        )
-        cluster.add_node(num_cpus=1, object_store_memory=10**8)
-        ray.init(address=cluster.address, log_to_driver=False)  # one job, whose processes the tests share
-        try:
-            yield cluster
-        finally:
-            ray.shutdown()
-            cluster.shutdown()
+    yield from ray_nodes()
 
 
 def on(cluster: Any, vae: str, photos: str, output: Path, **changes: Any) -> Any:
@@ -69,6 +55,9 @@ def test_bytes_are_those_of_a_local_encode(
     assert (summary.encoded_images, summary.encoded_shards) == (NUM_IMAGES, 6)
     assert sum(int(line.split(" encoded ")[1].split()[0]) for line in summary.nodes) == NUM_IMAGES
     assert encode(on(cluster, vae, photos, tmp_path / "out")).encoded_images == 0
+    encode(on(cluster, vae, photos, tmp_path / "mds", layout="mds"))
+    encode(options(vae, photos, tmp_path / "local-mds", layout="mds"))
+    assert contents(tmp_path / "mds") == contents(tmp_path / "local-mds")
     check = {"latents": str(tmp_path / "out"), "engine": "ray", "ray": RayOptions(address=cluster.address)}
     assert verify(LatentsVerifyOptions(**check)).num_rows == NUM_IMAGES - 1
     (tmp_path / "out" / "latents-00003.safetensors").write_bytes(b"short")

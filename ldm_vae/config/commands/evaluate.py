@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Optional
 
-from ldm_vae.config.commands.shared import ReadsImages, ReadsVae, WritesReport
-from ldm_vae.config.names import MixedPrecision, PerceptualChoice
+from ldm_vae.config.commands.shared import RayOptions, ReadsImages, ReadsVae, WritesReport
+from ldm_vae.config.names import Engine, MixedPrecision, PerceptualChoice
 from ldm_vae.config.rules import at_least, local_path, positive, require, source
 
 
@@ -58,8 +58,12 @@ class EvaluateOptions(ReadsImages, ReadsVae, WritesReport):
     memory_gib: Optional[float] = positive(None)
     """The most memory of the device, in GiB beside the weights, that an autoencoder may take. Larger pictures go
     through it strip by strip, with the same result. Without it there is no bound."""
+    engine: Engine = "local"
+    """Who measures: the processes of this launch (`local`), or the nodes of a Ray cluster (`ray`), with the same
+    figures."""
     overwrite: bool = False
     """Replace an earlier evaluation in the output folder."""
+    ray: RayOptions = field(default_factory=RayOptions)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -67,6 +71,10 @@ class EvaluateOptions(ReadsImages, ReadsVae, WritesReport):
         require(
             not self.panel or bool(self.resolution),
             "<panel> turns and scales square pictures; give it a <resolution>",
+        )
+        require(
+            not (self.panel and self.engine == "ray"),
+            "<panel> is not for <engine> ray; give it to a local evaluate",
         )
         said = [name for name, value in (("vae_config", self.vae_config), ("scaling_factor", self.scaling_factor),
                                          ("shift_factor", self.shift_factor)) if value is not None]  # fmt: skip

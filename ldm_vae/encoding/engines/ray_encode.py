@@ -10,14 +10,12 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from ldm_vae.config.commands.encode import EncodeOptions
 from ldm_vae.encoding.buckets import ImageKey, ShardImages
-from ldm_vae.encoding.engines.ray_cluster import shares
 from ldm_vae.encoding.output import output_store
 from ldm_vae.encoding.preprocessing import EncodingImages, ImageBatch, collate
 from ldm_vae.encoding.shard_encoder import ShardEncoder
@@ -27,12 +25,11 @@ from ldm_vae.latents.shards import Plan, ShardRecord
 from ldm_vae.models.families.family import Family
 from ldm_vae.models.inference import InferenceAutoencoder, local_device
 from ldm_vae.models.precision import use_bf16
+from ldm_vae.system.ray_actors import RayActors, in_tasks
+from ldm_vae.system.ray_cluster import on_device
 from ldm_vae.system.store import open_store
 
-_SHARDS_AT_ONCE = 2
-"""Shards that an actor works on: while one is encoded the images of the next are decoded."""
 _POLL_SECONDS = 0.5
-_LOOK_SECONDS = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +56,7 @@ def remote_precision(ray: Any, options: EncodeOptions) -> bool:
     """Return whether the cluster's devices compute in bf16, where the options leave that to the hardware."""
     if options.mixed_precision != "auto":
         return options.mixed_precision == "bf16"
-    share = shares(ray)
-    return ray.get(ray.remote(_precision).options(num_cpus=0, num_gpus=share.gpus, max_retries=-1).remote(options))
+    return on_device(ray, _precision, options)
 
 
 def _precision(options: EncodeOptions) -> bool:
@@ -103,36 +99,16 @@ def _decoded(
     ray: Any, shard: ShardImages, images: list[Any], *, options: EncodeOptions, ahead: int
 ) -> Iterator[ImageBatch]:
     """Yield a shard's batches in order, decoded by tasks anywhere in the cluster, some of them ahead."""
-    task = ray.remote(_decode).options(num_cpus=1, max_retries=-1)
-    starts = deque(range(0, len(shard.keys), options.batch_size))
-    asked: deque[Any] = deque()
-    while starts or asked:
-        while starts and len(asked) < ahead:
-            start = starts.popleft()
-            asked.append(task.remote(images, shard.keys[start : start + options.batch_size]))
-        batch: ImageBatch = ray.get(asked.popleft())
-        batch.stem, batch.size, batch.last = shard.stem, shard.size, not (starts or asked)
+    starts = range(0, len(shard.keys), options.batch_size)
+    batches = [shard.keys[start : start + options.batch_size] for start in starts]
+    decoded = in_tasks(ray, _decode, images, batches, ahead=ahead)
+    for number, batch in enumerate(decoded, 1):
+        batch.stem, batch.size, batch.last = shard.stem, shard.size, number == len(batches)
         yield batch
 
 
-_images_here: dict[Any, EncodingImages] = {}
-
-
-def _decode(images: list[Any], keys: list[ImageKey]) -> ImageBatch:
-    """Decode a batch, in a process that keeps the collection from one batch to the next."""
-    import ray
-
-    (reference,) = images
-    if reference not in _images_here:
-        _images_here.clear()
-        _images_here[reference] = ray.get(reference)
-    return collate([_images_here[reference][key] for key in keys])
-
-
-@dataclass(kw_only=True, eq=False)
-class _Actor:
-    handle: Any
-    running: int = 0
+def _decode(images: EncodingImages, keys: list[ImageKey]) -> ImageBatch:
+    return collate([images[key] for key in keys])
 
 
 @dataclass(kw_only=True)
@@ -160,11 +136,10 @@ class RayEngine:
     """What each node did so far."""
 
     def __post_init__(self) -> None:
-        self._actors: list[_Actor] = []
-        self._running: dict[Any, _Actor] = {}
-        self._looked = -_LOOK_SECONDS
-        self._images_put = self.ray.put(self.images)
-        self._family_put = self.ray.put(self.family)
+        self._images_put, family = self.ray.put(self.images), self.ray.put(self.family)
+        self._actors = RayActors(
+            self.ray, EncodeActor, arguments=lambda ahead: (self.options, self.plan, family, ahead)
+        )
 
     def finish_shards(self, *, waiting: Callable[[], object]) -> None:
         """Have all shards that are left encoded; waits for those that other drivers or processes have claimed.
@@ -173,57 +148,24 @@ class RayEngine:
             waiting: Called where only shards of others are left.
         """
         while self.work.num_left:
-            claims = self.work.claims()
             is_first = True
-            while self._fill(claims) or self._running:
+            for encoded in self._actors.each(self._call, self.work.claims()):
                 is_first = False
-                self._take()
+                self._take(encoded)
             if is_first:
                 waiting()
                 time.sleep(_POLL_SECONDS)
 
-    def _fill(self, claims: Iterator[ShardImages]) -> bool:
-        """Give each actor as many shards as it takes; whether there was one."""
-        self._look_for_actors()
-        filled = False
-        for _ in range(_SHARDS_AT_ONCE):
-            for actor in self._actors:
-                if actor.running < _SHARDS_AT_ONCE and (shard := next(claims, None)) is not None:
-                    self._running[actor.handle.encode.remote(shard, [self._images_put])] = actor
-                    actor.running += 1
-                    filled = True
-        return filled
+    def _call(self, actor: Any, shard: ShardImages) -> Any:
+        return actor.encode.remote(shard, [self._images_put])
 
-    def _take(self) -> None:
-        """Take what is done, if anything is within a while."""
-        done, _ = self.ray.wait(list(self._running), timeout=_POLL_SECONDS)
-        for reference in done:
-            self._running.pop(reference).running -= 1
-            encoded: EncodedShard = self.ray.get(reference)
-            self.work.written(encoded.record)
-            share = self.nodes.setdefault(encoded.node, NodeShare())
-            share.shards += 1
-            share.images += len(encoded.record.rows)
-            share.actor_seconds += encoded.seconds
-            self.on_encoded(encoded)
-
-    def _look_for_actors(self) -> None:
-        """Start the actors that the cluster has room for; it may have grown. Ray starts those anew that are lost."""
-        if time.monotonic() - self._looked < _LOOK_SECONDS:
-            return
-        self._looked = time.monotonic()
-        share = shares(self.ray)
-        kind = self.ray.remote(EncodeActor).options(
-            num_cpus=0,
-            num_gpus=share.gpus,
-            max_restarts=-1,
-            max_task_retries=-1,
-            max_concurrency=_SHARDS_AT_ONCE,
-            scheduling_strategy="SPREAD",
-        )
-        while len(self._actors) < share.num_actors:
-            handle = kind.remote(self.options, self.plan, self._family_put, share.batches_ahead)
-            self._actors.append(_Actor(handle=handle))
+    def _take(self, encoded: EncodedShard) -> None:
+        self.work.written(encoded.record)
+        share = self.nodes.setdefault(encoded.node, NodeShare())
+        share.shards += 1
+        share.images += len(encoded.record.rows)
+        share.actor_seconds += encoded.seconds
+        self.on_encoded(encoded)
 
 
 def told_nodes(nodes: dict[str, NodeShare], *, seconds: float) -> list[str]:

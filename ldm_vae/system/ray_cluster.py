@@ -1,15 +1,17 @@
-"""A Ray cluster: found or started, and what it has for an encode."""
+"""A Ray cluster: found or started, and what it has for those who compute on it."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from ldm_vae.config.rules import FieldError, RunError
 from ldm_vae.system.text import one_line
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +64,12 @@ def ray_cluster(address: str) -> Iterator[Any]:
     finally:
         if ours:
             ray.shutdown()
+
+
+def on_device(ray: Any, function: Callable[..., T], *arguments: Any) -> T:
+    """Return what a function of a module gives where an actor would be: on a GPU, where the cluster has any."""
+    task = ray.remote(function).options(num_cpus=0, num_gpus=shares(ray).gpus, max_retries=-1)
+    return ray.get(task.remote(*arguments))
 
 
 def shares(ray: Any) -> Shares:
