@@ -157,13 +157,16 @@ def copy_photos(directory: Path, options: argparse.Namespace) -> tuple[Path, Pat
     return photos, captioned
 
 
+def save_vae(folder: Path) -> str:
+    """Write Stable Diffusion's architecture with random weights; return the folder's path."""
+    stable_diffusion_vae().save_pretrained(folder)
+    return str(folder)
+
+
 def measure(directory: Path, options: argparse.Namespace) -> dict[str, dict[str, float]]:
     photos, captioned = copy_photos(directory, options)
     paths = sorted(photos.iterdir())
-    vae = options.vae
-    if vae is None:
-        vae = str(directory / "vae")
-        stable_diffusion_vae().save_pretrained(vae)
+    vae = options.vae or save_vae(directory / "vae")
     bf16 = options.precision == "bf16" or (options.precision == "auto" and use_bf16("auto", device=local_device()))
     precision: Precision = "bf16" if bf16 else "float32"
     chosen: MixedPrecision = "bf16" if bf16 else "no"
