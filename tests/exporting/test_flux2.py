@@ -136,7 +136,7 @@ def test_a_new_decoder_keeps_the_statistics_that_diffusion_models_know(exported:
     [
         (
             {"format": "ldm", "output": "vae.safetensors"},
-            "format: the LDM layout is for AutoencoderKL and VQModel; for an AutoencoderKLFlux2",
+            "format: the LDM layout is for AutoencoderKL and VQModel; for AutoencoderKLFlux2",
         ),
         ({"shift": True}, "shift: latents of AutoencoderKLFlux2 aren't normalised so"),
     ],
