@@ -32,7 +32,8 @@ from ldm_vae.latents.shards import INDEX, SHARDS, Plan, Row, ShardRecord, read_r
 from ldm_vae.latents.statistics import ChannelMoments
 from ldm_vae.latents.summaries import read_summary
 from ldm_vae.system.leases import Leases
-from ldm_vae.system.store import LocalStore, Store, open_store
+from ldm_vae.system.places import open_store
+from ldm_vae.system.store import LocalStore, Store
 
 ROWS = 1000
 VAE = {"fingerprint": "f", "encoder": "e", "scaling_factor": 0.2, "shift_factor": 0.0, "latents_mean": None}

@@ -32,8 +32,9 @@ from ldm_vae.models.precision import use_bf16
 from ldm_vae.system.output_kinds import DECODED
 from ldm_vae.system.output_stores import is_marked_store, output_at
 from ldm_vae.system.paths import LONGEST_NAME
+from ldm_vae.system.places import open_store
 from ldm_vae.system.progress import progress
-from ldm_vae.system.store import Store, open_store
+from ldm_vae.system.store import Store
 from ldm_vae.system.telling import counted
 from ldm_vae.system.text import printable
 

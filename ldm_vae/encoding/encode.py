@@ -39,9 +39,9 @@ from ldm_vae.system.files import remove_temporaries
 from ldm_vae.system.leases import Leases
 from ldm_vae.system.output_kinds import LATENTS
 from ldm_vae.system.output_stores import output_at
+from ldm_vae.system.places import open_store
 from ldm_vae.system.progress import progress
 from ldm_vae.system.ray_cluster import ray_cluster
-from ldm_vae.system.store import open_store
 from ldm_vae.system.telling import counted
 
 _POLL_SECONDS = 0.5

@@ -31,7 +31,8 @@ from ldm_vae.latents.shards import (
 from ldm_vae.latents.statistics import ChannelMoments, Rounding, RowMoments, RowRounding
 from ldm_vae.models.precision import DTYPES
 from ldm_vae.system.files import sha256_file
-from ldm_vae.system.store import Store, open_store
+from ldm_vae.system.places import open_store
+from ldm_vae.system.store import Store
 from ldm_vae.system.tensors import write_tensors
 from ldm_vae.system.text import printable
 

@@ -22,8 +22,9 @@ from ldm_vae.latents.row_lines import RecordLines, RowLines
 from ldm_vae.latents.shard_table import ShardTable
 from ldm_vae.latents.shards import CHECKSUMS, CODEBOOK, NO_LABEL, row_checksums, tensor_names
 from ldm_vae.system.float64 import float64_tensor
+from ldm_vae.system.places import open_store
 from ldm_vae.system.randomness import sample_rng
-from ldm_vae.system.store import Store, open_store
+from ldm_vae.system.store import Store
 
 _OPEN_SHARDS = 4096
 """Shards that are open at once: systems bound the number of files that a process maps (65,530 on Linux)."""

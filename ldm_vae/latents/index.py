@@ -32,7 +32,8 @@ from ldm_vae.latents.statistics import ChannelMoments, Rounding
 from ldm_vae.latents.summaries import ShardSummary, read_summary
 from ldm_vae.system.files import sha256_file
 from ldm_vae.system.output_kinds import LAID_OUT_LATENTS
-from ldm_vae.system.store import Store, StoreError, open_store
+from ldm_vae.system.places import open_store
+from ldm_vae.system.store import Store, StoreError
 
 T = TypeVar("T")
 

@@ -17,7 +17,8 @@ from typing import Any, TypeVar
 from ldm_vae.latents.sealed import read_sealed
 from ldm_vae.latents.shards import CODEBOOK
 from ldm_vae.system.output_kinds import HIDDEN, LAID_OUT_LATENTS
-from ldm_vae.system.store import Store, open_store
+from ldm_vae.system.places import open_store
+from ldm_vae.system.store import Store
 
 T = TypeVar("T")
 R = TypeVar("R")

@@ -11,7 +11,8 @@ from types import TracebackType
 from typing import Any
 
 from ldm_vae.system.files import process_host, process_lives
-from ldm_vae.system.store import Store, open_store
+from ldm_vae.system.places import open_store
+from ldm_vae.system.store import Store
 
 _LEASE = ".lease"
 

@@ -9,7 +9,8 @@ from ldm_vae.config.rules import FieldError, mark
 from ldm_vae.system.output_kinds import MARK_BYTES, OutputKind, is_marked
 from ldm_vae.system.outputs import OutputFolder
 from ldm_vae.system.paths import name_refusal
-from ldm_vae.system.store import Store, StoreError, is_address, open_store
+from ldm_vae.system.places import is_address, open_store
+from ldm_vae.system.store import Store, StoreError
 from ldm_vae.system.text import printable
 
 _PROBE = ".ldm-vae-probe"

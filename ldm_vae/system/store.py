@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -25,7 +24,6 @@ from ldm_vae.system.files import (
 T = TypeVar("T")
 R = TypeVar("R")
 
-_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _DIGESTED_AT_ONCE = 1 << 23
 _AHEAD = 4
 """Calls that `each` has made or asked for, for each that is made at once."""
@@ -263,23 +261,3 @@ def _link(temporary: Path, path: Path) -> bool:
             return False
         os.replace(temporary, path)
     return True
-
-
-def is_address(place: str | Path) -> bool:
-    """Whether a place is an address, such as `s3://bucket/latents`, and no path."""
-    return isinstance(place, str) and _ADDRESS.match(place) is not None
-
-
-def open_store(place: str | Path | Store) -> Store:
-    """Return the store of a folder or an address; nothing is read or made.
-
-    Raises:
-        StoreError: The address is of a kind that isn't known, holds credentials, or needs a package that isn't here.
-    """
-    if isinstance(place, Store):
-        return place
-    if is_address(place) and not str(place).startswith("file://"):
-        from ldm_vae.system.remote_store import RemoteStore
-
-        return RemoteStore(str(place))
-    return LocalStore(str(place).removeprefix("file://"))

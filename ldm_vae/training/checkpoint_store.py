@@ -11,7 +11,8 @@ from pathlib import Path
 from ldm_vae.config.rules import FieldError
 from ldm_vae.config.run import Config
 from ldm_vae.system.paths import inside
-from ldm_vae.system.store import Store, StoreError, open_store
+from ldm_vae.system.places import open_store
+from ldm_vae.system.store import Store, StoreError
 from ldm_vae.system.text import one_line
 from ldm_vae.training.checkpoint_files import MANIFEST, CheckpointError, check_whole
 from ldm_vae.training.run_folder import RunFolder, checkpoint_step

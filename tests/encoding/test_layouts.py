@@ -23,7 +23,7 @@ from ldm_vae.latents.dataset import LatentDataset
 from ldm_vae.latents.layouts.columns import OTHERS, common_kind
 from ldm_vae.latents.layouts.export import export_latents
 from ldm_vae.system import leases as leases_module
-from ldm_vae.system.store import open_store
+from ldm_vae.system.places import open_store
 from tests.encodings import contents, options
 from tests.latents.test_layouts import check_rows, read_mds
 from tests.pictures import encoded, picture, save_pictures

@@ -15,8 +15,9 @@ from ldm_vae.encoding.encode import encode
 from ldm_vae.encoding.verify import LatentsDamaged, verify
 from ldm_vae.latents.dataset import LatentDataset
 from ldm_vae.system import leases as leases_module
+from ldm_vae.system.places import open_store
 from ldm_vae.system.remote_store import RemoteStore, Retries
-from ldm_vae.system.store import Store, StoreError, open_store
+from ldm_vae.system.store import Store, StoreError
 from tests.encodings import contents, options, save_photos
 from tests.stores import (
     FaultyStore,

@@ -17,7 +17,7 @@ from ldm_vae.config.commands.latents import LatentsExportOptions
 from ldm_vae.encoding.encode import encode
 from ldm_vae.latents.dataset import LatentDataset
 from ldm_vae.latents.layouts.export import export_latents
-from ldm_vae.system.store import open_store
+from ldm_vae.system.places import open_store
 from tests.encodings import contents, options, save_vae
 from tests.pictures import picture
 from tests.stores import memory_contents

@@ -14,8 +14,9 @@ from ldm_vae.config.rules import FieldError
 from ldm_vae.system.leases import Leases
 from ldm_vae.system.output_kinds import LATENTS
 from ldm_vae.system.output_stores import output_at
+from ldm_vae.system.places import open_store
 from ldm_vae.system.remote_store import RemoteStore, Retries
-from ldm_vae.system.store import LocalStore, Store, StoreError, open_store
+from ldm_vae.system.store import LocalStore, Store, StoreError
 from ldm_vae.system.store_errors import redacted
 from tests.stores import SECRET, FaultyStore, s3_server
 

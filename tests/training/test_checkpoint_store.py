@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from ldm_vae.config.run import Config
+from ldm_vae.system.places import open_store
 from ldm_vae.system.remote_store import RemoteStore, Retries
-from ldm_vae.system.store import open_store
 from ldm_vae.training import checkpoint_store
 from ldm_vae.training.checkpoint_files import check_whole
 from ldm_vae.training.checkpoint_store import CheckpointStore

@@ -25,9 +25,9 @@ from ldm_vae.latents.shards import Plan, ShardRecord
 from ldm_vae.models.families.family import Family
 from ldm_vae.models.inference import InferenceAutoencoder, local_device
 from ldm_vae.models.precision import use_bf16
+from ldm_vae.system.places import open_store
 from ldm_vae.system.ray_actors import RayActors, in_tasks
 from ldm_vae.system.ray_cluster import on_device
-from ldm_vae.system.store import open_store
 
 _POLL_SECONDS = 0.5
 

@@ -15,8 +15,9 @@ from ldm_vae.latents.layouts.arrays import has_one_shape
 from ldm_vae.latents.sealed import dump_json
 from ldm_vae.system.output_kinds import LATENTS_EXPORT
 from ldm_vae.system.output_stores import is_marked_store, output_at
+from ldm_vae.system.places import is_address, open_store
 from ldm_vae.system.progress import progress
-from ldm_vae.system.store import Store, is_address, open_store
+from ldm_vae.system.store import Store
 from ldm_vae.system.telling import counted
 from ldm_vae.system.text import printable
 
