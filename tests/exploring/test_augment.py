@@ -68,7 +68,7 @@ def test_labels_captions_and_columns_are_kept(space: Space, labelled: Path, tmp_
 
 def test_classes_without_folders_are_kept_by_number_and_name(space: Space, tmp_path: Path) -> None:
     features = Features({"image": ImageFeature(), "kind": ClassLabel(names=["x", "y"]), "note": Value("string")})
-    rows = {"image": [{"bytes": encoded(picture(i), "PNG"), "path": None} for i in range(3)]}
+    rows = {"image": [{"bytes": encoded(picture(i), "PNG"), "path": f"../../up/{i}.png"} for i in range(3)]}
     rows |= {"kind": [1, 0, 1], "note": ["one", "two", "three"]}  # type: ignore[dict-item]
     Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "data.parquet")
     augment(options(space, tmp_path / "data.parquet", tmp_path / "more", copies=1))
@@ -76,6 +76,7 @@ def test_classes_without_folders_are_kept_by_number_and_name(space: Space, tmp_p
     assert [(line["kind"], line["label_name"], line["note"]) for line in lines] == [
         (1, "y", "one"), (0, "x", "two"), (1, "y", "three"),
     ]  # fmt: skip
+    assert sorted(path.name for path in (tmp_path / "more" / "up").iterdir()) == [f"{i}-0.png" for i in range(3)]
 
 
 def test_a_variant_is_a_function_of_seed_name_and_number(space: Space, tmp_path: Path) -> None:

@@ -77,6 +77,13 @@ def test_equal_distances_go_by_row(space: Space, tmp_path: Path, monkeypatch: py
         assert len({each.distance for each in found}) == 1
 
 
+def test_no_more_rows_are_read_at_once_than_fit(space: Space) -> None:
+    dataset = LatentDataset(space.latents, normalize="none")
+    parts = list(searching._chunks(dataset, (4, 8, 8), size=3))
+    assert [row for rows in parts for row in rows] == list(range(COUNT))
+    assert max(map(len, parts)) == 3
+
+
 def test_of_a_folder_of_several_shapes_those_of_the_pictures_are_compared(space: Space, tmp_path: Path) -> None:
     photos = tmp_path / "photos"
     save_pictures(photos, count=3, size=(40, 20))
