@@ -36,7 +36,12 @@ def help_text(options: type, *, prog: str, positional: tuple[str, ...]) -> str:
         usage.append("[--config FILE] [--SECTION.FIELD VALUE ...]" if takes_config else "[options]")
     elif len(own.fields) > len(positional):
         usage.append("[options]")
-    lines = [f"usage: {' '.join(usage)}", "", *_paragraphs(own.doc, width=width)]
+    line = f"usage: {' '.join(usage)}"
+    lines = [
+        *textwrap.wrap(line, width=width, subsequent_indent="  ", break_on_hyphens=False),
+        "",
+        *_paragraphs(own.doc, width=width),
+    ]
     if takes_config:
         lines += _entry("--config FILE|RECIPE", _CONFIG, width)
         lines += _entry("--print_config", "Print the settings that this command line makes, and end.", width)
