@@ -9,10 +9,12 @@ from pathlib import Path
 
 from ldm_vae.config.commands.latents import LatentsExportOptions
 from ldm_vae.config.rules import require
+from ldm_vae.latents.codebook import write_codebook
 from ldm_vae.latents.dataset import LatentDataset
 from ldm_vae.latents.layouts import kohya, lightningdit, mds, parquet, webdataset
 from ldm_vae.latents.layouts.arrays import has_one_shape
 from ldm_vae.latents.sealed import dump_json
+from ldm_vae.latents.shards import CODEBOOK
 from ldm_vae.system.output_kinds import LATENTS_EXPORT
 from ldm_vae.system.output_stores import is_marked_store, output_at
 from ldm_vae.system.places import is_address, open_store
@@ -79,13 +81,23 @@ def export_latents(options: LatentsExportOptions) -> LatentsExportSummary:
         )
     file_names, write_files = _FILES[options.layout]
     output.check(overwrite=options.overwrite)
-    names = file_names(dataset)
+    keeps_indices = keeps_moments and dataset.codes is not None
+    names = [*file_names(dataset), *([CODEBOOK] if keeps_indices else [])]
     mark = dump_json({"layout": options.layout, "files": names})
     store = open_store(options.output)
     output.begin(names, mark=mark, listed=_listed(store))
     _write(write_files(dataset, store), total=len(dataset))
-    shown = store.place().rstrip("/")
-    return LatentsExportSummary(output=shown, layout=options.layout, num_rows=len(dataset), num_files=len(names))
+    notes = []
+    if keeps_indices and dataset.codes is not None:
+        write_codebook(store, dataset.codes)
+        notes = [f"column indices numbers the rows of {CODEBOOK}, which are the codes"]
+    return LatentsExportSummary(
+        output=store.place().rstrip("/"),
+        layout=options.layout,
+        num_rows=len(dataset),
+        num_files=len(names),
+        notes=notes,
+    )
 
 
 def _write(written: Iterator[int], *, total: int) -> None:
