@@ -74,6 +74,10 @@ class Teacher(ABC):
                 losses["imitation"] += mse_loss(torch.exp(0.5 * latent.posterior_logvar), taught.stored["std"])
         return Latent(z=taught.z, mean=taught.mean, losses=losses, stored=taught.stored)
 
+    def compile_networks(self) -> None:
+        """Compile what runs, in place; nothing does where latents are stored."""
+        return None
+
 
 class RunningTeacher(Teacher):
     """The autoencoder itself, which encodes the images.
@@ -91,6 +95,10 @@ class RunningTeacher(Teacher):
     def moments(self, images: Tensor, stored: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
         """Encode the images."""
         return self.family.encode_moments(images)
+
+    def compile_networks(self) -> None:
+        """Compile the encoder, in place."""
+        self.family.compile_encoder()
 
 
 class StoredTeacher(Teacher):

@@ -14,6 +14,7 @@ from ldm_vae.models.bottlenecks.bottleneck import Latent
 from ldm_vae.models.families.family import Family
 from ldm_vae.models.interventions import Transform
 from ldm_vae.models.teacher import Teacher
+from ldm_vae.system.pixels import chosen_channels
 
 Draws: TypeAlias = Mapping[str, Tensor | float]
 """What was drawn at random for a micro-batch beside its posterior noise, by name. Tensors have a row for each image.
@@ -66,7 +67,8 @@ class TrainableOutput(NamedTuple):
     reconstruction: Tensor
     """The decoder's images, [B, C, H, W], float32."""
     images: Tensor
-    """Images to compare the reconstruction with, [B, C, H, W]: those that were encoded, as interventions left them."""
+    """Images to compare the reconstruction with, [B, C, H, W]: those that were encoded, as interventions left them, in
+    the channels that the model makes."""
     latent: Latent
     """What the bottleneck made of the encoded images."""
     likelihood_logvar: Tensor
@@ -92,6 +94,7 @@ class TrainableAutoencoder(nn.Module):
         pair: What is computed of images and latents transformed alike, in the same forward.
         teacher: Whose latents are decoded in place of the family's own, and imitated; None: its own are decoded.
         aligned: Whether an alignment of the latents is balanced at the encoder's last layer.
+        target_channels: Channels of the images that the model makes, in its order; none: all of them.
     """
 
     def __init__(
@@ -106,6 +109,7 @@ class TrainableAutoencoder(nn.Module):
         pair: PairRules | None = None,
         teacher: Teacher | None = None,
         aligned: bool = False,
+        target_channels: Sequence[int] = (),
     ):
         super().__init__()
         self.family = family
@@ -117,6 +121,7 @@ class TrainableAutoencoder(nn.Module):
         self.pair_rules = pair or PairRules()
         self.teacher = teacher
         self.aligned = aligned
+        self.target_channels = tuple(target_channels)
         if decoder_only:
             for module in family.encoder_side:
                 module.requires_grad_(False)
@@ -161,13 +166,17 @@ class TrainableAutoencoder(nn.Module):
         last_features = self.decode_features(z)
         return TrainableOutput(
             reconstruction=self.family.head(last_features),
-            images=images,
+            images=self.targets(images),
             latent=latent,
             likelihood_logvar=self.likelihood_logvar.clone(),
             features=last_features.detach(),
             pair=pair,
             encoder_end=encoder_end,
         )
+
+    def targets(self, images: Tensor) -> Tensor:
+        """Return of images that are encoded, [B, C, H, W], the channels that the model makes."""
+        return chosen_channels(images, self.target_channels)
 
     def _encode(self, images: Tensor) -> tuple[Tensor | None, Tensor]:
         """Return the encoder's output, and before it the last layer's input where an alignment asks for it."""
@@ -188,16 +197,18 @@ class TrainableAutoencoder(nn.Module):
         if self.pair_rules.encode:
             mean_of_images = self.family.bottleneck(self._encode(moved)[1]).mean
         return Pair(
-            images=moved,
+            images=self.targets(moved),
             mean=transform.of_latents(latent.mean),
             reconstruction=reconstruction,
             mean_of_images=mean_of_images,
         )
 
     def compile_networks(self) -> None:
-        """Compile encoder and decoder, in place; names and weights stay as they are."""
+        """Compile encoder and decoder, and a teacher's encoder, in place; names and weights stay as they are."""
         if self.aligned:
             self.encode_features = torch.compile(self.encode_features)
         else:
             self.family.compile_encoder()
         self.decode_features = torch.compile(self.decode_features)
+        if self.teacher is not None:
+            self.teacher.compile_networks()

@@ -34,6 +34,10 @@ from ldm_vae.training.terms import build_objective
 Network = TypeVar("Network", bound=nn.Module)
 
 
+MOST_GRAPHS = 128
+"""That the networks of a run are compiled to: for each network, size and mode of its gradient one, or two."""
+
+
 @dataclass(kw_only=True)
 class TrainedNetwork(Generic[Network]):
     """A network with its optimizer and schedule."""
@@ -152,6 +156,8 @@ class TrainingState:
 
     def compile_networks(self) -> None:
         """Compile all networks, in place; names and weights stay as they are."""
+        # torch counts graphs of all compiled modules as one function's, and runs those beyond its limit uncompiled.
+        torch._dynamo.config.recompile_limit = max(MOST_GRAPHS, torch._dynamo.config.recompile_limit)
         self.autoencoder.to_json_string()  # adds to its config, on which what is compiled depends, at the first save
         self.trainable.compile_networks()
         if self.discriminator is not None:
@@ -223,6 +229,7 @@ def _trainable(config: Config, family: Family, objective: Objective, *, device: 
         pair=pair_rules(config.loss),
         teacher=open_teacher(config.model, student=family, device=device),
         aligned=objective.alignment is not None,
+        target_channels=config.data.target_channels,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -78,6 +78,7 @@ class TransformerTrunk(Trunk):
         norms = [getattr(model, name) for name in ("layernorm", "norm", "post_layernorm") if hasattr(model, name)]
         self.norm = norms[0]
         self.depth = depth
+        self._run_blocks: Callable[..., Sequence[Tensor]] = self._blocks_features
         self.patch_size = int(config.patch_size)
         self.interpolation = interpolation
         self._prefix = 0 if "iglip" in self.model_class else 1 + getattr(config, "num_register_tokens", 0)
@@ -94,6 +95,14 @@ class TransformerTrunk(Trunk):
         pixels = images * self.scale + self.shift
         hidden = self._embed(pixels, rows=rows, columns=columns)
         arguments = {} if self.rope is None else {"position_embeddings": self.rope(pixels)}
+        return self._run_blocks(hidden, (rows, columns), arguments)
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile the blocks, in place. Embeddings stay: Siglip2's reads sizes from a tensor, which breaks a graph."""
+        self._run_blocks = torch.compile(self._run_blocks, *args, **kwargs)
+
+    def _blocks_features(self, hidden: Tensor, size: tuple[int, int], arguments: dict[str, Any]) -> Sequence[Tensor]:
+        """Return the features of tokens [B, n, C] of so many rows and columns of patches."""
         kept = []
         for number, block in enumerate(self.blocks):
             hidden = block(hidden, None, **arguments)
@@ -104,7 +113,7 @@ class TransformerTrunk(Trunk):
             kept = [self.norm(hidden)]
         if self.depth == "all":
             return [tokens.transpose(1, 2).unsqueeze(-1) for tokens in kept]
-        return [tokens[:, self._prefix :].transpose(1, 2).unflatten(2, (rows, columns)) for tokens in kept]
+        return [tokens[:, self._prefix :].transpose(1, 2).unflatten(2, size) for tokens in kept]
 
     def _embed(self, pixels: Tensor, *, rows: int, columns: int) -> Tensor:
         """Return tokens [B, n, C] with their places, of normalised pixels."""
