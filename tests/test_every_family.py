@@ -20,9 +20,11 @@ from ldm_vae.api import Normalize
 from ldm_vae.images.transforms import to_tensor
 from ldm_vae.models.families import FAMILIES
 from ldm_vae.models.families.family import Family
+from ldm_vae.training.run_autoencoder import load_run_autoencoder
 from tests.commands import command
 from tests.pictures import save_pictures
 from tests.tiny import LOSS, MODEL, TRAIN
+from tests.training.runs import assert_bit_equal
 
 RESIDUAL = MODEL | {"block_out_channels": [8, 16]}
 MODELS: dict[str, dict[str, object]] = {
@@ -89,10 +91,12 @@ def walk(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     command("export", run=folder / "run", output=folder / "vae", num_workers=0)
     exact = {"dtype": "float32", "mixed_precision": "no", "num_workers": 0}
     command("encode", vae=folder / "vae", data=photos, output=folder / "latents", resolution=SIDE, **exact)
+    model, told = getattr(diffusers, family.class_name()).from_pretrained(folder / "vae", output_loading_info=True)
+    assert not any(told.values()), told
     return Walk(
         folder=folder,
         family=family,
-        model=getattr(diffusers, family.class_name()).from_pretrained(folder / "vae").eval(),
+        model=model.eval(),
         images=torch.stack([to_tensor(Image.open(path)) for path in sorted(photos.glob("*.png"))]),
     )
 
@@ -154,3 +158,31 @@ def test_the_latent_space_is_explored(walk: Walk, tmp_path: Path) -> None:
     assert nearest["distance"] < 1e-3
     command("explore augment", **data, output=tmp_path / "more")
     assert len(list((tmp_path / "more").glob("*-0.png"))) == 2
+
+
+def test_an_interrupted_run_ends_bit_equal(walk: Walk, tmp_path: Path) -> None:
+    shutil.copytree(walk.folder / "run", tmp_path / "cut", ignore=shutil.ignore_patterns("checkpoint-000004"))
+    resumed = {"output_dir": tmp_path / "cut", "train.resume_from_checkpoint": "latest"}
+    command("train", config=walk.folder / "recipe.json", **resumed)
+    assert_bit_equal(tmp_path / "cut", walk.folder / "run")
+
+
+def test_a_decoder_is_trained_further_on_the_same_latents(walk: Walk, tmp_path: Path) -> None:
+    further = {"model.pretrained": walk.vae, "model.decoder_only": True, "train.max_train_steps": 2}
+    command("train", config=walk.folder / "recipe.json", output_dir=tmp_path / "further", **further)
+    trained = load_run_autoencoder(tmp_path / "further", checkpoint="latest", weights="raw").family.model.eval()
+    with torch.no_grad():
+        latents, of_trained = (own_latents(model, walk.images) for model in (walk.model, trained))
+        torch.testing.assert_close(of_trained, latents, rtol=0, atol=0)
+        assert (trained.decode(latents).sample - walk.model.decode(latents).sample).abs().max() > 1e-4
+
+
+def test_a_probe_measures_it(walk: Walk, tmp_path: Path) -> None:
+    options = {"no_diffusion": True, "resolution": SIDE, "perceptual": "none", "num_workers": 0}
+    command("probe", vae=walk.vae, data=walk.photos, output=tmp_path / "probe", **options)
+    panel = json.loads((tmp_path / "probe/metrics.json").read_text())["autoencoders"][0]["panel"]["figures"]
+    with torch.no_grad():
+        made = walk.model.decode(own_latents(walk.model, walk.images)).sample.clamp(-1, 1)
+    levels = [((values + 1) * 127.5).round() for values in (walk.images, made)]
+    error = (levels[0] - levels[1]).double().square().mean(dim=(1, 2, 3))
+    assert panel["psnr"] == pytest.approx((10 * torch.log10(255**2 / error)).mean().item(), abs=0.02)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import glob
+import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Unpack
 
 from torch import Tensor
 
-from ldm_vae.audio.reading import SOUND_EXTENSIONS, read_part
+from ldm_vae.audio.reading import read_part
 from ldm_vae.config.reading import ReadingRules
-from ldm_vae.images.folders import has_split_folders, list_folder, relative_path, split_paths
+from ldm_vae.images.folders import SOUND_EXTENSIONS, has_split_folders, list_folder, relative_path, split_paths
+from ldm_vae.images.guard import UnreadableImage, open_regular
 from ldm_vae.images.request import SourceOptions, SourceRequest, source_request
 from ldm_vae.images.splits import split_name
 from ldm_vae.system.text import printable
@@ -42,14 +44,37 @@ class SoundCollection:
         """Yield what tells this collection from another, in its order: the files' names."""
         yield from self._paths
 
+    def names_digest(self) -> str:
+        """SHA-256, in hexadecimal, of all sounds' names in order."""
+        names = (self.name(i).encode(errors="backslashreplace") + b"\0" for i in range(len(self)))
+        return hashlib.sha256(b"".join(names)).hexdigest()
+
+    def source_stat(self, i: int) -> tuple[int, int] | None:
+        """Size in bytes and time of the last change in ns of sound i; None where it can't be found."""
+        try:
+            status = os.stat(self._path(i))
+        except OSError:
+            return None
+        return status.st_size, status.st_mtime_ns
+
+    def content_digest(self, i: int) -> str | None:
+        """SHA-256 of the file of sound i, in hexadecimal; None where it can't be read."""
+        try:
+            with open_regular(self._path(i)) as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+        except (OSError, UnreadableImage):
+            return None
+
     def read(self, i: int, *, frames: int, start_of: Callable[[int], int]) -> Tensor:
         """Return a part of sound i; see `read_part`.
 
         Raises:
             UnreadableSound: It can't be read.
         """
-        path = os.path.join(self._root, self._paths[i])
-        return read_part(path, frames=frames, start_of=start_of, name=self.name(i), rules=self._rules)
+        return read_part(self._path(i), frames=frames, start_of=start_of, name=self.name(i), rules=self._rules)
+
+    def _path(self, i: int) -> str:
+        return os.path.join(self._root, self._paths[i])
 
 
 def open_sounds(source: str, **options: Unpack[SourceOptions]) -> SoundCollection:

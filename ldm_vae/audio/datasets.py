@@ -9,9 +9,24 @@ from torch import Tensor
 
 from ldm_vae.audio.collection import SoundCollection
 from ldm_vae.audio.mels import MEL_RANGE, mels_of
+from ldm_vae.config.data import MEL_BINS
+from ldm_vae.config.rules import require, require_divides
 from ldm_vae.images.evaluation import EvaluationSamples
 from ldm_vae.images.training import Augmentation, SkippedImage, TrainingSample, TrainingSamples
+from ldm_vae.models.families.family import Family
 from ldm_vae.system.randomness import sample_rng
+
+
+def check_mels(source: str, family: Family, *, frames: int | None = None) -> None:
+    """Raise `FieldError` unless an autoencoder, which option `vae` names, takes and makes mels of so many frames."""
+    factor = family.image_multiple
+    require(
+        family.in_channels == family.out_channels == 1 and MEL_BINS % factor == 0,
+        f"<vae> {source} is for images of {family.in_channels} channels and factor {factor}; mels are images of 1 "
+        f"channel that are {MEL_BINS} wide",
+    )
+    if frames is not None:
+        require_divides(factor, frames, name="mel_frames", whose="the model's factor")
 
 
 class TrainingSounds(TrainingSamples):
@@ -55,7 +70,16 @@ class EvaluationSounds(EvaluationSamples):
         self._sounds, self._frames = sounds, frames
 
     def _read(self, index: int) -> Tensor:
-        return _read_mels(self._sounds, index, frames=self._frames, start_of=lambda spare: spare // 2)
+        return middle_mels(self._sounds, index, frames=self._frames)
+
+
+def middle_mels(sounds: SoundCollection, index: int, *, frames: int) -> Tensor:
+    """Return the mels [1, frames, 64] of the middle of a sound, the same in every process.
+
+    Raises:
+        UnreadableSound: It can't be read.
+    """
+    return _read_mels(sounds, index, frames=frames, start_of=lambda spare: spare // 2)
 
 
 def _read_mels(sounds: SoundCollection, index: int, *, frames: int, start_of: Callable[[int], int]) -> Tensor:

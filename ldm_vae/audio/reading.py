@@ -17,11 +17,6 @@ from ldm_vae.images.guard import UnreadableImage, open_regular
 from ldm_vae.system.text import one_line, printable
 from ldm_vae.system.watch import at_work, refusal
 
-SOUND_EXTENSIONS = (
-    ".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".au", ".snd", ".caf", ".w64", ".rf64",
-)  # fmt: skip
-"""Endings, in lower case, of files that count as sounds."""
-
 _LARGEST_KERNEL = 25_000_000  # numbers of the resampling filter; rates without a common divisor would fill the memory
 
 

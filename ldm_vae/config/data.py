@@ -39,6 +39,9 @@ class DataConfig(ReadingRules):
     """Smallest part of the image's area that a `random_resized` crop covers."""
     flip: bool = True
     """Mirror half of the images left to right."""
+    target_channels: list[int] = at_least(0, factory=list)
+    """Channels of the images that the model is to make, in this order, counted from 0: [0, 1, 2] for RGBA in and RGB
+    out. Losses, measures and sample pictures see these alone; the encoder takes all. Without it they are all."""
     num_workers: Optional[int] = at_least(0, None)
     """Decoding processes of each training process. With 0 the training process decodes by itself. Without it there are
     as many as a GPU's process has cores of its own to decode on, less one, and 2 where there is no GPU."""

@@ -17,7 +17,7 @@ class ModelConfig(Options):
     """The autoencoder.
 
     With `pretrained` the architecture is the pretrained model's; of the other fields only `in_channels`,
-    `latent_channels`, `decoder_only` and `codebook_decay` count.
+    `out_channels`, `latent_channels`, `decoder_only` and `codebook_decay` count.
     """
 
     section: ClassVar[str] = "model"
@@ -48,8 +48,11 @@ class ModelConfig(Options):
     decoder_only: bool = False
     """Train the decoder and post_quant_conv alone. Encoder and quant_conv, and so all latents, keep every bit."""
     in_channels: int = between(1, 64, 3)
-    """Channels of the images, of which the model takes and makes equally many: 1 (grey), 3 (RGB) or 4 (RGBA) of
-    pictures, any number of arrays and multispectral files, for which data.value_range is declared."""
+    """Channels of the images, which the model takes: 1 (grey), 3 (RGB) or 4 (RGBA) of pictures, any number of arrays
+    and multispectral files, for which data.value_range is declared."""
+    out_channels: Optional[int] = between(1, 64, None)
+    """Channels that the model makes, for every family but dc. Without it they are those that it takes. Other ones are
+    compared with those of the images' channels that data.target_channels names."""
     layers_per_block: int = positive(2)
     """Residual blocks of each level of the encoder; the decoder has one more."""
     norm_num_groups: int = positive(32)
@@ -109,6 +112,11 @@ class ModelConfig(Options):
             f"<model.attention_levels> is {self.attention_levels}; the family tiny has no attention",
         )
         require(
+            self.family != "dc" or self.made_channels == self.in_channels,
+            f"<model.out_channels> is {self.out_channels}; the family dc makes as many as it takes, which are "
+            f"<model.in_channels> {self.in_channels}",
+        )
+        require(
             self.teacher is None or self.family != "vq",
             "<model.teacher> is for families whose latents are free numbers; <model.family> is vq",
         )
@@ -130,6 +138,11 @@ class ModelConfig(Options):
                 0 <= level < len(self.block_out_channels),
                 f"<model.attention_levels> names {level}; there are levels 0 to {len(self.block_out_channels) - 1}",
             )
+
+    @property
+    def made_channels(self) -> int:
+        """Channels of the images that the model makes."""
+        return self.in_channels if self.out_channels is None else self.out_channels
 
     @property
     def image_multiple(self) -> int:

@@ -51,6 +51,7 @@ class Config(Options):
             check_resolution(self.data, spatial_factor=self.model.image_multiple)
 
         self.data.check_channels(self.model.in_channels)
+        self._check_targets()
         self._check_view()
         if self.data.mel_frames is not None:
             self._check_sounds()
@@ -83,17 +84,18 @@ class Config(Options):
         which = next((name for name, does in looks.items() if does), "perceptual")
         require(
             self.view is not None or not any(looks.values()),
-            f"<loss.perceptual_channels> is empty; of <model.in_channels> {self.model.in_channels} name one or three "
-            f"for the network of <loss.{which}> to see, or leave that network out",
+            f"<loss.perceptual_channels> is empty; of <model.{'in' if self.model.out_channels is None else 'out'}"
+            f"_channels> {self.model.made_channels} name one or three for the network of <loss.{which}> to see, or "
+            f"leave that network out",
         )
 
     def _check_sounds(self) -> None:
         """Raise `FieldError` for what is for images alone."""
-        require(
-            self.model.in_channels == 1,
-            f"<data.mel_frames> makes images of one channel of sounds; set <model.in_channels> to 1, which is "
-            f"{self.model.in_channels}",
-        )
+        for name, number in (("in_channels", self.model.in_channels), ("out_channels", self.model.made_channels)):
+            require(
+                number == 1,
+                f"<data.mel_frames> makes images of one channel of sounds; set <model.{name}> to 1, which is {number}",
+            )
         for name in ("eq_probability", "equivariance_weight", "consistency_weight", "low_pass"):
             require(
                 not getattr(self.loss, name),
@@ -125,13 +127,33 @@ class Config(Options):
             f"are those of <model.teacher>; leave it out",
         )
 
+    def _check_targets(self) -> None:
+        """Raise `FieldError` unless it is said which of the images' channels the model is to make."""
+        targets, taken, made = self.data.target_channels, self.model.in_channels, self.model.made_channels
+        require(
+            bool(targets) or made == taken,
+            f"<data.target_channels> is empty, but the model makes <model.out_channels> {made} of <model.in_channels> "
+            f"{taken}; name the {made} channels of the images that these are compared with, counted from 0",
+        )
+        require(
+            all(channel < taken for channel in targets),
+            f"<data.target_channels> is {targets}; images of <model.in_channels> {taken} have channels 0 to "
+            f"{taken - 1}",
+        )
+        require(
+            len(targets) in (0, made),
+            f"<data.target_channels> names {len(targets)} channels, and the model makes {made}; set "
+            f"<model.out_channels> to {len(targets)}",
+        )
+
     @property
     def view(self) -> View | None:
-        """What networks for photographs see of the images; None where that isn't chosen."""
+        """What networks for photographs see of what the model makes; None where that isn't chosen."""
         return view_of(
-            self.model.in_channels,
+            self.model.made_channels,
             chosen=self.loss.perceptual_channels,
             numbers=self.data.reads_numbers,
+            targets=self.data.target_channels,
             field="loss.perceptual_channels",
         )
 

@@ -28,24 +28,30 @@ RGB, GREY = View((0, 1, 2)), View((0,))
 
 
 def view_of(
-    num_channels: int, *, chosen: Sequence[int] = (), numbers: bool = False, field: str = "perceptual_channels"
+    num_channels: int,
+    *,
+    chosen: Sequence[int] = (),
+    numbers: bool = False,
+    targets: Sequence[int] = (),
+    field: str = "perceptual_channels",
 ) -> View | None:
     """Return what is seen of images, or None where that has to be chosen.
 
     Without a choice grey is grey, three channels are red, green and blue, and of pictures the fourth is alpha. Four
-    channels of numbers in a declared range may be anything.
+    channels of numbers in a declared range, or in an order of their own, may be anything.
 
     Args:
         num_channels: Channels of the images.
         chosen: Those that are to be seen, counted from 0.
         numbers: Whether the images' channels are numbers in a declared range, instead of pictures'.
+        targets: Which channels of files these are, in order; none: all.
         field: The option that gives `chosen`, for the error.
 
     Raises:
         FieldError: The images have no such channels.
     """
     if not chosen:
-        if num_channels == 4 and not numbers:
+        if num_channels == 4 and not numbers and [*targets] in ([], [0, 1, 2, 3]):
             return View((0, 1, 2), alpha=3)
         return {1: GREY, 3: RGB}.get(num_channels)
     require(
@@ -55,15 +61,16 @@ def view_of(
     return View(tuple(chosen))
 
 
-def photographs_view(num_channels: int, *, numbers: bool) -> View:
+def photographs_view(num_channels: int, *, numbers: bool, targets: Sequence[int] = ()) -> View:
     """Return what is seen of images that are like photographs, by `view_of` without a choice.
 
     Raises:
         FieldError: That isn't known.
     """
-    view = view_of(num_channels, numbers=numbers)
+    view = view_of(num_channels, numbers=numbers, targets=targets)
     if view is None:
-        raise FieldError(f"<value_range>: which of {num_channels} channels a photograph would have isn't known")
+        name = "target_channels" if targets else "value_range"
+        raise FieldError(f"<{name}>: which of {num_channels} channels a photograph would have isn't known")
     return view
 
 

@@ -1,4 +1,4 @@
-"""`ldm-vae decode`: shards of latents to pictures, or to arrays where the channels or their range ask for them."""
+"""`ldm-vae decode`: shards of latents to pictures, or to arrays or sounds where the latents are of such."""
 
 from __future__ import annotations
 
@@ -13,14 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from ldm_vae.config.commands.decode import DecodeOptions
 from ldm_vae.config.rules import require
-from ldm_vae.images.bands import out_of_range
-from ldm_vae.images.transforms import to_image
+from ldm_vae.encoding.decoded_form import DecodedForm, decoded_form
 from ldm_vae.latents.dataset import LatentDataset
 from ldm_vae.latents.sealed import dump_json
 from ldm_vae.latents.shards import SKIPPED
@@ -52,12 +49,14 @@ class DecodeSummary:
     output: str
     """Path or address."""
     num_images: int
-    """Pictures that were written."""
+    """Files that were written."""
+    kind: str = "picture"
+    """What each of them is."""
     skipped: list[str] = field(default_factory=list)
     """Sources of the latents that decode to no finite numbers, of which no pictures were written."""
 
     def __str__(self) -> str:
-        return f"{self.output}: {counted(self.num_images, 'picture')}, named in {PICTURES}"
+        return f"{self.output}: {counted(self.num_images, self.kind)}, named in {PICTURES}"
 
     @property
     def problem(self) -> str | None:
@@ -88,14 +87,14 @@ def decode(options: DecodeOptions) -> DecodeSummary:
     family = load_vae(options.vae, needs_scaling=False, **options.vae_arguments).family
     _check_fits(options, dataset, family)
     count = len(dataset) if options.num_images is None else min(options.num_images, len(dataset))
-    writing = _writing(options, dataset, channels=family.out_channels)
+    form = decoded_form(options, dataset, channels=family.out_channels)
     entries = [entry for entry, _ in zip(dataset.rows(), range(count), strict=False)]
-    names = picture_names(entries, suffix=writing.suffix)
+    names = picture_names(entries, suffix=form.suffix)
     store = open_store(options.output)
     output.begin(names, mark=_listing(dataset, names), listed=_listed(store))
     bf16 = use_bf16(options.mixed_precision, device=local_device())
     decoder = InferenceAutoencoder(family, bf16=bf16, memory_gib=options.memory_gib)
-    skipped = _write_all(dataset, names, decoder=decoder, writing=writing, store=store, batch_size=options.batch_size)
+    skipped = _write_all(dataset, names, decoder=decoder, form=form, store=store, batch_size=options.batch_size)
     sources = [dataset.row(row)["source"] for row in skipped]
     if skipped:
         reason = "it decodes to no finite numbers"
@@ -103,7 +102,8 @@ def decode(options: DecodeOptions) -> DecodeSummary:
             {"row": row, "source": source, "reason": reason} for row, source in zip(skipped, sources, strict=True)
         ]
         store.write_whole(SKIPPED, b"".join(dump_json(line) for line in lines))
-    return DecodeSummary(output=store.place().rstrip("/"), num_images=count - len(skipped), skipped=sources)
+    place = store.place().rstrip("/")
+    return DecodeSummary(output=place, num_images=count - len(skipped), kind=form.kind, skipped=sources)
 
 
 def _check_fits(options: DecodeOptions, dataset: LatentDataset, family: Family) -> None:
@@ -125,7 +125,7 @@ def _write_all(
     names: Sequence[str],
     *,
     decoder: InferenceAutoencoder,
-    writing: _Writing,
+    form: DecodedForm,
     store: Store,
     batch_size: int,
 ) -> list[int]:
@@ -138,7 +138,7 @@ def _write_all(
             finite = torch.isfinite(images).flatten(1).all(dim=1).tolist()
             skipped += [row for row, is_finite in zip(rows, finite, strict=True) if not is_finite]
             unwritten += [
-                threads.submit(writing.write, store, names[row], image)
+                threads.submit(form.write, store, names[row], form.prepare(image))
                 for row, image, is_finite in zip(rows, images, finite, strict=True)
                 if is_finite
             ]
@@ -148,38 +148,6 @@ def _write_all(
         for future in unwritten:
             future.result()
     return skipped
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Writing:
-    """How decoded images are written."""
-
-    suffix: str
-    """`.png` or `.npy`."""
-    value_range: Sequence[float]
-    """The range that numbers are written in."""
-
-    def write(self, store: Store, name: str, image: Tensor) -> None:
-        """Write an image [C, H, W] in [-1, 1]; values outside are clamped."""
-        with store.writing(name, sync=False) as temporary:
-            if self.suffix == ".png":
-                to_image(image).save(temporary, format="PNG")
-                return
-            values = out_of_range(image.permute(1, 2, 0).numpy(), value_range=self.value_range)
-            with open(temporary, "wb") as file:  # a name of its own, for numpy adds .npy to one
-                np.save(file, values)
-
-
-def _writing(options: DecodeOptions, dataset: LatentDataset, *, channels: int) -> _Writing:
-    """Return what the channels, the range that was declared for the images, and the options make of an image."""
-    declared = dataset.index["preprocessing"].get("value_range")
-    makes_picture = channels in (1, 3, 4)
-    require(
-        options.format != "png" or makes_picture,
-        f"<format> is png, but <vae> {options.vae} makes {channels} channels, and pictures have 1, 3 or 4; take npy",
-    )
-    as_picture = options.format == "png" or (options.format is None and makes_picture and declared is None)
-    return _Writing(suffix=".png" if as_picture else ".npy", value_range=declared or (-1.0, 1.0))
 
 
 def picture_names(rows: list[dict[str, Any]], *, suffix: str = ".png") -> list[str]:

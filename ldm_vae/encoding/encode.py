@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
-import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
+from ldm_vae.audio.collection import SoundCollection, open_sounds
 from ldm_vae.config.commands.encode import EncodeOptions
-from ldm_vae.encoding.buckets import Numbering, bucket_groups, bucket_sizes, read_headers
+from ldm_vae.encoding.buckets import Numbering, bucket_groups, read_headers
 from ldm_vae.encoding.engines.ray_encode import EncodedShard, NodeShare, RayEngine, remote_precision, told_nodes
 from ldm_vae.encoding.output import open_output, output_store, shown, take_back_damaged
-from ldm_vae.encoding.plan import check_sizes, make_plan, make_preprocessing
-from ldm_vae.encoding.preprocessing import WORKER_TIMEOUT_SECONDS, EncodingImages
+from ldm_vae.encoding.plan import bucket_choice, check_sizes, make_plan, make_preprocessing, square_size
+from ldm_vae.encoding.preprocessing import WORKER_TIMEOUT_SECONDS, encoding_images
 from ldm_vae.encoding.shard_encoder import ShardEncoder
 from ldm_vae.encoding.stream_work import StreamShardWork
 from ldm_vae.encoding.work import PendingShards, ShardWork
 from ldm_vae.encoding.writer import ShardWriter
-from ldm_vae.images.buckets import nearest_bucket
 from ldm_vae.images.collection import ImageCollection, open_collection
 from ldm_vae.images.streaming import ImageStream, open_stream
 from ldm_vae.images.transforms import Size
 from ldm_vae.latents.codebook import write_codebook
 from ldm_vae.latents.index import IndexTotals, read_index_totals, write_index
-from ldm_vae.latents.layouts.kohya_buckets import kohya_bucket, kohya_bucket_sizes
 from ldm_vae.latents.layouts.shard_layouts import shard_layout
 from ldm_vae.latents.shard_table import MANY_SHARDS
 from ldm_vae.latents.shards import SKIPPED, Plan, Row, ShardRecord
@@ -43,6 +41,9 @@ from ldm_vae.system.places import open_store
 from ldm_vae.system.progress import progress
 from ldm_vae.system.ray_cluster import ray_cluster
 from ldm_vae.system.telling import counted
+
+Images: TypeAlias = ImageCollection | ImageStream | SoundCollection
+"""What can be encoded."""
 
 _POLL_SECONDS = 0.5
 
@@ -99,8 +100,7 @@ def encode(options: EncodeOptions) -> EncodeSummary:
     family = loaded.family
     check_sizes(options, family=family)
     options.check_channels(family.in_channels)
-    open_images = open_stream if options.streaming else open_collection
-    images = open_images(options.data, split=options.split, image_column=options.image_column, rules=options)
+    images = _open_images(options)
     with ExitStack() as stack:
         ray = stack.enter_context(ray_cluster(options.ray.address)) if options.engine == "ray" else None
         if ray is not None:
@@ -111,6 +111,14 @@ def encode(options: EncodeOptions) -> EncodeSummary:
         return _Encode(options, plan=plan, images=images, family=family, ray=ray).run()
 
 
+def _open_images(options: EncodeOptions) -> Images:
+    """Open what is to be encoded."""
+    if options.mel_frames is not None:
+        return open_sounds(options.data, split=options.split, rules=options)
+    open_images = open_stream if options.streaming else open_collection
+    return open_images(options.data, split=options.split, image_column=options.image_column, rules=options)
+
+
 class _Encode:
     """One process's part in an encode."""
 
@@ -119,7 +127,7 @@ class _Encode:
         options: EncodeOptions,
         *,
         plan: Plan,
-        images: ImageCollection | ImageStream,
+        images: Images,
         family: Family,
         ray: Any,
     ) -> None:
@@ -128,7 +136,7 @@ class _Encode:
         codes = family.bottleneck.codes if plan.mode == "indices" else None
         self.codes = None if codes is None else codes.cpu()
         self.layout = shard_layout(plan, codes=self.codes)
-        total = len(images) if isinstance(images, ImageCollection) else None
+        total = None if isinstance(images, ImageStream) else len(images)
         self.bar = progress(total, what="encode", unit="img")
         self.encoded_images = self.encoded_shards = self.written_bytes = self.skipped = 0
         self.checked_shards = self.damaged_shards = 0
@@ -176,7 +184,7 @@ class _Encode:
         """Find what is left to do."""
         options = self.options
         preprocessing = make_preprocessing(self.family, mode=self.plan.mode, seed=options.seed)
-        square = (options.resolution, options.resolution)
+        square = square_size(options)
         if isinstance(self.images, ImageStream):
             return StreamShardWork(
                 self.store,
@@ -189,6 +197,7 @@ class _Encode:
             )
         groups: Sequence[tuple[Size, Sequence[int]]] = [(square, range(len(self.images)))]
         if options.buckets:
+            assert isinstance(self.images, ImageCollection), "options refuse buckets of sounds"
             headers = read_headers(
                 self.store,
                 self.images,
@@ -197,13 +206,13 @@ class _Encode:
                 num_workers=count_workers(options.num_workers),
                 timeout_seconds=WORKER_TIMEOUT_SECONDS,
             )
-            groups = bucket_groups(headers, choose=_bucket_choice(options), default=square)
+            groups = bucket_groups(headers, choose=bucket_choice(options), default=square)
         return ShardWork(
             self.store,
             plan=self.plan,
             leases=leases,
             numbering=Numbering(groups, shard_size=options.shard_size),
-            images=EncodingImages(self.images, preprocessing=preprocessing, detect_changes=options.detect_changes),
+            images=encoding_images(self.images, preprocessing=preprocessing, detect_changes=options.detect_changes),
             detect_changes=options.detect_changes,
             on_whole=self._note,
         )
@@ -284,15 +293,3 @@ class _Encode:
         self.skipped += skipped
         self.bar.set_postfix_str(f"{self.written_bytes / 1e6:.1f} MB, {self.skipped} skipped", refresh=False)
         self.bar.update(images)
-
-
-def _bucket_choice(options: EncodeOptions) -> Callable[[Size], Size]:
-    """Return what puts a picture's size into one of the buckets."""
-    step = options.bucket_step
-    if options.bucket_set == "area":
-        sizes = bucket_sizes(options.resolution, step=step, max_aspect=options.bucket_max_aspect)
-        return functools.partial(nearest_bucket, sizes=sizes)
-    sizes = kohya_bucket_sizes(
-        options.resolution, step=step, smallest=options.min_bucket_reso, largest=options.max_bucket_reso
-    )
-    return functools.partial(kohya_bucket, sizes=sizes)

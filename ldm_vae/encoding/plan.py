@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
+from ldm_vae.audio.collection import SoundCollection
+from ldm_vae.audio.datasets import check_mels
+from ldm_vae.audio.mels import MEL_RANGE
 from ldm_vae.config.commands.encode import EncodeOptions
+from ldm_vae.config.data import MEL_BINS
 from ldm_vae.config.rules import require, require_divides
+from ldm_vae.encoding.buckets import bucket_sizes
 from ldm_vae.encoding.columns import find_columns
 from ldm_vae.encoding.preprocessing import Preprocessing
+from ldm_vae.images.buckets import nearest_bucket
 from ldm_vae.images.collection import ImageCollection
 from ldm_vae.images.streaming import ImageStream
 from ldm_vae.images.transforms import Size
+from ldm_vae.latents.layouts.kohya_buckets import kohya_bucket, kohya_bucket_sizes
 from ldm_vae.latents.shards import Plan
 from ldm_vae.models.families.family import Family
 from ldm_vae.models.fingerprint import fingerprint
@@ -32,7 +41,9 @@ def latents_mode(options: EncodeOptions, *, family: Family) -> str:
     return options.mode or bottleneck.modes[0]
 
 
-def make_plan(options: EncodeOptions, *, images: ImageCollection | ImageStream, vae: LoadedVae, bf16: bool) -> Plan:
+def make_plan(
+    options: EncodeOptions, *, images: ImageCollection | ImageStream | SoundCollection, vae: LoadedVae, bf16: bool
+) -> Plan:
     """State what an output with these options is."""
     family = vae.family
     mode = latents_mode(options, family=family)
@@ -54,11 +65,19 @@ def make_plan(options: EncodeOptions, *, images: ImageCollection | ImageStream, 
             preprocessing["bucket_max_aspect"] = options.bucket_max_aspect
         else:
             preprocessing |= {"min_bucket_reso": options.min_bucket_reso, "max_bucket_reso": options.max_bucket_reso}
+    if options.mel_frames is not None:
+        for name in ("resolution", "filter"):
+            preprocessing.pop(name)
+        preprocessing |= {
+            "mel_frames": options.mel_frames,
+            "crop": "the middle of a longer sound, silence behind a shorter one",
+            "range": list(MEL_RANGE),
+        }
     if isinstance(images, ImageStream):
         data: dict[str, Any] = {"num_files": images.dataset.num_shards, "label_names": images.label_names}
     else:
         data = {"num_images": len(images), "names": images.names_digest(), "changes": options.detect_changes}
-        data |= {"label_names": images.label_names}
+        data |= {"label_names": None if isinstance(images, SoundCollection) else images.label_names}
     return Plan(
         vae={
             "fingerprint": digests.whole,
@@ -78,10 +97,13 @@ def make_plan(options: EncodeOptions, *, images: ImageCollection | ImageStream, 
     )
 
 
-def _layout(options: EncodeOptions, *, images: ImageCollection | ImageStream) -> dict[str, Any] | None:
+def _layout(
+    options: EncodeOptions, *, images: ImageCollection | ImageStream | SoundCollection
+) -> dict[str, Any] | None:
     """State the layout that was asked for, if it isn't this format's own, and what columns its files have."""
     if options.layout == "safetensors":
         return None
+    assert not isinstance(images, SoundCollection), "options refuse other layouts of sounds"
     return {"name": options.layout, "columns": find_columns(images).to_json()}
 
 
@@ -106,9 +128,31 @@ def stored_shape(size: Size, *, family: Family, mode: str) -> tuple[int, int, in
     return 1 if mode == "indices" else family.latent_channels, size[1] // factor, size[0] // factor
 
 
+def square_size(options: EncodeOptions) -> Size:
+    """Return the (width, height) that all images get where there are no buckets: squares, or the mels of sounds."""
+    if options.mel_frames is not None:
+        return MEL_BINS, options.mel_frames
+    return options.resolution, options.resolution
+
+
 def check_sizes(options: EncodeOptions, *, family: Family) -> None:
     """Raise `FieldError` unless the VAE's factor, times its patches, divides what images are resized to."""
     factor = family.image_multiple
+    if options.mel_frames is not None:
+        check_mels(options.vae, family, frames=options.mel_frames)
+        return
     require_divides(factor, options.resolution, name="resolution", whose="the VAE's factor")
     if options.buckets:
         require_divides(factor, options.bucket_step, name="bucket_step", whose="the VAE's factor")
+
+
+def bucket_choice(options: EncodeOptions) -> Callable[[Size], Size]:
+    """Return what puts a picture's size into one of the buckets."""
+    step = options.bucket_step
+    if options.bucket_set == "area":
+        sizes = bucket_sizes(options.resolution, step=step, max_aspect=options.bucket_max_aspect)
+        return functools.partial(nearest_bucket, sizes=sizes)
+    sizes = kohya_bucket_sizes(
+        options.resolution, step=step, smallest=options.min_bucket_reso, largest=options.max_bucket_reso
+    )
+    return functools.partial(kohya_bucket, sizes=sizes)

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ldm_vae.audio.collection import SoundCollection
+from ldm_vae.audio.datasets import middle_mels
 from ldm_vae.config.names import DetectChanges
 from ldm_vae.encoding.buckets import ImageKey, ShardImages, covering_box
 from ldm_vae.images.bands import Bands, Picture
@@ -103,41 +105,74 @@ class EncodingImages(Dataset):
     """A collection's images by key, each with what is kept of its row."""
 
     def __init__(
-        self, collection: ImageCollection, *, preprocessing: Preprocessing, detect_changes: DetectChanges
+        self,
+        collection: ImageCollection | SoundCollection,
+        *,
+        preprocessing: Preprocessing,
+        detect_changes: DetectChanges,
     ) -> None:
         self.collection, self._preprocessing, self._detect_changes = collection, preprocessing, detect_changes
 
     def __getitem__(self, key: ImageKey) -> EncodingImage:
-        collection, preprocessing, image = self.collection, self._preprocessing, key.image
+        image = key.image
         row = Row(
             sample=key.sample,
             image=image,
-            source=collection.name(image),
-            stamp=source_stamp(collection, image, detect_changes=self._detect_changes),
-            label=collection.label(image),
-            columns=self._columns(image),
+            source=self.collection.name(image),
+            stamp=source_stamp(self.collection, image, detect_changes=self._detect_changes),
+            **self._known(image),
         )
         try:
-            picture, original = preprocessing.read(
-                lambda box_of: collection.read_crop(
-                    image, channels=preprocessing.channels, resolution=key.size, box_of=box_of
-                ),
-                size=key.size,
-            )
+            pixels, original = self._read(key)
         except UnreadableImage as error:
             row.reason = error.reason
             return EncodingImage(row=row)
         row.size = list(original)
-        noise = preprocessing.noise(key.sample, size=key.size)
-        return EncodingImage(row=row, pixels=preprocessing.pixels(picture), noise=noise)
+        return EncodingImage(row=row, pixels=pixels, noise=self._preprocessing.noise(key.sample, size=key.size))
 
-    def _columns(self, image: int) -> dict[str, Any]:
+    def _known(self, image: int) -> dict[str, Any]:
+        """Return what the collection says of an image, as fields of its row."""
+        assert isinstance(self.collection, ImageCollection)
         columns = self.collection.row(image)
         columns.pop(self.collection.label_column or "", None)
-        return columns
+        return {"label": self.collection.label(image), "columns": columns}
+
+    def _read(self, key: ImageKey) -> tuple[Tensor, Size]:
+        """Return an image's pixels [H, W, C], and the (width, height) of the whole picture."""
+        collection, preprocessing = self.collection, self._preprocessing
+        assert isinstance(collection, ImageCollection)
+        picture, original = preprocessing.read(
+            lambda box_of: collection.read_crop(
+                key.image, channels=preprocessing.channels, resolution=key.size, box_of=box_of
+            ),
+            size=key.size,
+        )
+        return preprocessing.pixels(picture), original
 
 
-def source_stamp(collection: ImageCollection, image: int, *, detect_changes: DetectChanges) -> list[int] | str | None:
+class EncodingSounds(EncodingImages):
+    """Mels of the middle of a collection's sounds, by key; the size of each says how many frames."""
+
+    def _known(self, image: int) -> dict[str, Any]:
+        return {}
+
+    def _read(self, key: ImageKey) -> tuple[Tensor, Size]:
+        assert isinstance(self.collection, SoundCollection)
+        mels = middle_mels(self.collection, key.image, frames=key.size[1])
+        return mels.permute(1, 2, 0), key.size
+
+
+def encoding_images(
+    collection: ImageCollection | SoundCollection, *, preprocessing: Preprocessing, detect_changes: DetectChanges
+) -> EncodingImages:
+    """Return what reads a collection's images, or the mels of its sounds."""
+    kind = EncodingSounds if isinstance(collection, SoundCollection) else EncodingImages
+    return kind(collection, preprocessing=preprocessing, detect_changes=detect_changes)
+
+
+def source_stamp(
+    collection: ImageCollection | SoundCollection, image: int, *, detect_changes: DetectChanges
+) -> list[int] | str | None:
     """What shows whether an image's source is still the same: size and time of change, digest, or nothing."""
     if detect_changes == "digest":
         return collection.content_digest(image)

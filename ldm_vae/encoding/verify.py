@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ldm_vae.audio.collection import SoundCollection, open_sounds
 from ldm_vae.config.commands.latents import LatentsVerifyOptions
 from ldm_vae.config.rules import require
 from ldm_vae.encoding.buckets import ImageKey
 from ldm_vae.encoding.plan import make_preprocessing
-from ldm_vae.encoding.preprocessing import EncodingImage, EncodingImages
-from ldm_vae.images.collection import open_collection
+from ldm_vae.encoding.preprocessing import EncodingImage, encoding_images
+from ldm_vae.images.collection import ImageCollection, open_collection
 from ldm_vae.latents.check import Problem, check_folder
 from ldm_vae.latents.dataset import LatentDataset
 from ldm_vae.latents.index import read_index
@@ -117,7 +118,7 @@ def _encode_again(dataset: LatentDataset, options: LatentsVerifyOptions, problem
         fingerprint(family).whole == index["vae"]["fingerprint"],
         f"<vae> {options.vae} is not the autoencoder that {options.latents} was encoded with",
     )
-    collection = open_collection(options.data, split=options.split, image_column=options.image_column, rules=options)
+    collection = _opened(options, of_sounds="mel_frames" in index["preprocessing"])
     require(
         len(collection) == index["data"]["num_images"],
         f"<data> {options.data} has {len(collection)} images; {options.latents} was made from "
@@ -127,7 +128,7 @@ def _encode_again(dataset: LatentDataset, options: LatentsVerifyOptions, problem
     tolerance = TOLERANCE[precision] + STORED.get(index["dtype"], 0.02)
     encoder = InferenceAutoencoder(family, bf16=precision == "bf16")
     preprocessing = make_preprocessing(family, mode=index["mode"], seed=index["seed"] or 0)
-    images = EncodingImages(collection, preprocessing=preprocessing, detect_changes="off")
+    images = encoding_images(collection, preprocessing=preprocessing, detect_changes="off")
     factor = family.spatial_factor
     count = min(DEEP_IMAGES, len(dataset))
     errors = []
@@ -141,6 +142,13 @@ def _encode_again(dataset: LatentDataset, options: LatentsVerifyOptions, problem
             detail = f"row {row} is not what {printable(line['source'])} encodes to (relative error {error:.2g})"
             problems.append(Problem(kind="damaged", file=line["shard"], detail=detail))
     return errors
+
+
+def _opened(options: LatentsVerifyOptions, *, of_sounds: bool) -> ImageCollection | SoundCollection:
+    assert options.data is not None
+    if of_sounds:
+        return open_sounds(options.data, split=options.split, rules=options)
+    return open_collection(options.data, split=options.split, image_column=options.image_column, rules=options)
 
 
 def _relative_error(encoder: InferenceAutoencoder, image: EncodingImage, stored: dict[str, Tensor]) -> float:

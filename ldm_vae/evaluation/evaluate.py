@@ -9,22 +9,18 @@ from typing import Any
 import torch
 
 from ldm_vae.config.commands.evaluate import EvaluateOptions
-from ldm_vae.config.rules import require, require_divides
-from ldm_vae.config.views import view_of
+from ldm_vae.config.rules import require
 from ldm_vae.evaluation.features import MeasuringNetworks, load_networks
 from ldm_vae.evaluation.measure import Comparison, measure_reconstructions, short_name, spread_indices
 from ldm_vae.evaluation.pictures import PictureLog
 from ldm_vae.evaluation.ray_evaluate import Devices, find_devices, measure_on_ray
 from ldm_vae.evaluation.reading import ImagePass
 from ldm_vae.evaluation.results import Evaluation, Protocol, channel_figures, describe_scores
+from ldm_vae.evaluation.subjects import Evaluated, load_families, open_evaluated
 from ldm_vae.evaluation.summary import METRICS, TABLE, EvaluateSummary, MeasuredSize, write_evaluation
-from ldm_vae.images.collection import ImageCollection, open_collection
-from ldm_vae.images.evaluation import EvaluationImages
-from ldm_vae.models.exact import enable_exact_tiling, tell_plan
 from ldm_vae.models.families.family import Family
 from ldm_vae.models.fingerprint import fingerprint
 from ldm_vae.models.inference import InferenceAutoencoder
-from ldm_vae.models.load import load_vae
 from ldm_vae.models.precision import exact_float32, use_bf16
 from ldm_vae.panel.panel import measure_panels
 from ldm_vae.panel.sums import PanelImages
@@ -42,7 +38,7 @@ class _Inputs:
 
     options: EvaluateOptions
     families: list[Family]
-    collection: ImageCollection
+    evaluated: Evaluated
     indices: list[int]
     """The images that are measured."""
     networks: MeasuringNetworks
@@ -51,16 +47,6 @@ class _Inputs:
     """Type of device that measures."""
     ray: Any
     """The package, connected to the cluster that measures; None where this launch does."""
-
-    @property
-    def channels(self) -> int:
-        """Image channels of all autoencoders."""
-        return self.families[0].in_channels
-
-    @property
-    def factor(self) -> int:
-        """Sides that are multiples of this suit all autoencoders."""
-        return max(family.spatial_factor for family in self.families)
 
 
 def evaluate(options: EvaluateOptions) -> EvaluateSummary:
@@ -86,7 +72,7 @@ def _evaluate(options: EvaluateOptions, output: OutputFolder, *, ray: Any) -> Ev
     )
     exact_float32()
     inputs = _open_inputs(options, device=processes.device, ray=ray)
-    resolutions: list[int | None] = [None] if options.resolution is None else [*options.resolution]
+    resolutions = inputs.evaluated.resolutions
     sizes = [_measure_size(inputs, resolution) for resolution in resolutions]
     evaluations = [evaluation for size in sizes for evaluation in size.evaluations]
     if options.panel:
@@ -116,73 +102,32 @@ def _open_inputs(options: EvaluateOptions, *, device: torch.device, ray: Any) ->
     devices = Devices(kind=device.type, bf16=use_bf16(options.mixed_precision, device=device))
     if ray is not None:  # the weights go to its devices from the CPU
         device, devices = torch.device("cpu"), find_devices(ray, options.mixed_precision)
-    families = _load_families(options, device=device)
-    channels = _common_channels(options.vae, families)
-    factor = max(family.spatial_factor for family in families)
-    for resolution in options.resolution or []:
-        require_divides(factor, resolution, name="resolution", whose="the factor")
-    collection = open_collection(
-        options.data,
-        split=options.split,
-        held_out=True,
-        image_column=options.image_column,
-        rules=options,
-    )
-    options.check_channels(channels)
-    view = view_of(channels, chosen=options.perceptual_channels, numbers=options.reads_numbers)
+    families = load_families(options, device=device)
+    evaluated = open_evaluated(options, families)
     return _Inputs(
         options=options,
         families=families,
-        collection=collection,
-        indices=spread_indices(len(collection), num_images=options.num_images),
-        networks=load_networks(options, view, channels=channels, device=device),
+        evaluated=evaluated,
+        indices=spread_indices(len(evaluated.collection), num_images=options.num_images),
+        networks=load_networks(options, evaluated.view, channels=families[0].out_channels, device=device),
         bf16=devices.bf16,
         device=devices.kind,
         ray=ray,
     )
 
 
-def _load_families(options: EvaluateOptions, *, device: torch.device) -> list[Family]:
-    """Load the autoencoders onto the device, within the memory that they may take."""
-    families = [load_vae(source, needs_scaling=False, **options.vae_arguments).family for source in options.vae]
-    for family in families:
-        family.to(device, memory_format=torch.channels_last)
-        if options.memory_gib is not None and options.engine == "local":
-            enable_exact_tiling(family.model, memory_gib=options.memory_gib, tell=tell_plan)
-    return families
-
-
-def _common_channels(sources: list[str], families: list[Family]) -> int:
-    """Return the number of image channels that all autoencoders take, with which the data is read."""
-    channels = families[0].in_channels
-    for source, family in zip(sources, families, strict=True):
-        own = family.in_channels
-        require(
-            own == channels,
-            f"<vae>: {sources[0]} takes {channels} image channels and {source} takes {own}; evaluate them apart",
-        )
-        require(
-            family.out_channels == own,
-            f"<vae>: {source} makes {family.out_channels} channels of {own}, which can't be compared",
-        )
-    return channels
-
-
 def _measure_size(inputs: _Inputs, resolution: int | None) -> MeasuredSize:
     """Measure all autoencoders on images of one size; None: whole pictures."""
-    options, networks = inputs.options, inputs.networks
+    options, networks, factor = inputs.options, inputs.networks, inputs.evaluated.factor
+    samples = inputs.evaluated.samples(resolution)
     images = ImagePass(
-        dataset=EvaluationImages(
-            inputs.collection, channels=inputs.channels, resolution=resolution, multiple_of=inputs.factor
-        ),
+        dataset=samples,
         indices=inputs.indices,
         batch_size=options.batch_size,
         num_workers=count_workers(options.num_workers),
         strict=options.strict,
     )
-    log = PictureLog(
-        indices=inputs.indices, num_kept=options.report_pictures, factor=inputs.factor, view=networks.view
-    )
+    log = PictureLog(indices=inputs.indices, num_kept=options.report_pictures, factor=factor, view=networks.view)
     arguments: dict[str, Any] = {
         "networks": networks,
         "bf16": inputs.bf16,
@@ -196,12 +141,14 @@ def _measure_size(inputs: _Inputs, resolution: int | None) -> MeasuredSize:
         comparison = measure_reconstructions(inputs.families, images, **arguments)
     protocol = Protocol(
         resolution=resolution,
-        factor=inputs.factor,
+        is_sound=options.mel_frames is not None,
+        factor=factor,
         bf16=inputs.bf16,
         perceptual=networks.perceptual_name,
         set_features=networks.set_features,
         view=networks.view,
-        value_range=options.value_range,
+        value_range=samples.target_range,
+        target_channels=samples.target_channels,
     )
     return MeasuredSize(
         resolution=resolution,
@@ -252,12 +199,12 @@ def _with_panels(evaluations: list[Evaluation], inputs: _Inputs, resolutions: li
     panels = []
     for resolution in resolutions:
         images = PanelImages(
-            dataset=EvaluationImages(inputs.collection, channels=inputs.channels, resolution=resolution),
+            dataset=inputs.evaluated.images(resolution),
             indices=inputs.indices,
             batch_size=options.batch_size,
             num_workers=count_workers(options.num_workers),
             perceptual=inputs.networks.perceptual,
-            label=inputs.collection.label,
+            label=inputs.evaluated.label,
             strict=options.strict,
         )
         panels += measure_panels(autoencoders, images)[0]

@@ -216,9 +216,7 @@ def load_networks(
     name, perceptual = choose_perceptual(
         options.perceptual, weights=options.perceptual_weights, device=device, view=view
     )
-    return MeasuringNetworks(
-        view=view,
-        perceptual_name=name,
-        perceptual=perceptual,
-        set_features=load_set_features(inception_weights=options.inception_weights, device=device, view=view),
-    )
+    set_features = None
+    if options.mel_frames is None:  # distances between sets are for pictures
+        set_features = load_set_features(inception_weights=options.inception_weights, device=device, view=view)
+    return MeasuringNetworks(view=view, perceptual_name=name, perceptual=perceptual, set_features=set_features)

@@ -26,6 +26,7 @@ from ldm_vae.metrics.sets import SetDistances
 from ldm_vae.models.families.family import Family
 from ldm_vae.models.families.parts import Reconstruction
 from ldm_vae.models.precision import autocast
+from ldm_vae.system.pixels import as_pictures, chosen_channels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,20 +124,20 @@ class Measuring:
         per_channel: bool = False,
     ) -> None:
         self._families, self._networks, self._bf16, self.log = families, networks, bf16, log
-        span = images.dataset.span
+        self._target_channels, self._span = images.dataset.target_channels, images.dataset.span
         self.metrics = [
             ReconstructionMetrics(
                 perceptual=networks.perceptual,
                 latent_channels=family.latent_channels,
                 codebook_size=family.codebook_size,
-                image_channels=family.in_channels if per_channel else None,
+                image_channels=family.out_channels if per_channel else None,
                 rounded=not images.dataset.value_range,
-                span=span,
+                span=self._span,
             )
             for family in families
         ]
         self.reader = ImageReader.of(images)
-        self.grid = GridRows(num_rows=num_pictures, indices=images.indices, span=span, view=networks.view)
+        self.grid = GridRows(num_rows=num_pictures, indices=images.indices, span=self._span, view=networks.view)
 
     def add(self, batch: EvaluationBatch) -> None:
         """Decode the posterior's mean of a batch's images with each autoencoder, and measure that.
@@ -149,13 +150,15 @@ class Measuring:
             return
         originals = originals.to(self._families[0].device)
         made = [reconstruct(family, originals, bf16=self._bf16) for family in self._families]
+        targets = chosen_channels(originals, self._target_channels)
         scores = [
-            metric.update(originals, each.images, each.mean, each.std, each.indices)
+            metric.update(targets, each.images, each.mean, each.std, each.indices)
             for metric, each in zip(self.metrics, made, strict=True)
         ]
-        columns = [originals, *(each.images for each in made)]
+        columns = [targets, *(each.images for each in made)]
         if self.log is not None:
-            self.log.add(batch, made, scores)
+            shown = [as_pictures(column, self._span) for column in columns]
+            self.log.add(batch, shown, [each.mean for each in made], scores)
         set_features = self._networks.set_features
         if set_features is not None:
             self.reader.add_features(batch.indices, [set_features(column).cpu() for column in columns])

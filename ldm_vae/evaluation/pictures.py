@@ -19,7 +19,6 @@ from ldm_vae.images.evaluation import EvaluationBatch
 from ldm_vae.images.transforms import middle_box, to_shown
 from ldm_vae.metrics.latents import LatentSummary
 from ldm_vae.metrics.spectrum import cosine_power, radial_power
-from ldm_vae.models.families.parts import Reconstruction
 from ldm_vae.system.files import naming
 from ldm_vae.system.pixels import from_pixels, to_pixels
 from ldm_vae.system.strict_json import dump_json
@@ -76,12 +75,22 @@ class PictureLog:
 
     @torch.no_grad()
     def add(
-        self, batch: EvaluationBatch, made: Sequence[Reconstruction], scores: Sequence[Mapping[str, Tensor]]
+        self,
+        batch: EvaluationBatch,
+        columns: Sequence[Tensor],
+        means: Sequence[Tensor],
+        scores: Sequence[Mapping[str, Tensor]],
     ) -> None:
-        """Add a batch: what each autoencoder made of it, and the values of its metrics, each [B]."""
-        assert batch.images is not None
+        """Add a batch.
+
+        Args:
+            batch: Which images it holds.
+            columns: What they are compared by, [B, C, H, W] in [-1, 1]: themselves, then what each autoencoder made.
+            means: The latents of each autoencoder, [B, c, h, w].
+            scores: The values of each autoencoder's metrics, [B] by name.
+        """
         values = [{name: score.tolist() for name, score in each.items()} for each in scores]
-        height, width = batch.images.shape[-2:]
+        height, width = columns[0].shape[-2:]
         for row, (index, name) in enumerate(zip(batch.indices, batch.names, strict=True)):
             figures = [{metric: numbers[row] for metric, numbers in each.items()} for each in values]
             self.rows[index] = PictureFigures(name=name, size=(width, height), figures=figures)
@@ -89,8 +98,8 @@ class PictureLog:
         wanted = self._wanted()
         for row, index in enumerate(batch.indices):
             if index in wanted:
-                parts = [(each.images[row], each.mean[row]) for each in made]
-                self.kept[index] = _keep(batch.images[row], parts, factor=self.factor, view=self.view)
+                images, latents = ([each[row] for each in whole] for whole in (columns, means))
+                self.kept[index] = _keep(images, latents, factor=self.factor, view=self.view)
         self.kept = {index: picture for index, picture in self.kept.items() if index in wanted}
 
     def merge(self, parts: Iterable[PictureLog]) -> None:
@@ -143,9 +152,9 @@ class PictureLog:
         return -math.inf if math.isnan(psnr) else psnr, index
 
 
-def _keep(image: Tensor, made: Sequence[tuple[Tensor, Tensor]], *, factor: int, view: View | None) -> KeptPicture:
-    """Return a picture [C, H, W], with reconstructions and latents of it, cut to what is kept."""
-    height, width = image.shape[-2:]
+def _keep(images: Sequence[Tensor], latents: Sequence[Tensor], *, factor: int, view: View | None) -> KeptPicture:
+    """Return a picture and its reconstructions, [C, H, W], and its latents, cut to what is kept."""
+    height, width = images[0].shape[-2:]
     largest = max(MAX_SIDE // factor, 1) * factor
     cut = (min(width, largest), min(height, largest))
     left, top, _, _ = (side // factor * factor for side in middle_box((width, height), cut=cut))
@@ -159,8 +168,8 @@ def _keep(image: Tensor, made: Sequence[tuple[Tensor, Tensor]], *, factor: int, 
 
     return KeptPicture(
         box=box,
-        images=[to_shown(part(each), view) for each in (image, *(reconstruction for reconstruction, _ in made))],
-        latents=[part(mean) for _, mean in made],
+        images=[to_shown(part(each), view) for each in images],
+        latents=[part(each) for each in latents],
     )
 
 

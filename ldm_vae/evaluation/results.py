@@ -68,7 +68,9 @@ class Protocol:
     sizes: Sequence[tuple[int, int]] = ()
     """(width, height) of the shapes of which each picture got the nearest; empty where it got none."""
     value_range: Sequence[float] = ()
-    """The declared range of the images' numbers; empty where they are pictures of 8 bits."""
+    """The declared range of the numbers that were compared; empty where images are pictures of 8 bits."""
+    target_channels: Sequence[int] = ()
+    """Channels of the images that were compared, which the autoencoders make; none: all."""
     is_sound: bool = False
     """Whether pictures are mels of sounds, of `resolution` frames."""
 
@@ -94,6 +96,8 @@ class Protocol:
         if self.value_range:
             ends = ", ".join(f"{end:g}" for end in self.value_range)
             rounded = f"clamped to the declared range ({ends}), whose width counts as 255 levels"
+        if self.target_channels:
+            rounded += f", beside channels {', '.join(map(str, self.target_channels))} of the image"
         return f"{self.cut}; reconstruction of the posterior's mean in {precision}, {rounded}"
 
     @property
@@ -111,6 +115,7 @@ class Protocol:
         content = {
             "version": PROTOCOL_VERSION,
             "resolution": self.resolution,
+            **({"mel_frames": self.resolution} if self.is_sound else {}),
             "multiple_of": self.factor if self.resolution is None else None,
             "pictures": self.pictures,
             "ssim": _SSIM,

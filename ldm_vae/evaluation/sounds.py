@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from ldm_vae.audio.collection import SoundCollection, open_sounds
+from ldm_vae.audio.datasets import check_mels
 from ldm_vae.audio.library import soundfile
 from ldm_vae.audio.mels import HOP, MEL_RANGE, SAMPLE_RATE, levelled, mels_of
 from ldm_vae.audio.reading import UnreadableSound
 from ldm_vae.audio.vocoding import load_vocoder, to_sound
 from ldm_vae.config.commands.sounds import SoundsOptions
-from ldm_vae.config.data import MEL_BINS
 from ldm_vae.config.rules import require
 from ldm_vae.evaluation.measure import spread_indices
 from ldm_vae.metrics.reconstruction import psnr
@@ -72,11 +72,7 @@ def sounds(options: SoundsOptions) -> SoundsSummary:
     exact_float32()
     collection = open_sounds(options.data, split=options.split, held_out=True, rules=options)
     family = load_vae(options.vae, needs_scaling=False).family.to(local_device())
-    require(
-        family.in_channels == 1 and MEL_BINS % family.image_multiple == 0,
-        f"<vae> {options.vae} is for images of {family.in_channels} channels and factor {family.image_multiple}; mels "
-        f"are images of 1 channel that are {MEL_BINS} wide",
-    )
+    check_mels(options.vae, family)
     vocoder = None if options.vocoder is None else load_vocoder(options.vocoder).to(local_device())
     indices = spread_indices(len(collection), num_images=options.num_sounds)
     summary = SoundsSummary(output=output.path)

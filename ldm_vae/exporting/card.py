@@ -93,6 +93,7 @@ def _usage(content: CardContent) -> str:
         variant=content.variant,
         mel_frames=content.recipe.data.mel_frames,
         value_range=content.measured.value_range,
+        target_channels=content.recipe.data.target_channels,
     )
 
 
@@ -100,6 +101,8 @@ def _introduction(content: CardContent) -> str:
     config, exported = content.config, content.exported
     of_sounds = "mel spectrograms of sounds in AudioLDM's format, [1, frames, 64] as 1-channel images"
     images = f"{config['in_channels']}-channel images" if content.recipe.data.mel_frames is None else of_sounds
+    if targets := content.recipe.data.target_channels:
+        images += f", of which it makes channel{'s' if len(targets) > 1 else ''} {', '.join(map(str, targets))}"
     return (
         f"{exported.summary} for latent diffusion: {images}, a spatial factor of {exported.spatial_factor}, "
         f"{config['latent_channels']} latent channels. Trained and exported with ldm-vae; "
@@ -115,7 +118,8 @@ def _numbers(content: CardContent) -> str:
     ranges = [f"{low} to {high}" for low, high in zip(ends[0::2], ends[1::2], strict=True)]
     which = ranges[0] if len(ranges) == 1 else "; ".join(f"channel {i}: {each}" for i, each in enumerate(ranges))
     view = content.recipe.view
-    shown = shown_channels(content.config["in_channels"], view)
+    made = content.recipe.data.target_channels or range(content.exported.out_channels)
+    shown = [made[channel] for channel in shown_channels(len(made), view)]
     return (
         f" Images are arrays of numbers, of which the range ({which}) becomes [-1, 1]; the picture shows channel "
         f"{', '.join(map(str, shown))}."
@@ -168,7 +172,8 @@ def _channel_table(content: CardContent) -> str:
     if figures is None:
         return ""
     rows = [["channel", "PSNR (dB)", "mean", "standard deviation"]]
-    for channel, values in enumerate(zip(*figures.values(), strict=True)):
+    channels = content.recipe.data.target_channels or range(content.exported.out_channels)
+    for channel, values in zip(channels, zip(*figures.values(), strict=True), strict=True):
         rows.append([str(channel), *(f"{value:.6g}" for value in values)])
     return f"\n\nEach channel of the images, with the mean and deviation of its own values:\n\n{markdown_table(rows)}"
 

@@ -84,6 +84,7 @@ def _samples(collection: ImageCollection | SoundCollection, run: RunAutoencoder)
         collection,
         channels=run.family.in_channels,
         multiple_of=run.family.spatial_factor,
+        target_channels=config.target_channels,
         **config.shapes,
     )
 

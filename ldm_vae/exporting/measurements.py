@@ -97,7 +97,7 @@ def _measure_reconstructions(
     family: Family, data: MeasuredData, options: ExportOptions, *, recipe: Config
 ) -> tuple[Comparison, Protocol]:
     """Measure reconstructions, and of numbers in a declared range each channel by itself too."""
-    view, value_range = recipe.view, data.images.value_range
+    view, value_range = recipe.view, data.images.target_range
     choice: PerceptualChoice = "none" if view is None else "auto"
     name, perceptual = choose_perceptual(choice, weights=None, device=family.device, view=view)
     networks = MeasuringNetworks(view=view, perceptual_name=name, perceptual=perceptual)
@@ -118,6 +118,7 @@ def _measure_reconstructions(
         set_features=None,
         view=view,
         value_range=value_range,
+        target_channels=data.images.target_channels,
         sizes=data.images.sizes,
     )
     return measured, protocol

@@ -6,11 +6,18 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ldm_vae.images.bands import range_of
 from ldm_vae.models.families.family import Family
 
 
 def usage_snippet(
-    exported: Family, *, name: str, variant: str | None, mel_frames: int | None, value_range: Sequence[float]
+    exported: Family,
+    *,
+    name: str,
+    variant: str | None,
+    mel_frames: int | None,
+    value_range: Sequence[float],
+    target_channels: Sequence[int] = (),
 ) -> str:
     """Return Python that encodes and decodes a picture with the export; a test runs it.
 
@@ -20,6 +27,7 @@ def usage_snippet(
         variant: diffusers' word for the weights' type in the file's name, where it has one.
         mel_frames: Frames of a sound's mels; None where images are pictures or numbers.
         value_range: The range of the images' numbers; empty where they are pictures of 8 bits.
+        target_channels: Channels of the images that the autoencoder makes; none: all.
     """
     load, dtype = json.dumps(name, ensure_ascii=not name.isprintable()), ""
     if variant is not None:
@@ -27,7 +35,8 @@ def usage_snippet(
         dtype = ".to(vae.dtype)"
     normalise, denormalise = scaling_formula(exported.scaling)
     kind = exported.class_name()
-    imports, read, write = _reading(exported, mel_frames=mel_frames, value_range=value_range)
+    made_range = range_of(value_range, target_channels)
+    imports, read, write = _reading(exported, mel_frames=mel_frames, value_range=value_range, made_range=made_range)
     return f"""{imports.replace("DIFFUSERS", kind)}
 
 vae = {kind}.from_pretrained({load}).eval()
@@ -43,7 +52,9 @@ with torch.no_grad():
 """
 
 
-def _reading(exported: Family, *, mel_frames: int | None, value_range: Sequence[float]) -> tuple[str, str, str]:
+def _reading(
+    exported: Family, *, mel_frames: int | None, value_range: Sequence[float], made_range: Sequence[float]
+) -> tuple[str, str, str]:
     """Return Python that imports what is needed, reads `images`, and writes `reconstruction`."""
     channels, factor = exported.in_channels, exported.spatial_factor * exported.scaling.get("patch_size", 1)
     if mel_frames is not None:
@@ -55,24 +66,34 @@ def _reading(exported: Family, *, mel_frames: int | None, value_range: Sequence[
             'soundfile.write("reconstruction.wav", sound.numpy(), SAMPLE_RATE)',
         )
     if not value_range:
+        is_picture = exported.out_channels in (1, 3, 4)
         mode = {1: "L", 3: "RGB", 4: "RGBA"}[channels]
         return (
-            "import torch\nfrom diffusers import DIFFUSERS\nfrom diffusers.image_processor import VaeImageProcessor\n"
-            "from PIL import Image",
+            ("" if is_picture else "import numpy as np\n") + "import torch\nfrom diffusers import DIFFUSERS\n"
+            "from diffusers.image_processor import VaeImageProcessor\nfrom PIL import Image",
             f"processor = VaeImageProcessor(vae_scale_factor={factor})\n"
             f'images = processor.preprocess(Image.open("photo.png").convert("{mode}"))',
-            'processor.postprocess(reconstruction)[0].save("reconstruction.png")',
+            'processor.postprocess(reconstruction)[0].save("reconstruction.png")'
+            if is_picture
+            else 'np.save("reconstruction.npy", reconstruction[0].permute(1, 2, 0).float().numpy())  # in [-1, 1]',
         )
-    low, high = (f"torch.tensor({[*value_range][end::2]}).view(1, -1, 1, 1)" for end in (0, 1))
+    low, high = _ends(value_range)
+    of_made = "" if [*made_range] == [*value_range] else "low, high = {}, {}\n".format(*_ends(made_range))
     return (
         "import numpy as np\nimport torch\nfrom diffusers import DIFFUSERS",
         f"# rows and columns, of numbers that {factor} divides, and {channels} channels\n"
         'values = torch.from_numpy(np.load("image.npy").astype("float32"))\n'
         f"low, high = {low}, {high}\n"
         f"images = ((values.permute(2, 0, 1)[None] - low) / (high - low) * 2 - 1)",
-        "values = (reconstruction.float().clamp(-1, 1) + 1) / 2 * (high - low) + low\n"
+        f"{of_made}values = (reconstruction.float().clamp(-1, 1) + 1) / 2 * (high - low) + low\n"
         'np.save("reconstruction.npy", values[0].permute(1, 2, 0).numpy())',
     )
+
+
+def _ends(value_range: Sequence[float]) -> tuple[str, str]:
+    """Return Python of the lowest and the highest values."""
+    low, high = (f"torch.tensor({[*value_range][end::2]}).view(1, -1, 1, 1)" for end in (0, 1))
+    return low, high
 
 
 def scaling_formula(scaling: Mapping[str, Any]) -> tuple[str, str]:

@@ -71,6 +71,18 @@ def needed_part(
     return low[0], low[1], high[0], high[1]
 
 
+def range_of(value_range: Sequence[float], channels: Sequence[int]) -> list[float]:
+    """Return the range of some channels of images, where it is declared for all of them or for each in turn.
+
+    Args:
+        value_range: Lowest and highest value, for all channels or for each in turn, or empty.
+        channels: Counted from 0; none: all.
+    """
+    if len(value_range) <= 2 or not channels:
+        return [*value_range]
+    return [end for channel in channels for end in value_range[2 * channel : 2 * channel + 2]]
+
+
 def in_range(values: np.ndarray, *, value_range: Sequence[float], clip: bool) -> Bands:
     """Return numbers [H, W, C] as a picture, the lowest of their range as -1 and the highest as 1.
 

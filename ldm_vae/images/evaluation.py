@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ldm_vae.images.bands import range_of
 from ldm_vae.images.buckets import nearest_bucket
 from ldm_vae.images.collection import ImageCollection
 from ldm_vae.images.guard import UnreadableImage
 from ldm_vae.images.training import SkippedImage
 from ldm_vae.images.transforms import Box, Size, crop_box, middle_box, to_tensor
-from ldm_vae.system.pixels import PICTURES, Span
+from ldm_vae.system.pixels import PICTURES, Span, chosen_channels
 from ldm_vae.system.workers import load
 
 
@@ -64,20 +65,38 @@ class EvaluationSamples(Dataset, ABC):
         collection: What they are made of.
         resolution: The side that all of them have, in pixels; None: there is none.
         sizes: Where `resolution` is None, (width, height) of the shapes that they have; none: any.
+        target_channels: Channels that a reconstruction has, in its order; none: all.
     """
 
     span: Span = PICTURES
     """The values of black and white."""
 
-    def __init__(self, collection: NamedCollection, *, resolution: int | None, sizes: Sequence[Size] = ()) -> None:
+    def __init__(
+        self,
+        collection: NamedCollection,
+        *,
+        resolution: int | None,
+        sizes: Sequence[Size] = (),
+        target_channels: Sequence[int] = (),
+    ) -> None:
         self._items = collection
         self.resolution = resolution
         self.sizes = tuple(sizes)
+        self.target_channels = tuple(target_channels)
 
     @property
     def value_range(self) -> list[float]:
         """The declared range of the images' numbers; empty where they are pictures of 8 bits."""
         return []
+
+    @property
+    def target_range(self) -> list[float]:
+        """The declared range of what reconstructions are compared with."""
+        return range_of(self.value_range, self.target_channels)
+
+    def targets(self, images: Tensor) -> Tensor:
+        """Return of images, [..., C, H, W], the channels that reconstructions are compared with."""
+        return chosen_channels(images, self.target_channels)
 
     @property
     def has_one_shape(self) -> bool:
@@ -112,6 +131,7 @@ class EvaluationImages(EvaluationSamples):
         multiple_of: The model's spatial factor.
         sizes: Where `resolution` is None, (width, height) of the shapes of which each picture gets the nearest, cut
             about its middle; none: whole pictures.
+        target_channels: Channels that a reconstruction has, in its order; none: all.
     """
 
     def __init__(
@@ -122,8 +142,9 @@ class EvaluationImages(EvaluationSamples):
         resolution: int | None,
         multiple_of: int = 1,
         sizes: Sequence[Size] = (),
+        target_channels: Sequence[int] = (),
     ) -> None:
-        super().__init__(collection, resolution=resolution, sizes=sizes)
+        super().__init__(collection, resolution=resolution, sizes=sizes, target_channels=target_channels)
         self._collection = collection
         self._channels = channels
         self._multiple_of = multiple_of

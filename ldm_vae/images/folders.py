@@ -24,6 +24,10 @@ TABLE_FORMATS = {".parquet": "parquet", ".tar": "webdataset", ".arrow": "arrow"}
 CAPTION_EXTENSIONS = (".txt", ".caption")
 """Endings of files that hold the caption of the picture beside them."""
 
+SOUND_EXTENSIONS = (
+    ".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".au", ".snd", ".caf", ".w64", ".rf64",
+)  # fmt: skip
+"""Endings, in lower case, of files that count as sounds."""
 SPLIT_FOLDERS = {
     "train": "train", "training": "train",
     "validation": "validation", "valid": "validation", "val": "validation", "dev": "validation",
@@ -128,7 +132,9 @@ def describe_endings(endings: Counter[str]) -> str:
     more = f" and {rest} more endings" if rest > 0 else ""
     extra = f" ({EXTRA})" if any(ending in PLUGIN_EXTENSIONS for ending in endings) else ""
     arrays = " (value_range makes arrays images)" if any(ending in ARRAY_EXTENSIONS for ending in endings) else ""
-    return ", ".join(shown) + more + extra + arrays
+    has_sounds = not endings.keys().isdisjoint(SOUND_EXTENSIONS)
+    sounds = " (train, encode and evaluate read sounds with mel_frames)" if has_sounds else ""
+    return ", ".join(shown) + more + extra + arrays + sounds
 
 
 class _Walk:

@@ -61,6 +61,10 @@ def _built_or_loaded(config: ModelConfig) -> Family:
         family.in_channels == config.in_channels,
         f"<model.in_channels> is {config.in_channels}, but {config.pretrained} takes {family.in_channels}",
     )
+    require(
+        family.out_channels == config.made_channels,
+        f"<model.out_channels> is {config.made_channels}, but {config.pretrained} makes {family.out_channels}",
+    )
     if config.latent_channels not in (None, family.latent_channels):
         require(
             family.changes_channels,

@@ -82,7 +82,7 @@ def _measure_moments(
     tallies = [Tally() for _ in autoencoders]
     pixels = Tally()
     for batch in panel_batches(images, [], title="statistics of the latents"):
-        values = in_float64(batch.images)
+        values = in_float64(images.dataset.targets(batch.images))
         moments = torch.stack([values.sum(), values.square().sum(), torch.ones_like(values).sum()])
         pixels.add(batch, "moments", moments)
         for autoencoder, tally in zip(autoencoders, tallies, strict=True):

@@ -41,9 +41,10 @@ class PanelPass:
         images = batch.images.to(self.autoencoder.device)
         mean, std = self.autoencoder.encode(images)
         latents = (mean - self.shift) / self.std
-        self._add_reconstructions(batch, images, mean)
+        targets = self.how.dataset.targets(images)
+        self._add_reconstructions(batch, targets, mean)
         self._add_equivariance(batch, images, mean)
-        self._add_spectrum(batch, images / image_std, latents)
+        self._add_spectrum(batch, targets / image_std, latents)
         self.tally.add(batch, "outer", outer_products(latents))
         if std is not None:
             self.tally.add(batch, "log_std", in_float64(std / self.std).log().sum(dim=(0, 2, 3)))
@@ -54,19 +55,19 @@ class PanelPass:
             if index in points:
                 self.tally.points[index] = latents[row].flatten().cpu()
 
-    def _add_reconstructions(self, batch: Batch, images: Tensor, mean: Tensor) -> None:
+    def _add_reconstructions(self, batch: Batch, targets: Tensor, mean: Tensor) -> None:
         clean = self.autoencoder.decode(mean)
-        self.tally.add(batch, "images", torch.tensor(len(images)))
-        self._add_quality(batch, images, clean, suffix="")
+        self.tally.add(batch, "images", torch.tensor(len(targets)))
+        self._add_quality(batch, targets, clean, suffix="")
         noise = [sample_rng(index, seed=NOISE_SEED, stream="panel/noise") for index in batch.indices]
         drawn = np.stack([rng.standard_normal(mean.shape[1:], dtype=np.float32) for rng in noise])
         spread = torch.from_numpy(drawn).to(mean.device) * self.std
         for sigma in SIGMAS:
-            self._add_quality(batch, images, self.autoencoder.decode(mean + sigma * spread), suffix=f"_{sigma:g}")
+            self._add_quality(batch, targets, self.autoencoder.decode(mean + sigma * spread), suffix=f"_{sigma:g}")
         self._add_path(batch, mean, clean)
 
-    def _add_quality(self, batch: Batch, images: Tensor, decoded: Tensor, *, suffix: str) -> None:
-        pixels, found = to_pixels(images), to_pixels(decoded)
+    def _add_quality(self, batch: Batch, targets: Tensor, decoded: Tensor, *, suffix: str) -> None:
+        pixels, found = to_pixels(targets), to_pixels(decoded)
         self.tally.add(batch, f"psnr{suffix}", psnr(pixels, found).sum())
         if self.how.perceptual is not None:
             distance = self.how.perceptual(from_pixels(pixels), from_pixels(found))
@@ -95,12 +96,13 @@ class PanelPass:
             moved_images, moved_latents = transform.apply(images), transform.apply(mean).contiguous()
             encoded, _ = self.autoencoder.encode(moved_images.contiguous())
             error, size = squared_error((encoded - self.shift) / self.std, (moved_latents - self.shift) / self.std)
-            quality = psnr(to_pixels(moved_images), to_pixels(self.autoencoder.decode(moved_latents)))
+            wanted, found = self.how.dataset.targets(moved_images), self.autoencoder.decode(moved_latents)
+            quality = psnr(to_pixels(wanted), to_pixels(found))
             for name, value in (("error", error), ("size", size), ("psnr", quality)):
                 self.tally.add(batch, f"{transform.group}/{name}", value.sum())
             self.tally.add(batch, f"{transform.group}/count", torch.tensor(len(images)))
 
-    def _add_spectrum(self, batch: Batch, images: Tensor, latents: Tensor) -> None:
+    def _add_spectrum(self, batch: Batch, targets: Tensor, latents: Tensor) -> None:
         power = cosine_power(latents)
         self.tally.add(batch, "power", power.sum(dim=0))
-        self.tally.add(batch, "spectrum", spectrum_distance(latents, images).sum())
+        self.tally.add(batch, "spectrum", spectrum_distance(latents, targets).sum())

@@ -48,6 +48,7 @@ class PanelImages:
             "perceptual": perceptual,
             "sigmas": list(SIGMAS),
             "seed": NOISE_SEED,
+            **({"target_channels": [*targets]} if (targets := self.dataset.target_channels) else {}),
         }
 
 

@@ -142,7 +142,7 @@ def _pass(
     for batch in panel_batches(images, skipped, title="encode"):
         digests |= pixel_digests(batch)
         chosen = [row for row, index in enumerate(batch.indices) if index in compared]
-        pictures = {_REAL: batch.images[chosen]}
+        pictures = {_REAL: images.dataset.targets(batch.images[chosen])}
         for number, subject in enumerate(subjects):
             mean, std = subject.autoencoder.encode(batch.images)
             if number in files:

@@ -15,6 +15,7 @@ from ldm_vae.evaluation.features import choose_perceptual, load_all_set_features
 from ldm_vae.evaluation.grid import save_grid
 from ldm_vae.evaluation.measure import short_name, spread_indices
 from ldm_vae.evaluation.results import package_versions
+from ldm_vae.evaluation.subjects import check_channels
 from ldm_vae.images.collection import ImageCollection, open_collection
 from ldm_vae.images.evaluation import EvaluationImages
 from ldm_vae.images.transforms import to_image
@@ -62,8 +63,11 @@ class _Probe:
         self.bf16 = use_bf16(options.mixed_precision, device=self.device)
         self.train_bf16 = self.bf16 and self.device.type == "cuda"
         self.subjects = self._load()
-        channels = self.subjects[0].autoencoder.family.in_channels
-        self.view = photographs_view(channels, numbers=options.reads_numbers)
+        self.view = photographs_view(
+            self.subjects[0].autoencoder.family.out_channels,
+            numbers=options.reads_numbers,
+            targets=options.target_channels,
+        )
         self.folder = ProbeFolder(
             options.output, request=self._request(), overwrite=options.overwrite, processes=self.processes
         )
@@ -122,14 +126,9 @@ class _Probe:
         ]
         if options.control:
             subjects.append(self._subject(sources[0], name=f"{names[0]} ({_CONTROL})", folder=None, control=True))
-        first = subjects[0].autoencoder.family
-        for subject in subjects:
-            family = subject.autoencoder.family
-            require(
-                family.in_channels == family.out_channels == first.in_channels and first.in_channels in (1, 3, 4),
-                f"<vae>: {subject.source} takes {family.in_channels} image channels and makes {family.out_channels}, "
-                f"{subjects[0].source} takes {first.in_channels}; probe them apart",
-            )
+        families = [subject.autoencoder.family for subject in subjects]
+        check_channels([subject.source for subject in subjects], families, targets=options.target_channels)
+        options.check_channels(families[0].in_channels)
         return subjects
 
     def _subject(self, source: str, *, name: str, folder: str | None, control: bool) -> Subject:
@@ -169,7 +168,12 @@ class _Probe:
         options = self.options
         channels = self.subjects[0].autoencoder.family.in_channels
         return PanelImages(
-            dataset=EvaluationImages(collection, channels=channels, resolution=self.budget.resolution),
+            dataset=EvaluationImages(
+                collection,
+                channels=channels,
+                resolution=self.budget.resolution,
+                target_channels=options.target_channels,
+            ),
             indices=spread_indices(len(collection), num_images=num_images),
             batch_size=options.batch_size,
             num_workers=count_workers(options.num_workers),

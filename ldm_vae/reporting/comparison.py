@@ -47,6 +47,12 @@ class ComparisonView:
     panel_charts: list[Chart]
 
 
+def _title(size: int | None, *, is_sound: bool) -> str:
+    if is_sound:
+        return f"Mels of sounds, {size} frames"
+    return "Whole pictures" if size is None else f"Pictures of {size} × {size}"
+
+
 def view_comparison(comparison: Comparison) -> ComparisonView:
     """Return a comparison, ready for a page.
 
@@ -70,7 +76,7 @@ def view_comparison(comparison: Comparison) -> ComparisonView:
     lost = sum(picture.lost for picture in pictures)
     notes = [*comparison.notes, *([f"{lost} picture files are missing or damaged."] if lost else [])]
     return ComparisonView(
-        title="Whole pictures" if size is None else f"Pictures of {size} × {size}",
+        title=_title(size, is_sound="mel_frames" in first["protocol"]),
         facts=[*facts, printable(str(first["protocol"]["pictures"]))],
         notes=notes,
         names=[(subject.name, colour_of(number)) for number, subject in enumerate(subjects)],

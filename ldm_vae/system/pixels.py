@@ -37,6 +37,19 @@ def to_pixels(values: Tensor) -> Tensor:
     return values.to(torch.float32, copy=True).add_(1).mul_(LEVELS_PER_UNIT).round_().clamp_(0, 255)
 
 
+def chosen_channels(images: Tensor, channels: Sequence[int]) -> Tensor:
+    """Return these channels of images, in this order, [..., len(channels), H, W]; all as they are where none is named.
+
+    Args:
+        images: [..., C, H, W].
+        channels: Counted from 0. One may be named several times.
+    """
+    if len(channels) == 0:
+        return images
+    # Slices, since numbers of channels would be copied to the device each time.
+    return torch.cat([images.narrow(-3, channel, 1) for channel in channels], dim=-3)
+
+
 def seen(images: Tensor, *, channels: Sequence[int] | None = None, alpha: int | None = None) -> list[Tensor]:
     """Return what a network for photographs sees of images: one picture of each, or where there is alpha two.
 
@@ -56,8 +69,8 @@ def seen(images: Tensor, *, channels: Sequence[int] | None = None, alpha: int | 
         colours = images[:, channels[0], None].expand(-1, 3, -1, -1)
     elif images.shape[1] == 3 and channels == (0, 1, 2):
         colours = images
-    else:  # slices, since numbers of channels would be copied to the device each time
-        colours = torch.cat([images[:, channel, None] for channel in channels], dim=1)
+    else:
+        colours = chosen_channels(images, channels)
     if alpha is None:
         return [colours]
     opacity = (images[:, alpha, None] + 1) / 2

@@ -20,7 +20,7 @@ def build_discriminator(config: Config, *, device: torch.device) -> Discriminato
     loss = config.loss
     if loss.discriminator == "patch":
         return PatchDiscriminator(
-            in_channels=config.model.in_channels,
+            in_channels=config.model.made_channels,
             channels=loss.disc_channels,
             num_layers=loss.disc_num_layers,
             norm=loss.disc_norm,

@@ -179,6 +179,7 @@ def validation_images(
         source,
         channels=config.model.in_channels,
         multiple_of=state.family.spatial_factor,
+        target_channels=data.target_channels,
         **({"resolution": None} if data.whole_validation else data.shapes),
     )
 

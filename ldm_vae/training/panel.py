@@ -30,7 +30,12 @@ def panel_images(
         return None
     assert isinstance(source, ImageCollection), "Config refuses a panel of sounds"
     return PanelImages(
-        dataset=EvaluationImages(source, channels=config.model.in_channels, resolution=config.data.resolution),
+        dataset=EvaluationImages(
+            source,
+            channels=config.model.in_channels,
+            resolution=config.data.resolution,
+            target_channels=config.data.target_channels,
+        ),
         indices=range(min(len(source), config.data.validation_images)),
         batch_size=BATCH_SIZE,
         num_workers=count_workers(config.data.num_workers),

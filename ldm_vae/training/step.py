@@ -155,8 +155,9 @@ class TrainingStep:
             grad_y = grad_y + figures["lam"] * grad_g
 
         # Backward through decoder and encoder, once: from y, from s, and from the terms on latents.
-        latent_loss = objective.latent_loss(output, batch.images, step=state.stage_step)
-        aligned = align(objective, output, batch.images, step=state.stage_step, accumulation=self.accumulation)
+        targets = state.trainable.targets(batch.images)
+        latent_loss = objective.latent_loss(output, targets, step=state.stage_step)
+        aligned = align(objective, output, targets, step=state.stage_step, accumulation=self.accumulation)
         roots = [
             (output.reconstruction, grad_y / self.accumulation),
             (output.likelihood_logvar, grad_likelihood_logvar / self.accumulation),

@@ -83,10 +83,10 @@ def validate(
             if batch.images is None:
                 continue
             images = batch.images.to(device, memory_format=torch.channels_last, non_blocking=True)
-            made = reconstruct(state, images, train=train)
-            metrics.update(images, made.images, made.mean, made.std, made.indices)
+            made, targets = reconstruct(state, images, train=train), dataset.targets(images)
+            metrics.update(targets, made.images, made.mean, made.std, made.indices)
             if samples is not None and accelerator.is_main_process and len(pictures) < 2 * NUM_SAMPLES:
-                for pair in zip(images, made.images, strict=True):
+                for pair in zip(targets, made.images, strict=True):
                     pictures += [to_shown(as_pictures(image, dataset.span), config.view) for image in pair]
     sums = {name: total.cpu() for name, total in metrics.state().items()}
     processes.add_up(sums.values(), purpose="to add up a validation")
@@ -121,7 +121,8 @@ def draw_samples(
     batches = [torch.stack(crops)] if len(config.data.sizes) == 1 else [crop[None] for crop in crops]
     with averaged_weights(state):
         made = [reconstruct(state, batch.to(accelerator.device), train=config.train).images for batch in batches]
-    pairs = zip(crops, (image for batch in made for image in batch), strict=True)
+    targets = [state.trainable.targets(crop) for crop in crops]
+    pairs = zip(targets, (image for batch in made for image in batch), strict=True)
     save_samples([to_shown(as_pictures(image, dataset.span), config.view) for pair in pairs for image in pair], path)
 
 

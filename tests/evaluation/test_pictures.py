@@ -17,7 +17,6 @@ from ldm_vae.evaluation.evaluate import evaluate
 from ldm_vae.evaluation.pictures import PictureLog, draw_latent
 from ldm_vae.images.evaluation import EvaluationBatch
 from ldm_vae.metrics.latents import LatentMetrics
-from ldm_vae.models.families.parts import Reconstruction
 from tests.pictures import picture, save_pictures, smooth_picture
 from tests.tiny import tiny_autoencoder
 
@@ -26,8 +25,8 @@ def add(log: PictureLog, indices: Sequence[int], psnr: Sequence[Sequence[float]]
     """Add images of one grey each with these figures, of one autoencoder a row."""
     images = torch.tensor([index / 500 for index in indices])[:, None, None, None].expand(-1, 3, 8, 8)
     batch = EvaluationBatch(indices=list(indices), images=images, names=[f"{i}.png" for i in indices], skipped=[])
-    made = Reconstruction(mean=images[:, :, ::2, ::2], std=None, images=images)
-    log.add(batch, [made] * len(psnr), [{"psnr": torch.tensor(values)} for values in psnr])
+    columns, latents = [images] * (1 + len(psnr)), [images[:, :, ::2, ::2]] * len(psnr)
+    log.add(batch, columns, latents, [{"psnr": torch.tensor(values)} for values in psnr])
 
 
 def chosen(psnr: list[list[float]], *, num_kept: int, batch_size: int, processes: int) -> PictureLog:

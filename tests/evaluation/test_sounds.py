@@ -10,8 +10,9 @@ import pytest
 import soundfile
 import torch
 from diffusers import AutoencoderKL
+from PIL import Image
 
-from ldm_vae.audio import to_sound
+from ldm_vae.audio import MEL_RANGE, read_mels, to_sound
 from ldm_vae.audio.mels import levelled, mels_of
 from ldm_vae.cli import main
 from tests.audio.sounds import chirp, write_sounds
@@ -57,6 +58,40 @@ def test_each_sound_is_written_beside_its_original(
     long, _ = soundfile.read(tmp_path / "plain" / lines[2]["original"], dtype="float32")
     middle = levelled(torch.from_numpy(chirp(3.0)[16_000:32_000])).numpy()
     np.testing.assert_allclose(long, middle, atol=1e-3)
+
+
+def test_evaluate_measures_the_mels_of_sounds(tmp_path: Path, vae: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = write_sounds(tmp_path / "data", count=3, seconds=0.5)
+    (data / "broken.wav").write_text("no sound")
+    tiny_autoencoder(in_channels=1, out_channels=1, seed=1).save_pretrained(tmp_path / "other")
+    words = ["evaluate", "--vae", str(vae), "--vae", str(tmp_path / "other"), "--data", str(data),
+             "--output", str(tmp_path / "evaluation"), "--perceptual", "none", "--num_workers", "0"]  # fmt: skip
+    main([*words, "--mel_frames", "32"])
+    metrics = json.loads((tmp_path / "evaluation/metrics.json").read_text())
+    assert [skipped["name"] for skipped in metrics["skipped"]] == ["broken.wav"]
+    mels = torch.stack([read_mels(data / f"{i}.wav", frames=32) for i in range(3)])
+    low, high = MEL_RANGE
+    for folder, found in zip((vae, tmp_path / "other"), metrics["evaluations"], strict=True):
+        with torch.no_grad():
+            made = AutoencoderKL.from_pretrained(folder).eval()(mels).sample
+        levels = [((values.clamp(low, high) - low) / (high - low) * 255).round() for values in (mels, made)]
+        error = (levels[0] - levels[1]).square().mean(dim=(1, 2, 3))
+        expected = (10 * torch.log10(255**2 / error)).mean().item()
+        assert found["metrics"]["psnr"]["value"] == pytest.approx(expected, abs=1e-3)
+        assert not any(name.startswith(("rkid", "rfid")) for name in found["metrics"])
+        assert "mels of the middle 32 frames" in found["protocol"]["pictures"]
+    kept = sorted((tmp_path / "evaluation/pictures").glob("*-original.webp"))
+    with Image.open(kept[0]) as drawn:
+        shown = torch.from_numpy(np.asarray(drawn.convert("L"), dtype=np.float32))
+    grey = ((mels[0, 0].clamp(low, high) - low) / (high - low) * 255).round()
+    torch.testing.assert_close(shown, grey, rtol=0, atol=1)
+    assert "Mels of sounds, 32 frames" in (tmp_path / "evaluation/report.html").read_text()
+    with pytest.raises(SystemExit):
+        main([*words, "--overwrite", "--mel_frames", "32", "--resolution", "32"])
+    assert "--resolution is for images, but --mel_frames says" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([*words, "--overwrite", "--mel_frames", "33"])
+    assert "--mel_frames is 33, which the model's factor 2 does not divide" in capsys.readouterr().err
 
 
 def test_what_cannot_be_is_told_in_one_line(tmp_path: Path, vae: Path, capsys: pytest.CaptureFixture[str]) -> None:

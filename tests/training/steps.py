@@ -47,7 +47,7 @@ def add_perceptual(state: TrainingState, distance: torch.nn.Module, *, weight: f
     state.meter = build_meter(state.objective, adversarial=True, device=state.lam.device)
 
 
-def make_batch(size: int = 4, *, seed: int = 1) -> TrainingBatch:
+def make_batch(size: int = 4, *, channels: int = 3, seed: int = 1) -> TrainingBatch:
     rng = torch.Generator().manual_seed(seed)
-    images = F.interpolate(torch.randn(size, 3, 8, 8, generator=rng), size=64, mode="bicubic").clamp(-1, 1)
+    images = F.interpolate(torch.randn(size, channels, 8, 8, generator=rng), size=64, mode="bicubic").clamp(-1, 1)
     return TrainingBatch(images=images, noise=torch.randn(size, 4, 32, 32, generator=rng), skipped=[])

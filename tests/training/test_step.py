@@ -25,11 +25,11 @@ def plain_gradients(
     """Losses and gradients as published, each network run for each loss, divided by the elements of an image."""
     model = copy.deepcopy(state.autoencoder)
     likelihood_logvar = state.trainable.likelihood_logvar.detach().clone().requires_grad_()
-    x, loss = batch.images, config.loss
+    x, loss = batch.images[:, config.data.target_channels or slice(None)], config.loss
     num_elements = x[0].numel()
 
     def reconstruct() -> tuple[Tensor, Tensor, Tensor]:
-        posterior = model.encode(x).latent_dist
+        posterior = model.encode(batch.images).latent_dist
         z = posterior.mean + posterior.std * batch.noise
         return model.decode(z).sample, posterior.kl(), posterior.mean
 
@@ -112,6 +112,27 @@ def test_losses_and_gradients_are_the_published_ones(
         assert means[name] == pytest.approx(figures[name], rel=RTOL), name
     if adversarial:
         assert state.lam.item() == pytest.approx(figures["measured"], rel=1e-4)
+
+
+def test_a_target_of_some_channels_has_the_losses_of_these_alone() -> None:
+    """Four channels in, three of them out, in an order of their own."""
+    config = tiny_config(
+        data={"resolution": 64, "target_channels": [3, 0, 2]},
+        model={"in_channels": 4, "out_channels": 3},
+        loss={"disc_start": 0, "kl_weight": 1e-2},
+        train={"max_grad_norm": 0.0},
+    )
+    state, step, network = make(config)
+    batch = make_batch(channels=4)
+    expected, expected_d, figures = plain_gradients(state, config, batch, network, adversarial=True)
+    step.micro_batch(batch, adversarial=True)
+    assert_gradients(state.generator.module, expected, prefix="autoencoder.")
+    assert_gradients(state.discriminator.module, expected_d)
+    step.forget_gradients()
+    step(iter([batch]))
+    means = state.meter.read().means
+    assert means["rec"] == pytest.approx(figures["rec"], rel=RTOL)
+    assert means["kl"] == pytest.approx(figures["kl"], rel=RTOL)
 
 
 def test_learnt_likelihood_logvar_moves_towards_the_loss() -> None:

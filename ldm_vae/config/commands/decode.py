@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Optional
 
 from ldm_vae.config.commands.shared import ReadsVae, RunsAutoencoder
-from ldm_vae.config.names import MixedPrecision, PictureFormat
-from ldm_vae.config.rules import local_path, positive, source
+from ldm_vae.config.names import DecodedFormat, MixedPrecision
+from ldm_vae.config.rules import at_least, local_path, positive, source
 
 
 @dataclass(kw_only=True)
@@ -27,10 +27,17 @@ class DecodeOptions(ReadsVae, RunsAutoencoder):
     """Number of latents that are decoded at once."""
     num_images: Optional[int] = positive(None)
     """The most latents to decode. Without it all are decoded."""
-    format: Optional[PictureFormat] = None
+    format: Optional[DecodedFormat] = None
     """What is written of an image: a picture of 8 bits (`png`, for 1, 3 or 4 channels), or an array of rows, columns
-    and channels (`npy`, float32, in the range that was declared for the images). Without it arrays are written where a
-    range was declared, or where the channels make no picture."""
+    and channels (`npy`, float32, in the range that was declared for the images), or, of latents of sounds, the sound
+    (`wav`) or its mels (`npy`). Without it arrays are written where a range was declared, or the channels make no
+    picture, and sounds of latents of sounds."""
+    vocoder: Optional[str] = source(None)
+    """Vocoder of transformers' class SpeechT5HifiGan for latents of sounds, by its folder, a pipeline's folder or a
+    hub id. Without it Griffin-Lim makes the sounds."""
+    target_channels: list[int] = at_least(0, factory=list)
+    """Channels of the images, counted from 0, that the autoencoder makes, in its order: needed where it makes others
+    than it takes and a range was declared for each channel in turn."""
     mixed_precision: MixedPrecision = "no"
     """Precision of the convolutions: `no` is float32, `auto` takes bf16 where the hardware has it."""
     other_vae: bool = False

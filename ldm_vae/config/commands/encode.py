@@ -23,13 +23,16 @@ class EncodeOptions(ReadsImages, ReadsVae, RunsAutoencoder):
     vae: str = source()
     """Autoencoder: a diffusers folder, a hub id or a single file."""
     data: str = source()
-    """Images to encode: a folder of images, a hub id, or parquet or webdataset files."""
+    """Images to encode: a folder of images, a hub id, or parquet or webdataset files; with mel_frames, sounds."""
     output: str = local_path()
     """Folder for the shards, or an address: s3://, gs://, az:// or hf://. An interrupted encode into it is
     finished."""
     resolution: int = positive(256)
     """Side in pixels that the short side of an image is resized to, and of the square that is cropped from its
     centre."""
+    mel_frames: Optional[int] = positive(None)
+    """Frames of 10 ms of the mel spectrograms of sounds, in AudioLDM's format: 1024 for 10.24 s. With it `data` names
+    a folder or files of sound, of each of which the middle is encoded. Without it `data` names images."""
     batch_size: int = positive(8)
     """Number of images that are encoded at once."""
     mode: Optional[LatentsMode] = None
@@ -95,6 +98,19 @@ class EncodeOptions(ReadsImages, ReadsVae, RunsAutoencoder):
             not (self.buckets and self.streaming),
             "<buckets> needs the headers of all images first, which <streaming> doesn't give",
         )
+        for name, value in (
+            ("flip", self.flip),
+            ("buckets", self.buckets),
+            ("streaming", self.streaming),
+            ("value_range", self.value_range),
+            ("image_column", self.image_column),
+            ("engine", self.engine == "ray"),
+            ("layout", self.layout != "safetensors"),
+        ):
+            require(
+                self.mel_frames is None or not value,
+                f"<{name}> is for images, but <mel_frames> says that the data are sounds; leave it out",
+            )
         require(
             self.bucket_set == "area" or self.min_bucket_reso <= self.resolution <= self.max_bucket_reso,
             f"<resolution> is {self.resolution}; it must lie between <min_bucket_reso> {self.min_bucket_reso} and "

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Optional
 
-from ldm_vae.config.commands.shared import RayOptions, ReadsImages, ReadsVae, WritesReport
+from ldm_vae.config.commands.shared import ComparesImages, RayOptions, ReadsVae, WritesReport
 from ldm_vae.config.names import Engine, MixedPrecision, PerceptualChoice
 from ldm_vae.config.rules import at_least, local_path, positive, require, source
 
 
 @dataclass(kw_only=True)
-class EvaluateOptions(ReadsImages, ReadsVae, WritesReport):
+class EvaluateOptions(ComparesImages, ReadsVae, WritesReport):
     """Measure the reconstruction quality of one or several autoencoders, side by side.
 
     Example: ldm-vae evaluate --vae export --vae stabilityai/sd-vae-ft-mse --data photos --output evaluation
@@ -20,13 +20,16 @@ class EvaluateOptions(ReadsImages, ReadsVae, WritesReport):
     vae: list[str] = source()
     """Autoencoders: diffusers folders, hub ids or single files. Give --vae again for each further one."""
     data: str = source()
-    """Images to reconstruct: a folder of images, a hub id, or parquet or webdataset files."""
+    """Images to reconstruct: a folder of images, a hub id, or parquet or webdataset files; with mel_frames, sounds."""
     output: str = local_path()
     """Folder for metrics.json, the table, the picture grids and the report."""
     resolution: Optional[list[int]] = positive(None)
     """Side in pixels that the short side of an image is resized to, and of the square that is cropped from its centre.
     Several sides are measured one after the other. Without it whole pictures are measured one at a time, each cut to a
     multiple of the model's factor."""
+    mel_frames: Optional[int] = positive(None)
+    """Frames of 10 ms of the mel spectrograms of sounds, in AudioLDM's format: 1024 for 10.24 s. With it `data` names
+    a folder or files of sound, of each of which the middle is taken. Without it `data` names images."""
     num_images: Optional[int] = positive(None)
     """The most images to measure, spread over the collection. Without it all are measured."""
     batch_size: int = positive(8)
@@ -38,8 +41,8 @@ class EvaluateOptions(ReadsImages, ReadsVae, WritesReport):
     per_channel: bool = False
     """Measure also each channel of the images by itself: PSNR, and the mean and standard deviation of its values."""
     perceptual_channels: list[int] = at_least(0, factory=list)
-    """Channels that networks for photographs see and grids show, counted from 0: one, which is repeated, or three.
-    Without them grey is repeated, and RGBA is seen over black and over white."""
+    """Channels of reconstructions that networks for photographs see and grids show, counted from 0: one, which is
+    repeated, or three. Without them grey is repeated, and RGBA is seen over black and over white."""
     num_pictures: int = at_least(0, 8)
     """Rows of the picture grid. With 0 no grid is drawn."""
     report_pictures: int = at_least(0, 12)
@@ -83,4 +86,10 @@ class EvaluateOptions(ReadsImages, ReadsVae, WritesReport):
             f"<{said[0] if said else ''}> describes one autoencoder, but <vae> names {len(self.vae)}; turn a single "
             f"file into a folder first, with `ldm-vae convert`",
         )
+        names = ("resolution", "panel", "value_range", "image_column", "perceptual_channels", "target_channels")
+        for name, value in (*((each, getattr(self, each)) for each in names), ("engine", self.engine == "ray")):
+            require(
+                self.mel_frames is None or not value,
+                f"<{name}> is for images, but <mel_frames> says that the data are sounds; leave it out",
+            )
         require(self.resolution != [], "<resolution> is empty; name a size, or leave it out for whole pictures")

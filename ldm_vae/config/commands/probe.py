@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Optional
 
-from ldm_vae.config.commands.shared import ReadsImages, WritesReport
+from ldm_vae.config.commands.shared import ComparesImages, WritesReport
 from ldm_vae.config.names import MixedPrecision, Normalisation, PerceptualChoice, ProbeBudget
 from ldm_vae.config.rules import at_least, local_path, positive, require, source
 
 
 @dataclass(kw_only=True)
-class ProbeOptions(ReadsImages, WritesReport):
+class ProbeOptions(ComparesImages, WritesReport):
     """Tell how well diffusion models would learn on the latents of autoencoders.
 
     A panel of measures is taken without training. Then the same small diffusion model is trained on the latents of

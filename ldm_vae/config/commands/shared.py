@@ -24,6 +24,15 @@ class ReadsImages(ReadingRules):
 
 
 @dataclass(kw_only=True)
+class ComparesImages(ReadsImages):
+    """Which channels of the images reconstructions are compared with."""
+
+    target_channels: list[int] = at_least(0, factory=list)
+    """Channels of the images that reconstructions are compared with, in this order, counted from 0, for autoencoders
+    that make other channels than they take. Without them all are compared."""
+
+
+@dataclass(kw_only=True)
 class RunsAutoencoder(Options):
     """How an autoencoder is run."""
 

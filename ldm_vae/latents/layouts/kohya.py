@@ -139,6 +139,10 @@ def _check_model(dataset: LatentDataset, options: LatentsExportOptions) -> None:
     model, factor = _MODELS[name], vae["spatial_factor"]
     channels = dataset.shape(0)[0]
     require(
+        "mel_frames" not in dataset.index["preprocessing"],
+        f"{dataset.directory} holds latents of sounds; sd-scripts looks for latents beside images",
+    )
+    require(
         factor == FACTOR,
         f"{dataset.directory} holds latents of a factor {factor}; sd-scripts reads those of {name} with {FACTOR}",
     )

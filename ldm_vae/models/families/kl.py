@@ -62,7 +62,7 @@ class KL(Family):
         up = ["AttnUpDecoderBlock2D" if attention else "UpDecoderBlock2D" for attention in reversed(with_attention)]
         return {
             "in_channels": config.in_channels,
-            "out_channels": config.in_channels,
+            "out_channels": config.made_channels,
             "down_block_types": tuple(down),
             "up_block_types": tuple(up),
             "block_out_channels": tuple(config.block_out_channels),

@@ -53,7 +53,7 @@ class Tiny(Family):
         deep = (config.layers_per_block,) * (len(widths) - 1)
         return {
             "in_channels": config.in_channels,
-            "out_channels": config.in_channels,
+            "out_channels": config.made_channels,
             "encoder_block_out_channels": tuple(widths),
             "decoder_block_out_channels": tuple(reversed(decoder_widths)),
             "num_encoder_blocks": (1, *deep),
