@@ -13,10 +13,12 @@ from torch.utils.data import IterableDataset, get_worker_info
 from ldm_vae.encoding.preprocessing import EncodingImage, ImageBatch, Preprocessing, collate
 from ldm_vae.images.decoding import read_crop
 from ldm_vae.images.guard import UnreadableImage
+from ldm_vae.images.stream_files import FileRules, StreamFiles
 from ldm_vae.images.streaming import ImageStream
 from ldm_vae.images.transforms import Size
 from ldm_vae.latents.shards import Row
 
+_RULES = FileRules(advice="what is encoded stays, and the same encode does the rest")
 FILE_STRIDE = 1 << 32
 """Sample i of a stream is row i % FILE_STRIDE of input file i // FILE_STRIDE."""
 
@@ -118,10 +120,9 @@ class StreamedFiles(IterableDataset):
         )
 
     def _examples(self, file: int) -> Iterator[dict[str, Any]]:
-        dataset = self._stream.dataset
-        # In batches of one, because plain iteration would divide the file among the loader's workers once more.
-        for example in dataset.shard(num_shards=dataset.num_shards, index=file).iter(batch_size=1):
-            yield {name: values[0] for name, values in example.items()}
+        stream = self._stream
+        files = StreamFiles(stream.dataset, names=stream.files, source=stream.source, rules=_RULES)
+        return files.file(file)
 
     def _read(self, example: dict[str, Any], *, sample: int) -> EncodingImage:
         cells = self._stream.cells

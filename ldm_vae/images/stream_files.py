@@ -38,6 +38,8 @@ class FileRules:
     """Attempts without progress after which it counts as dead."""
     first_seconds: float = 0.2
     """Wait before the second attempt; it doubles with each further one."""
+    advice: str = "<data.dead_files> skip would leave the rest of such files out"
+    """What may be done where the rule is to stop."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +101,7 @@ class StreamFiles:
         if self._num_files >= self._processes:
             first = (self._index + number % self.num_kinds) % self._processes
             for file in range(first, self._num_files, self._processes):
-                yield from self._file(file)
+                yield from self.file(file)
             return
         for at, row in enumerate(self.all_rows()):
             if at % self._processes == self._index:
@@ -108,10 +110,14 @@ class StreamFiles:
     def all_rows(self) -> Iterator[dict[str, Any]]:
         """Yield the rows of all files."""
         for file in range(self._num_files):
-            yield from self._file(file)
+            yield from self.file(file)
 
-    def _file(self, file: int) -> Iterator[dict[str, Any]]:
-        """Yield a file's rows; where it breaks off it is read again up to there."""
+    def file(self, file: int) -> Iterator[dict[str, Any]]:
+        """Yield the rows of file `file`; where it breaks off it is read again up to there.
+
+        Raises:
+            StreamError: It can't be read, and the rule is to stop.
+        """
         done = attempts = 0
         while True:
             try:
@@ -138,7 +144,7 @@ class StreamFiles:
         if self._rules.dead_files == "stop":
             raise StreamError(
                 f"reading {self._source} broke off: {name}, {self._rules.attempts} times behind row {done}: {reason}; "
-                f"<data.dead_files> skip would leave the rest of such files out"
+                f"{self._rules.advice}"
             ) from error
         reason = f"the rest of the file is left out, behind row {done}: {reason}"
         self.dead.append(DeadFile(name=name, number=file, reason=reason))

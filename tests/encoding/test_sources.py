@@ -121,6 +121,28 @@ def test_a_stream_is_shared_by_input_file(vae: str, tmp_path: Path) -> None:
     assert contents(tmp_path / "workers") == before
 
 
+def test_a_file_of_a_stream_that_can_not_be_read_is_named(vae: str, tmp_path: Path) -> None:
+    """What the others hold stays, and the same encode does the rest once it is there."""
+    data = tmp_path / "data"
+    data.mkdir()
+    features = Features({"image": Image()})
+    for file in range(2):
+        pictures = [picture(5 * file + i) for i in range(5)]
+        Dataset.from_dict({"image": pictures}, features=features).to_parquet(data / f"{file}.parquet")
+    whole = (data / "1.parquet").read_bytes()
+    (data / "1.parquet").write_bytes(b"PAR1 damaged")
+    asked = options(vae, str(data), tmp_path / "out", streaming=True)
+    with pytest.raises(
+        RuntimeError,
+        match=r"^reading .*data broke off: 1\.parquet, 12 bytes, 3 times behind row 0: .*; what is encoded",
+    ):
+        encode(asked)
+    assert (tmp_path / "out" / "latents-00000-00001.json").exists()
+    (data / "1.parquet").write_bytes(whole)
+    assert encode(asked).encoded_images == 5
+    assert [sample.sample % 2**32 for sample in LatentDataset(tmp_path / "out")] == [0, 1, 2, 3, 4] * 2
+
+
 def test_a_picture_that_kills_a_worker_of_a_stream_costs_that_picture(
     vae: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
