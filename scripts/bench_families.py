@@ -63,7 +63,7 @@ def trained(name: str, args: argparse.Namespace) -> Path:
         start = time.monotonic()
         run("train", *training_arguments(name, args))
         folder = str(args.output / "runs" / folder_name(name))
-        run("export", "--run", folder, "--output", str(export), "--num_images", "200", "--num_workers", "1")
+        run("export", "--run", folder, "--output", str(export), "--num_workers", "1", *shlex.split(args.export))
         print(f"{name}: {time.monotonic() - start:.0f} s", flush=True)
     return export
 
@@ -124,6 +124,7 @@ def main() -> None:
     parser.add_argument("--updates", type=int, default=1500)
     parser.add_argument("--only", action="append", choices=list(FAMILIES), help="train these now, without the table")
     parser.add_argument("--options", default="", help="further options of `ldm-vae train`, for all")
+    parser.add_argument("--export", default="--num_images 200", help="options of `ldm-vae export`")
     parser.add_argument("--evaluate", default="", help="further options of `ldm-vae evaluate`")
     parser.add_argument("--probe", default="--budget small", help="options of `ldm-vae probe`")
     args = parser.parse_args()
