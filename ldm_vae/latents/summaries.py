@@ -42,7 +42,7 @@ class ShardSummary:
 
 
 def read_summary(store: Store, *, stem: str, plan_digest: str) -> ShardSummary | None:
-    """Return what `read_record` returns but for the rows, in a tenth of the time; its digest is compared all the same.
+    """Return what `read_record` returns but for the rows, which aren't parsed; its digest is compared all the same.
 
     The record of an earlier version, which has no summary, is read as a whole.
     """
