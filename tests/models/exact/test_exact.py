@@ -17,7 +17,7 @@ from ldm_vae.models.exact import disable_exact_tiling, enable_exact_tiling, plan
 from ldm_vae.models.exact.maps import RowMap, Tier
 from ldm_vae.models.exact.networks import make_program
 from ldm_vae.models.exact.statistics import ChannelStatistics
-from tests.launching import ROOT, start, torchrun
+from tests.launching import run_with_gloo
 from tests.models.exact.strips import TIERS, gradient_picture, in_strips, lively, relative_error
 from tests.tiny import tiny_autoencoder
 
@@ -151,48 +151,10 @@ def test_mistakes_are_one_line(act: Callable[[], object], message: str) -> None:
         act()
 
 
-SHARED = """
-import torch, torch.distributed as dist
-from ldm_vae.models.exact import enable_exact_tiling
-from tests.models.exact.strips import gradient_picture, lively, relative_error
-from tests.models.exact.test_families import BUILDS, side_of
-from tests.tiny import tiny_autoencoder
-
-dist.init_process_group("gloo")
-autoencoder = lively(tiny_autoencoder(widths=[8, 8, 16], attention=[False, True, False]))
-for size in ((64, 40), (45, 39), (5, 8)):
-    image = gradient_picture(height=size[0], width=size[1])
-    with torch.no_grad():
-        enable_exact_tiling(autoencoder, memory_gib=1)
-        expected = type(autoencoder.encoder).forward(autoencoder.encoder, image)
-        decoded = type(autoencoder.decoder).forward(autoencoder.decoder, expected[:, :4])
-        enable_exact_tiling(autoencoder, memory_gib=0.01, group=dist.group.WORLD)
-        assert relative_error(autoencoder.encoder(image), expected) < 1e-5
-        assert relative_error(autoencoder.decoder(expected[:, :4]), decoded) < 1e-5
-for name, build in BUILDS.items() if dist.get_world_size() == 2 else ():
-    family = build()
-    model = lively(family.model)
-    image = gradient_picture(height=side_of(family, 45), width=side_of(family, 31))
-    with torch.no_grad():
-        hidden = model.encoder(image)
-        latents = 3 * hidden[:, : model.config.latent_channels]
-        decoded = model.decoder(latents)
-        enable_exact_tiling(model, memory_gib=0.01, group=dist.group.WORLD)
-        assert relative_error(model.encoder(image), hidden) < 1e-5, name
-        assert relative_error(model.decoder(latents), decoded) < 1e-5, name
-dist.barrier()  # gloo may end a process whose peer goes first
-dist.destroy_process_group()
-"""
-
-
 @pytest.mark.processes
 @pytest.mark.parametrize("num_processes", [2, 3])
 def test_processes_share_an_image(tmp_path: Path, num_processes: int) -> None:
-    script = tmp_path / "shared.py"
-    script.write_text(SHARED)
-    printed = tmp_path / "printed.txt"
-    process = start(torchrun(num_processes, str(script)), output=printed, PYTHONPATH=str(ROOT))  # for `tests`
-    assert process.wait(timeout=120) == 0, printed.read_text()
+    run_with_gloo("tests.models.exact.sharing:share_images", None, folder=tmp_path, num_processes=num_processes)
 
 
 MEASURED = """
