@@ -36,7 +36,7 @@ STEPS = 8
 BATCH_SIZE = 8
 TOLERANCE = 1e-5
 MICRO_BATCHES = {1: [1, 2, 4, 8], 2: [1, 2, 4]}
-VARIANTS = ("decoder_only", "likelihood", "taught", "sounds")
+VARIANTS = ("decoder_only", "likelihood", "taught", "sounds", "flux2", "tiny", "target")
 UNCUT = {"early_resolutions": [], "early_fractions": []}
 FAULTS = {
     "lam_of_each_rank": LamOfEachRank(),
@@ -65,6 +65,7 @@ def variants(folder: Path, pictures: Path) -> dict[str, dict[str, dict[str, Any]
     latents = folder / "latents"
     encode(options(save_vae(folder / "teacher", latent_channels=3), str(pictures), latents, flip=True))
     sounds = str(write_sounds(folder / "sounds", count=11, seconds=0.6))
+    of_size = {"data": {"resolution": RESOLUTION, **UNCUT}}
     of_sounds = {"train": sounds, "validation": sounds, "mel_frames": FRAMES, "flip": False}
     return {
         "decoder_only": {"model": {"decoder_only": True}},
@@ -74,6 +75,12 @@ def variants(folder: Path, pictures: Path) -> dict[str, dict[str, dict[str, Any]
             "data": {"resolution": RESOLUTION, "crop": "center", **UNCUT},
         },
         "sounds": {"model": {"in_channels": 1}, "data": of_sounds | UNCUT},
+        "flux2": {"model": {"family": "flux2", "latent_channels": 3, "decoder_block_out_channels": [4, 8]}, **of_size},
+        "tiny": {"model": {"family": "tiny", "latent_channels": 4}, **of_size},
+        "target": {
+            "model": {"in_channels": 4, "out_channels": 3},
+            "data": {"target_channels": [3, 0, 2], "resolution": RESOLUTION, **UNCUT},
+        },
     }
 
 
