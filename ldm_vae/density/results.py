@@ -77,7 +77,7 @@ def density_protocol(model: DensityModel, *, cut: str, num_samples: int, seed: i
         "figures": {
             "elbo": f"-log2 of the evidence lower bound over C·H·W, mean over {num_samples} latents a picture",
             "iwae": f"-log2 of the importance-weighted bound (Burda et al. 2016) of the same {num_samples} latents, "
-            f"over C·H·W; no more than elbo, and no less than the bits of the model's own density",
+            f"over C·H·W; no more than elbo, and in expectation no less than the bits of the model's own density",
             "distortion": "-log2 p(x given z) over C·H·W, mean over the latents",
             "rate": "KL divergence of the posterior from the prior over C·H·W, in closed form",
         },
