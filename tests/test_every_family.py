@@ -20,6 +20,7 @@ from ldm_vae.api import Normalize
 from ldm_vae.images.transforms import to_tensor
 from ldm_vae.models.families import FAMILIES
 from ldm_vae.models.families.family import Family
+from ldm_vae.system.output_kinds import EXPORT, output_kind
 from ldm_vae.training.run_autoencoder import load_run_autoencoder
 from tests.commands import command
 from tests.pictures import save_pictures
@@ -109,6 +110,11 @@ def test_the_snippet_on_the_card_runs(walk: Walk, tmp_path: Path, monkeypatch: p
     monkeypatch.chdir(tmp_path)
     exec(re.findall(r"```python\n(.*?)```", card, re.DOTALL)[0], {})
     assert (tmp_path / "reconstruction.png").is_file()
+
+
+def test_the_export_is_known_as_one(walk: Walk) -> None:
+    """So that it is never data, and may be replaced."""
+    assert output_kind(walk.vae) == EXPORT
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -20,7 +21,7 @@ class OutputKind:
     mark: str
     """The file that shows a folder to be of this kind: written last where the folder appears at once, else first."""
     says: bytes
-    """What the mark's first 4 KiB contain, so that a file of the same name by somebody else is no mark."""
+    """Regular expression of what the mark's first 4 KiB contain: a file of this name by somebody else is no mark."""
     parts: tuple[str, ...]
     """Patterns of the names of all that the command writes directly into the folder."""
     alone: bool
@@ -30,6 +31,10 @@ class OutputKind:
     def noun(self) -> str:
         """The kind without its article."""
         return self.what.partition(" ")[2]
+
+    def is_said_in(self, beginning: bytes) -> bool:
+        """Whether the beginning of a file of the mark's name is that of a mark."""
+        return re.search(self.says, beginning) is not None
 
     def owns(self, name: str) -> bool:
         """Whether a name in the folder is one that the command writes."""
@@ -45,7 +50,7 @@ RUN = OutputKind(
     alone=False,
 )  # fmt: skip
 EXPORT = OutputKind(
-    what="an export", mark="config.json", says=b'"Autoencoder',
+    what="an export", mark="config.json", says=b'"(Autoencoder|VQModel)',
     parts=("diffusion_pytorch_model*", "README.md", "measurements.json", "reconstruction.png", ".gitattributes"),
     alone=True,
 )  # fmt: skip
@@ -120,6 +125,6 @@ def is_marked(folder: str | Path, kind: OutputKind) -> bool:
     """Whether a folder holds the mark of a kind of output."""
     try:
         with open(Path(folder, kind.mark), "rb") as file:
-            return kind.says in file.read(MARK_BYTES)
+            return kind.is_said_in(file.read(MARK_BYTES))
     except OSError:
         return False

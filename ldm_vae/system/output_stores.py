@@ -37,7 +37,7 @@ def is_marked_store(store: Store, kind: OutputKind) -> bool:
     if store.folder is not None:
         return is_marked(store.folder, kind)
     try:
-        return kind.says in store.read_range(kind.mark, 0, MARK_BYTES)
+        return kind.is_said_in(store.read_range(kind.mark, 0, MARK_BYTES))
     except FileNotFoundError:
         return False
 
