@@ -13,7 +13,7 @@ from torch import Tensor
 from ldm_vae.losses.kl import kl_divergence
 from ldm_vae.losses.likelihood import LikelihoodKind, log_likelihood
 from ldm_vae.models.bottlenecks.bottleneck import Latent
-from ldm_vae.system.float64 import in_float64
+from ldm_vae.system.float64 import float64_tensor, in_float64
 
 
 class Autoencoder(Protocol):
@@ -61,7 +61,7 @@ def density_bounds(
     assert latent.posterior_logvar is not None, "a bound needs a posterior"
     mean, std = (each[:, None] for each in (latent.mean, torch.exp(0.5 * latent.posterior_logvar)))
     pixels, posterior_logvar = (in_float64(each)[:, None] for each in (values, latent.posterior_logvar))
-    likelihood_logvar = torch.tensor(logvar, dtype=torch.float64, device=pixels.device)
+    likelihood_logvar = float64_tensor([logvar], device=pixels.device)
     log_likelihoods, log_ratios = [], []
     for eps in noise:
         eps = eps.to(mean)

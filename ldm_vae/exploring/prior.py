@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ldm_vae.exploring.known import KnownLatents
-from ldm_vae.system.float64 import float64_zeros, in_float64
+from ldm_vae.system.float64 import float64_tensor, float64_zeros, in_float64
 
 REAL_PRIOR = 0.1
 """Nats a latent element. Latents that are measured to be at least so far from the prior are taken not to follow it; a
@@ -73,7 +73,7 @@ def measure_gap(known: KnownLatents) -> PriorGap:
         means = in_float64(mean) - centre[:, None, None]
         products[0] += (means[..., :-1] * means[..., 1:]).sum(dim=(0, 2, 3))
         products[1] += (means[..., :-1, :] * means[..., 1:, :]).sum(dim=(0, 2, 3))
-    pairs = torch.tensor([height * (width - 1), width * (height - 1)], dtype=torch.float64)[:, None] * len(known)
+    pairs = float64_tensor([height * (width - 1), width * (height - 1)])[:, None] * len(known)
     correlation = (products / pairs.clamp(min=1) / total.clamp(min=1e-30)).clamp(-0.999999, 0.999999)
     shared = -(pairs / count) * torch.log1p(-correlation.square()) / 2
     own = (centre.square() + total - 1) / 2 - total.clamp(min=1e-30).log() / 2

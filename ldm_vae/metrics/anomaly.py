@@ -88,5 +88,5 @@ def detection(scores: Tensor, is_anomaly: Tensor) -> Detection | None:
     if not is_anomaly.any() or is_anomaly.all():
         return None
     _, ranks = torch.unique(scores, return_inverse=True)
-    placed, target = ranks.to(torch.float64) / len(scores), is_anomaly.long()
+    placed, target = in_float64(ranks) / len(scores), is_anomaly.long()
     return Detection(auroc=binary_auroc(placed, target).item(), auprc=binary_average_precision(placed, target).item())

@@ -32,7 +32,7 @@ from ldm_vae.models.precision import autocast
 from ldm_vae.panel.sums import Batch, PanelImages, gather, panel_batches, pixel_digests
 from ldm_vae.scoring.complexity import complexity_bits
 from ldm_vae.scoring.maps import reduced, small
-from ldm_vae.system.float64 import in_float64
+from ldm_vae.system.float64 import float64_tensor, float64_zeros, in_float64
 from ldm_vae.system.pixels import from_pixels, to_levels, to_pixels
 from ldm_vae.system.randomness import sample_rng
 
@@ -96,7 +96,7 @@ class Measured:
 
     def column(self, name: str) -> Tensor:
         """Return a figure of all pictures in the order of their numbers, [n] float64."""
-        return torch.tensor([self.figures[i].values[name] for i in sorted(self.figures)], dtype=torch.float64)
+        return float64_tensor([self.figures[i].values[name] for i in sorted(self.figures)])
 
     def order(self, rank: Rank) -> list[int]:
         """Return the pictures' numbers, the highest first; what is no number comes before all others."""
@@ -201,7 +201,7 @@ def _bound_parts(family: Family, batch: Batch, images: Tensor, made: Reconstruct
     the posterior's divergence from N(0, 1), in bits an element of the picture.
     """
     assert made.std is not None
-    target, total = to_pixels(images), torch.zeros(len(images), dtype=torch.float64)
+    target, total = to_pixels(images), float64_zeros(len(images), device="cpu")
     digests = pixel_digests(batch)
     draws = [
         sample_rng(int.from_bytes(digests[index][:8], "little"), seed=NOISE_SEED, stream="score/noise")

@@ -18,6 +18,7 @@ from ldm_vae.metrics.anomaly import Detection, calibrated_variance, detection, g
 from ldm_vae.scoring.complexity import describe_compressor
 from ldm_vae.scoring.labels import Labels
 from ldm_vae.scoring.measure import Figures, Measured
+from ldm_vae.system.float64 import float64_tensor
 
 PROTOCOL_VERSION = 1
 """Raised whenever a score changes its meaning under its old name."""
@@ -104,7 +105,7 @@ def _bounds(options: ScoreOptions, variance: float) -> dict[str, ScoreKind]:
 
 
 def _distortion_bits(figures: Mapping[str, float], variance: float) -> float:
-    return gaussian_bits(torch.tensor(figures["squared_error"], dtype=torch.float64), variance=variance).item()
+    return gaussian_bits(float64_tensor([figures["squared_error"]]), variance=variance).item()
 
 
 def ranking(kinds: Mapping[str, ScoreKind], rank_by: str) -> str:
@@ -184,7 +185,7 @@ def thresholds_of(normal: Measured, kinds: Mapping[str, ScoreKind], *, quantile:
     """Return each score's quantile over the normal pictures."""
     values = [figures.values for figures in normal.figures.values()]
     return {
-        name: threshold(torch.tensor([kind.of(each) for each in values], dtype=torch.float64), quantile=quantile)
+        name: threshold(float64_tensor([kind.of(each) for each in values]), quantile=quantile)
         for name, kind in kinds.items()
     }
 
@@ -203,7 +204,7 @@ def results_of(
     targets = torch.tensor([anomaly for _, anomaly in known], dtype=torch.bool)
     results = {}
     for name, kind in kinds.items():
-        values = torch.tensor([picture.scores[name] for picture, _ in known], dtype=torch.float64)
+        values = float64_tensor([picture.scores[name] for picture, _ in known])
         results[name] = ScoreResult(
             unit=kind.unit,
             protocol=kind.protocol,
