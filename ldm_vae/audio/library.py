@@ -6,13 +6,22 @@ import importlib
 from types import ModuleType
 
 
-def torchaudio() -> ModuleType:
-    """Return torchaudio, which resamples and knows mel filters and Griffin-Lim.
+def audio_utils() -> ModuleType:
+    """Return transformers' `audio_utils`, which knows mel filters.
 
     Raises:
-        ValueError: It isn't installed, or not for this version of torch.
+        ValueError: transformers isn't installed.
     """
-    return _imported("torchaudio.functional", "torchaudio")
+    return _imported("transformers.audio_utils", name="transformers")
+
+
+def soxr() -> ModuleType:
+    """Return soxr, which resamples.
+
+    Raises:
+        ValueError: It isn't installed.
+    """
+    return _imported("soxr", name="soxr")
 
 
 def soundfile() -> ModuleType:
@@ -21,13 +30,12 @@ def soundfile() -> ModuleType:
     Raises:
         ValueError: It isn't installed.
     """
-    return _imported("soundfile", "soundfile")
+    return _imported("soundfile", name="soundfile")
 
 
-def _imported(module: str, name: str) -> ModuleType:
+def _imported(module: str, *, name: str) -> ModuleType:
     try:
-        importlib.import_module(module)
-        return importlib.import_module(name)
+        return importlib.import_module(module)
     except (ImportError, OSError) as error:  # OSError: a library that it loads is missing or of another version
         line = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"sounds need {name} ({line}): pip install 'ldm-vae[audio]'") from None

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ldm_vae.audio.library import torchaudio
+from ldm_vae.audio.library import audio_utils
 from ldm_vae.config.data import MEL_BINS
 
 SAMPLE_RATE = 16_000
@@ -30,6 +30,7 @@ MEL_RANGE = (math.log(LEAST_MAGNITUDE), 2.0)
 
 _MARGIN = (WINDOW - HOP) // 2
 _GRIFFIN_LIM_ITERATIONS = 64
+_GRIFFIN_LIM_MOMENTUM = 0.99
 
 
 def log_mels(sound: Tensor) -> Tensor:
@@ -77,27 +78,28 @@ def griffin_lim(mels: Tensor) -> Tensor:
     step = 1 / torch.linalg.matrix_norm(filters, ord=2) ** 2
     for _ in range(200):  # projected gradient
         magnitudes = (magnitudes - step * ((magnitudes @ filters - wanted) @ filters.T)).clamp_(min=0)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        sound = torchaudio().functional.griffinlim(
-            magnitudes.T,
-            window=torch.hann_window(WINDOW),
-            n_fft=WINDOW,
-            hop_length=HOP,
-            win_length=WINDOW,
-            power=1.0,
-            n_iter=_GRIFFIN_LIM_ITERATIONS,
-            momentum=0.99,
-            length=None,
-            rand_init=True,
-        )
+    sound = _with_phases(magnitudes.T)
     # Its frames have their middles at multiples of 160, and ours half of that later.
     return F.pad(sound, (HOP // 2, HOP // 2))
+
+
+def _with_phases(magnitudes: Tensor) -> Tensor:
+    """Return a sound [160·(T - 1)] whose spectrum [513, T] has about these magnitudes."""
+    window = torch.hann_window(WINDOW)
+    turns = torch.rand(magnitudes.shape, generator=torch.Generator().manual_seed(0))
+    phases, before = torch.polar(torch.ones_like(turns), 2 * math.pi * turns), torch.zeros(())
+    for _ in range(_GRIFFIN_LIM_ITERATIONS):
+        sound = torch.istft(magnitudes * phases, WINDOW, HOP, window=window)
+        spectrum = torch.stft(sound, WINDOW, HOP, window=window, return_complex=True)
+        phases = torch.sgn(spectrum + _GRIFFIN_LIM_MOMENTUM * (spectrum - before))
+        before = spectrum
+    return torch.istft(magnitudes * phases, WINDOW, HOP, window=window)
 
 
 @functools.cache
 def _filters() -> Tensor:
     """Return the filters, [513, 64]."""
-    return torchaudio().functional.melscale_fbanks(
-        WINDOW // 2 + 1, 0.0, MAX_HERTZ, MEL_BINS, SAMPLE_RATE, norm="slaney", mel_scale="slaney"
+    filters = audio_utils().mel_filter_bank(
+        WINDOW // 2 + 1, MEL_BINS, 0.0, MAX_HERTZ, SAMPLE_RATE, norm="slaney", mel_scale="slaney"
     )
+    return torch.from_numpy(filters).float()

@@ -7,17 +7,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from ldm_vae.audio.library import soundfile, torchaudio
+from ldm_vae.audio.library import soundfile, soxr
 from ldm_vae.audio.mels import HOP, SAMPLE_RATE, mels_of
 from ldm_vae.config.reading import ReadingRules
 from ldm_vae.images.guard import UnreadableImage, open_regular
 from ldm_vae.system.text import one_line, printable
 from ldm_vae.system.watch import at_work, refusal
-
-_LARGEST_KERNEL = 25_000_000  # numbers of the resampling filter; rates without a common divisor would fill the memory
 
 
 class UnreadableSound(UnreadableImage):
@@ -76,27 +75,22 @@ def read_part(
             library.SoundFile(file.fileno(), closefd=False) as sound,
         ):
             part = _decode(sound, frames=frames, start_of=start_of)
-            return _at_our_rate(part, rate=sound.samplerate)[: HOP * frames]
+            resampled = soxr().resample(part, sound.samplerate, SAMPLE_RATE, quality="HQ")
+            return torch.from_numpy(resampled[: HOP * frames])
     except (library.SoundFileError, OSError, ValueError, RuntimeError, TypeError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else one_line(error)
         raise UnreadableSound(name, reason) from error
 
 
-def _decode(sound: Any, *, frames: int, start_of: Callable[[int], int]) -> Tensor:
+def _decode(sound: Any, *, frames: int, start_of: Callable[[int], int]) -> np.ndarray:
+    """Return the samples of a part, mixed to one channel, at the file's own rate."""
     wanted = math.ceil(frames * HOP * sound.samplerate / SAMPLE_RATE)
     spare = sound.frames - wanted
     if spare > 0:
         sound.seek(start_of(spare))
-    samples = torch.from_numpy(sound.read(wanted, dtype="float32", always_2d=True)).mean(dim=1)
+    samples: np.ndarray = sound.read(wanted, dtype="float32", always_2d=True).mean(axis=1)
     if len(samples) == 0:
         raise ValueError("it holds no samples")
-    if not samples.isfinite().all():
+    if not np.isfinite(samples).all():
         raise ValueError("it holds samples that are not finite")
     return samples
-
-
-def _at_our_rate(samples: Tensor, *, rate: int) -> Tensor:
-    common = math.gcd(rate, SAMPLE_RATE)
-    if (rate // common) * (SAMPLE_RATE // common) > _LARGEST_KERNEL:
-        raise ValueError(f"its rate of {rate} Hz has too little in common with {SAMPLE_RATE} Hz; resample it before")
-    return torchaudio().functional.resample(samples, rate, SAMPLE_RATE)

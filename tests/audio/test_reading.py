@@ -32,10 +32,11 @@ def test_formats_give_the_samples(tmp_path: Path, name: str) -> None:
     assert np.abs(found - sound).mean() < (0.05 if lossy else 1e-4)
 
 
-def test_channels_are_mixed_and_rates_changed(tmp_path: Path) -> None:
-    time = np.arange(44_100) / 44_100
-    left, right = np.sin(2 * np.pi * 440 * time), np.zeros(44_100)
-    soundfile.write(tmp_path / "a.wav", np.stack([left, right], axis=1), 44_100, subtype="FLOAT")
+@pytest.mark.parametrize("rate", [44_100, 8000, 44_101])
+def test_channels_are_mixed_and_rates_changed(tmp_path: Path, rate: int) -> None:
+    time = np.arange(rate) / rate
+    left, right = np.sin(2 * np.pi * 440 * time), np.zeros(rate)
+    soundfile.write(tmp_path / "a.wav", np.stack([left, right], axis=1), rate, subtype="FLOAT")
     found = read(tmp_path / "a.wav")
     expected = 0.5 * torch.sin(2 * torch.pi * 440 * torch.arange(16_000, dtype=torch.float64) / 16_000)
     assert found.shape == (16_000,)
@@ -65,11 +66,9 @@ def test_what_is_no_sound_is_told_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "folder.wav").mkdir()
     soundfile.write(tmp_path / "none.wav", np.zeros(0), 16_000)
     soundfile.write(tmp_path / "nan.wav", np.full(100, np.nan), 16_000, subtype="FLOAT")
-    soundfile.write(tmp_path / "odd.wav", chirp(), 44_101)
     reasons = {
         "empty": "", "text": "", "folder": "it is a folder", "missing": "No such file or directory",
         "none": "it holds no samples", "nan": "it holds samples that are not finite",
-        "odd": "its rate of 44101 Hz has too little in common with 16000 Hz; resample it before",
     }  # fmt: skip
     for name, reason in reasons.items():
         with pytest.raises(UnreadableSound, match=rf"the sound .*{name}.wav can't be read: .") as error:
