@@ -20,7 +20,7 @@ from ldm_vae.encoding import encode as encode_module
 from ldm_vae.encoding.encode import encode
 from ldm_vae.encoding.verify import LatentsDamaged, verify
 from ldm_vae.latents.dataset import LatentDataset
-from ldm_vae.latents.layouts.columns import OTHERS, common_kind
+from ldm_vae.latents.layouts.columns import OTHERS, Columns, common_kind
 from ldm_vae.latents.layouts.export import export_latents
 from ldm_vae.system import leases as leases_module
 from ldm_vae.system.places import open_store
@@ -173,6 +173,13 @@ def test_columns_of_tar_files(vae: str, tmp_path: Path, layout: str) -> None:
     assert [row["__key__"] for row in rows] == [f"{i:03d}" for i in range(7)]
     assert [row["txt"] for row in streamed] == [row["txt"] for row in rows]
     check_rows(streamed, _Moments(rows), suffix="")
+
+
+def test_a_value_that_its_column_cannot_hold_is_kept_beside() -> None:
+    columns = Columns(kinds={"n": "int", "x": "float"}, has_others=True)
+    values = columns.values({"columns": {"n": "six", "x": 2, "t": 1}})
+    assert values == {"n": None, "x": 2, OTHERS: {"n": "six", "t": 1}}
+    assert columns.values({"columns": {"n": 6}}) == {"n": 6, "x": None, OTHERS: None}
 
 
 class _Moments(list):
