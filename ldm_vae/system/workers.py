@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data._utils import signal_handling
 
 from ldm_vae.system.memory import release_freed_memory
 from ldm_vae.system.text import first_line, one_line, printable
@@ -183,18 +184,16 @@ class _Asked:
 
 
 def _start(loader: DataLoader) -> Iterator[Any]:
-    """Start the workers, without torch's handler for the death of a worker.
+    """Start the workers, of whose deaths torch's handler isn't to know.
 
-    That handler raises wherever the main thread happens to be, be it amid writing a checkpoint; `_next` finds dead
-    workers by itself.
+    That handler, which any loader of the process may have set, raises wherever the main thread happens to be, be it
+    amid writing a checkpoint; `_next` finds dead workers by itself.
     """
-    if threading.current_thread() is not threading.main_thread():
-        return iter(loader)
-    handler = signal.getsignal(signal.SIGCHLD)
-    try:
-        return iter(loader)
-    finally:
-        signal.signal(signal.SIGCHLD, handler)
+    workers = iter(loader)
+    if workers._worker_pids_set:  # type: ignore[attr-defined]
+        signal_handling._remove_worker_pids(id(workers))
+        workers._worker_pids_set = False  # type: ignore[attr-defined]
+    return workers
 
 
 def _next(batches: Iterator[Any], timeout_seconds: float, watch: Watch) -> Any:

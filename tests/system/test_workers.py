@@ -7,7 +7,7 @@ import time
 from typing import NoReturn
 
 import pytest
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from ldm_vae.system.watch import at_work, refusal
 from ldm_vae.system.workers import DataWorkerError, load
@@ -55,6 +55,12 @@ def prepared(dataset: Dataset) -> list[object]:
         batch_sampler=[[0], [1], [2]],
     )
     return list(batches)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def another_loader() -> None:
+    """One that sets torch's handler for dead workers in this process."""
+    assert len(list(DataLoader(range(2), num_workers=1))) == 2  # type: ignore[arg-type, var-annotated]
 
 
 def test_a_worker_that_is_still_dying_is_seen_and_what_it_was_at_refused() -> None:
