@@ -85,7 +85,19 @@ class ModelConfig(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(len(self.block_out_channels) > 0, "<model.block_out_channels> is empty; it needs at least one width")
+        self._check_levels()
+        self._check_family()
+        self._check_teacher()
+        require(
+            math.prod(self.fsq_levels) <= MAX_CODES and len(self.fsq_levels) > 0,
+            f"<model.fsq_levels> {self.fsq_levels} make {math.prod(self.fsq_levels):,} codes; it can't be more than "
+            f"{MAX_CODES:,}",
+        )
+
+    def _check_levels(self) -> None:
+        """Raise `FieldError` unless widths, groups and attention fit one another."""
+        num_levels = len(self.block_out_channels)
+        require(num_levels > 0, "<model.block_out_channels> is empty; it needs at least one width")
         for name in ("block_out_channels", "decoder_block_out_channels"):
             for width in getattr(self, name) or []:
                 require(
@@ -93,13 +105,20 @@ class ModelConfig(Options):
                     f"<model.norm_num_groups> is {self.norm_num_groups}, which does not divide the width {width} in "
                     f"<model.{name}>",
                 )
-        require(
-            self.decoder_block_out_channels is None
-            or self.pretrained is not None
-            or len(self.decoder_block_out_channels) == len(self.block_out_channels),
-            f"<model.decoder_block_out_channels> has {len(self.decoder_block_out_channels or [])} levels and "
-            f"<model.block_out_channels> {len(self.block_out_channels)}; they need the same number",
-        )
+        if self.decoder_block_out_channels is not None and self.pretrained is None:
+            require(
+                len(self.decoder_block_out_channels) == num_levels,
+                f"<model.decoder_block_out_channels> has {len(self.decoder_block_out_channels)} levels and "
+                f"<model.block_out_channels> {num_levels}; they need the same number",
+            )
+        for level in self.attention_levels:
+            require(
+                0 <= level < num_levels,
+                f"<model.attention_levels> names {level}; there are levels 0 to {num_levels - 1}",
+            )
+
+    def _check_family(self) -> None:
+        """Raise `FieldError` where the family hasn't what is asked of it."""
         require(
             self.decoder_block_out_channels is None
             or self.pretrained is not None
@@ -116,28 +135,23 @@ class ModelConfig(Options):
             f"<model.out_channels> is {self.out_channels}; the family dc makes as many as it takes, which are "
             f"<model.in_channels> {self.in_channels}",
         )
+
+    def _check_teacher(self) -> None:
+        """Raise `FieldError` where the model can't learn a teacher's latents."""
+        if self.teacher is None:
+            return
         require(
-            self.teacher is None or self.family != "vq",
+            self.family != "vq",
             "<model.teacher> is for families whose latents are free numbers; <model.family> is vq",
         )
         require(
-            self.teacher is None or self.posterior == "learnt",
+            self.posterior == "learnt",
             f"<model.posterior> is {self.posterior}, but <model.teacher> teaches a posterior; leave one out",
         )
         require(
-            self.teacher is None or self.pretrained is not None or not self.decoder_only,
+            self.pretrained is not None or not self.decoder_only,
             "<model.decoder_only> keeps the encoder as it is, which hasn't learnt from <model.teacher>; leave one out",
         )
-        require(
-            math.prod(self.fsq_levels) <= MAX_CODES and len(self.fsq_levels) > 0,
-            f"<model.fsq_levels> {self.fsq_levels} make {math.prod(self.fsq_levels):,} codes; it can't be more than "
-            f"{MAX_CODES:,}",
-        )
-        for level in self.attention_levels:
-            require(
-                0 <= level < len(self.block_out_channels),
-                f"<model.attention_levels> names {level}; there are levels 0 to {len(self.block_out_channels) - 1}",
-            )
 
     @property
     def made_channels(self) -> int:

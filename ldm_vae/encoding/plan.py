@@ -48,36 +48,6 @@ def make_plan(
     family = vae.family
     mode = latents_mode(options, family=family)
     digests = fingerprint(family)
-    preprocessing: dict[str, Any] = {
-        "channels": family.in_channels,
-        "resolution": options.resolution,
-        "crop": "short side to the resolution, centre square",
-        "filter": "bicubic, antialiased",
-        "range": [-1, 1],
-        "precision": "bf16" if bf16 else "float32",
-    }
-    if options.reads_numbers:
-        preprocessing |= {"value_range": options.value_range, "clip_values": options.clip_values}
-    if options.buckets:
-        preprocessing["crop"] = "centre, in the bucket of the nearest aspect ratio"
-        preprocessing |= {"bucket_set": options.bucket_set, "bucket_step": options.bucket_step}
-        if options.bucket_set == "area":
-            preprocessing["bucket_max_aspect"] = options.bucket_max_aspect
-        else:
-            preprocessing |= {"min_bucket_reso": options.min_bucket_reso, "max_bucket_reso": options.max_bucket_reso}
-    if options.mel_frames is not None:
-        for name in ("resolution", "filter"):
-            preprocessing.pop(name)
-        preprocessing |= {
-            "mel_frames": options.mel_frames,
-            "crop": "the middle of a longer sound, silence behind a shorter one",
-            "range": list(MEL_RANGE),
-        }
-    if isinstance(images, ImageStream):
-        data: dict[str, Any] = {"num_files": images.dataset.num_shards, "label_names": images.label_names}
-    else:
-        data = {"num_images": len(images), "names": images.names_digest(), "changes": options.detect_changes}
-        data |= {"label_names": None if isinstance(images, SoundCollection) else images.label_names}
     return Plan(
         vae={
             "fingerprint": digests.whole,
@@ -86,15 +56,57 @@ def make_plan(
             **family.scaling,
             **({"assumed": vae.assumed} if vae.assumed else {}),
         },
-        preprocessing=preprocessing,
+        preprocessing=_preprocessing(options, channels=family.in_channels, bf16=bf16),
         mode=mode,
         dtype=options.dtype if mode != "indices" else index_dtype(family.codebook_size or 0),
         flip=options.flip,
         seed=options.seed if mode == "sample" else None,
         shard_size=options.shard_size,
-        data=data,
+        data=_data(options, images=images),
         layout=_layout(options, images=images),
     )
+
+
+def _preprocessing(options: EncodeOptions, *, channels: int, bf16: bool) -> dict[str, Any]:
+    """State what is done to images, or sounds, before they are encoded, and in what precision they are."""
+    stated: dict[str, Any] = {
+        "channels": channels,
+        "resolution": options.resolution,
+        "crop": "short side to the resolution, centre square",
+        "filter": "bicubic, antialiased",
+        "range": [-1, 1],
+        "precision": "bf16" if bf16 else "float32",
+    }
+    if options.reads_numbers:
+        stated |= {"value_range": options.value_range, "clip_values": options.clip_values}
+    if options.buckets:
+        stated["crop"] = "centre, in the bucket of the nearest aspect ratio"
+        stated |= {"bucket_set": options.bucket_set, "bucket_step": options.bucket_step}
+        if options.bucket_set == "area":
+            stated["bucket_max_aspect"] = options.bucket_max_aspect
+        else:
+            stated |= {"min_bucket_reso": options.min_bucket_reso, "max_bucket_reso": options.max_bucket_reso}
+    if options.mel_frames is not None:
+        for name in ("resolution", "filter"):
+            stated.pop(name)
+        stated |= {
+            "mel_frames": options.mel_frames,
+            "crop": "the middle of a longer sound, silence behind a shorter one",
+            "range": list(MEL_RANGE),
+        }
+    return stated
+
+
+def _data(options: EncodeOptions, *, images: ImageCollection | ImageStream | SoundCollection) -> dict[str, Any]:
+    """State which images or sounds they are."""
+    if isinstance(images, ImageStream):
+        return {"num_files": images.dataset.num_shards, "label_names": images.label_names}
+    return {
+        "num_images": len(images),
+        "names": images.names_digest(),
+        "changes": options.detect_changes,
+        "label_names": None if isinstance(images, SoundCollection) else images.label_names,
+    }
 
 
 def _layout(
