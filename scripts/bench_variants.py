@@ -24,10 +24,10 @@ from ldm_vae.config.run import Config
 from ldm_vae.losses.perceptual import PerceptualDistance
 from ldm_vae.models.build import build_autoencoder
 from ldm_vae.models.frozen.lpips import LpipsFeatures
+from ldm_vae.training.perceptual import load_perceptual, perceptual_term
 from ldm_vae.training.processes import join_processes
 from ldm_vae.training.state import build_meter, build_state
 from ldm_vae.training.step import TrainingStep
-from ldm_vae.training.terms import load_perceptual, perceptual_term
 
 
 @dataclass(kw_only=True)

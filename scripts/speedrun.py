@@ -48,12 +48,12 @@ from ldm_vae.models.families.family import Family
 from ldm_vae.models.interventions import Transform
 from ldm_vae.models.precision import use_bf16
 from ldm_vae.system.files import write_whole
+from ldm_vae.training.perceptual import load_perceptual
 from ldm_vae.training.processes import join_processes
 from ldm_vae.training.run_autoencoder import load_run_autoencoder
 from ldm_vae.training.run_folder import RunFolder, checkpoint_step
 from ldm_vae.training.state import build_state
 from ldm_vae.training.step import TrainingStep
-from ldm_vae.training.terms import load_perceptual
 
 TRANSFORMS = {"rotated": (1.0, 1), "half": (0.5, 0), "three_quarters": (0.75, 0)}  # scale, quarter turns
 DRAWN_UPDATES = 48  # whose draws stand for a run's

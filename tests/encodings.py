@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Callable, Sequence
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from torch import Tensor
 from ldm_vae.config.commands.encode import EncodeOptions
 from ldm_vae.encoding.encode import EncodeSummary, encode
 from tests.launching import forking
-from tests.pictures import save_pictures
+from tests.pictures import picture, save_pictures
 from tests.tiny import tiny_autoencoder
 
 FACTOR = 2
@@ -34,6 +36,21 @@ def save_photos(folder: Path, *, count: int, broken: int) -> str:
     path = Path(save_pictures(folder, count=count))
     (path / f"{broken:04d}.png").write_bytes(b"no image")
     return str(path)
+
+
+def save_captioned(
+    folder: Path, *, sizes: Sequence[tuple[int, int]], others: Callable[[int], dict[str, Any]] = lambda i: {}
+) -> str:
+    """Write pictures in two classes, one of them without a caption, and a broken one; `others` gives more columns."""
+    lines = []
+    for i, size in enumerate(sizes):
+        name = f"{'cat' if i < 4 else 'dog'}/{i} é.png"
+        (folder / name).parent.mkdir(exist_ok=True)
+        picture(i, size=size).save(folder / name)
+        lines.append({"file_name": name, "caption": f"nº {i}" if i != 2 else None, "rating": i / 2, **others(i)})
+    (folder / "cat" / "broken.png").write_bytes(b"no image")
+    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    return str(folder)
 
 
 def options(vae: str, data: str, output: Path | str, **changes: Any) -> EncodeOptions:

@@ -12,7 +12,8 @@ from ldm_vae.audio.mels import MEL_RANGE, mels_of
 from ldm_vae.config.data import MEL_BINS
 from ldm_vae.config.rules import require, require_divides
 from ldm_vae.images.evaluation import EvaluationSamples
-from ldm_vae.images.training import Augmentation, SkippedImage, TrainingSample, TrainingSamples
+from ldm_vae.images.guard import SkippedImage
+from ldm_vae.images.training import Augmentation, TrainingSample, TrainingSamples
 from ldm_vae.models.families.family import Family
 from ldm_vae.system.randomness import sample_rng
 

@@ -20,12 +20,11 @@ from ldm_vae.density.results import (
     format_bounds,
     num_nonfinite,
 )
-from ldm_vae.evaluation.measure import short_name, spread_indices
 from ldm_vae.evaluation.reading import ImagePass
 from ldm_vae.evaluation.results import Protocol, package_versions
 from ldm_vae.images.collection import open_collection
-from ldm_vae.images.evaluation import EvaluationImages
-from ldm_vae.images.training import SkippedImage
+from ldm_vae.images.evaluation import EvaluationImages, spread_indices
+from ldm_vae.images.guard import SkippedImage
 from ldm_vae.models.fingerprint import fingerprint
 from ldm_vae.models.precision import exact_float32
 from ldm_vae.system.cores import count_workers
@@ -35,7 +34,7 @@ from ldm_vae.system.output_kinds import DENSITY
 from ldm_vae.system.outputs import OutputFolder
 from ldm_vae.system.strict_json import dump_json
 from ldm_vae.system.telling import counted
-from ldm_vae.system.text import printable
+from ldm_vae.system.text import printable, short_name
 
 METRICS, TABLE, FIGURES = "metrics.json", "table.md", "per_picture.jsonl"
 

@@ -11,13 +11,14 @@ import torch
 from ldm_vae.config.commands.evaluate import EvaluateOptions
 from ldm_vae.config.rules import require
 from ldm_vae.evaluation.features import MeasuringNetworks, load_networks
-from ldm_vae.evaluation.measure import Comparison, measure_reconstructions, short_name, spread_indices
+from ldm_vae.evaluation.measure import Comparison, measure_reconstructions
 from ldm_vae.evaluation.pictures import PictureLog
 from ldm_vae.evaluation.ray_evaluate import Devices, find_devices, measure_on_ray
 from ldm_vae.evaluation.reading import ImagePass
 from ldm_vae.evaluation.results import Evaluation, Protocol, channel_figures, describe_scores
 from ldm_vae.evaluation.subjects import Evaluated, load_families, open_evaluated
 from ldm_vae.evaluation.summary import METRICS, TABLE, EvaluateSummary, MeasuredSize, write_evaluation
+from ldm_vae.images.evaluation import spread_indices
 from ldm_vae.models.families.family import Family
 from ldm_vae.models.fingerprint import fingerprint
 from ldm_vae.models.inference import InferenceAutoencoder
@@ -30,6 +31,7 @@ from ldm_vae.system.launch import join_processes
 from ldm_vae.system.output_kinds import EVALUATION, REPORT
 from ldm_vae.system.outputs import OutputFolder
 from ldm_vae.system.ray_cluster import ray_cluster
+from ldm_vae.system.text import short_name
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,7 @@ from ldm_vae.models.frozen.weights import read_weights
 from ldm_vae.system.pixels import from_pixels, seen, to_pixels
 from ldm_vae.system.telling import tell
 from ldm_vae.system.text import first_line
-from ldm_vae.training.terms import load_perceptual
+from ldm_vae.training.perceptual import load_perceptual
 
 _INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"  # torch-fidelity's, converted from the published graph
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -57,12 +56,6 @@ class MeasuredLatents:
     images: MeasuredImages
     patches: ChannelMoments | None
     """Moments a channel and place in a patch, where pipelines normalise patches."""
-
-
-def spread_indices(num_available: int, *, num_images: int | None) -> list[int]:
-    """Return at most `num_images` indices, spread evenly over those available."""
-    count = num_available if num_images is None else min(num_images, num_available)
-    return [i * num_available // count for i in range(count)]
 
 
 def measure_latents(family: Family, images: ImagePass) -> MeasuredLatents:
@@ -230,9 +223,3 @@ def reconstruct(family: Family, images: Tensor, *, bf16: bool = False) -> Recons
     """Return what an autoencoder makes of images [B, C, H, W] in [-1, 1], convolutions in `bf16` where asked for."""
     with autocast(images.device, enabled=bf16):
         return family.reconstruct(images)
-
-
-def short_name(source: str) -> str:
-    """Return what to call an autoencoder in a table: a folder's or file's own name, or the hub id."""
-    path = Path(source).expanduser()
-    return (path.resolve().name or source) if path.exists() else source

@@ -15,7 +15,7 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from ldm_vae.config.views import View
-from ldm_vae.images.evaluation import EvaluationBatch
+from ldm_vae.images.evaluation import EvaluationBatch, spread_indices
 from ldm_vae.images.transforms import middle_box, to_shown
 from ldm_vae.metrics.latents import LatentSummary
 from ldm_vae.metrics.spectrum import cosine_power, radial_power
@@ -133,8 +133,8 @@ class PictureLog:
         return self._spread() | {index for ranked in self._worst for index in ranked}
 
     def _spread(self) -> set[int]:
-        count = min(self.num_kept - self.num_kept // 2, len(self.indices))
-        return {self.indices[i * len(self.indices) // count] for i in range(count)}
+        half = self.num_kept - self.num_kept // 2
+        return {self.indices[i] for i in spread_indices(len(self.indices), num_images=half)}
 
     def _rank(self, new: Sequence[int]) -> None:
         """Put images into the lists of the worst."""

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ldm_vae.evaluation.features import SetFeatures
 from ldm_vae.images.evaluation import EvaluationBatch, EvaluationSamples, evaluation_batches
-from ldm_vae.images.training import SkippedImage
+from ldm_vae.images.guard import SkippedImage
 from ldm_vae.metrics.sets import SetDistances, set_distances
 from ldm_vae.system.launch import join_processes
 from ldm_vae.system.pixels import Span, as_pictures, to_pixels

@@ -20,7 +20,7 @@ from ldm_vae.audio.reading import UnreadableSound
 from ldm_vae.audio.vocoding import load_vocoder, to_sound
 from ldm_vae.config.commands.sounds import SoundsOptions
 from ldm_vae.config.rules import require
-from ldm_vae.evaluation.measure import spread_indices
+from ldm_vae.images.evaluation import spread_indices
 from ldm_vae.metrics.reconstruction import psnr
 from ldm_vae.models.families.family import Family
 from ldm_vae.models.inference import local_device

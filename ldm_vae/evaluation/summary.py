@@ -12,7 +12,7 @@ from ldm_vae.evaluation.measure import Comparison
 from ldm_vae.evaluation.pictures import PictureLog, write_pictures
 from ldm_vae.evaluation.results import Evaluation, package_versions
 from ldm_vae.evaluation.tables import format_table, more_tables
-from ldm_vae.images.training import SkippedImage
+from ldm_vae.images.guard import SkippedImage
 from ldm_vae.panel.measures import describe_measures
 from ldm_vae.system.files import write_whole
 from ldm_vae.system.strict_json import dump_json

@@ -21,8 +21,8 @@ from ldm_vae.exploring.pictures import PictureWriting
 from ldm_vae.exploring.results import told_skipped
 from ldm_vae.images.collection import ImageCollection
 from ldm_vae.images.given import Picture, cut_middle, to_image_tensor, to_picture, unbatched
+from ldm_vae.images.guard import SkippedImage
 from ldm_vae.images.metadata_files import FILE_NAME
-from ldm_vae.images.training import SkippedImage
 from ldm_vae.latents.sealed import dump_json
 from ldm_vae.models.families.family import DiffusersModel, Family
 from ldm_vae.system.files import naming

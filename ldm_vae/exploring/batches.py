@@ -10,11 +10,10 @@ from torch import Tensor
 from ldm_vae.config.commands.explore import ExploreDataOptions
 from ldm_vae.config.rules import FieldError
 from ldm_vae.encoding.decode import picture_names, safe_parts
-from ldm_vae.evaluation.measure import spread_indices
 from ldm_vae.exploring.codec import Codec
 from ldm_vae.images.collection import ImageCollection, open_collection
-from ldm_vae.images.evaluation import EvaluationBatch, EvaluationImages, evaluation_batches
-from ldm_vae.images.training import SkippedImage
+from ldm_vae.images.evaluation import EvaluationBatch, EvaluationImages, evaluation_batches, spread_indices
+from ldm_vae.images.guard import SkippedImage
 from ldm_vae.system.cores import count_workers
 from ldm_vae.system.progress import progress
 

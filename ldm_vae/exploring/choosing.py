@@ -12,7 +12,7 @@ from ldm_vae.exploring.diffusion import DiffusionDraw
 from ldm_vae.exploring.gaussian import ChannelGaussian, CodeFrequencies, Draw, FullGaussian, PriorDraw
 from ldm_vae.exploring.known import KnownLatents
 from ldm_vae.exploring.prior import REAL_PRIOR, PriorGap, measure_gap
-from ldm_vae.images.training import SkippedImage
+from ldm_vae.images.guard import SkippedImage
 from ldm_vae.models.bottlenecks.quantised import Quantised
 from ldm_vae.models.families.family import Family
 from ldm_vae.system.telling import counted

@@ -14,7 +14,7 @@ from ldm_vae.config.commands.explore import ExploreSampleOptions
 from ldm_vae.config.rules import require
 from ldm_vae.exploring.batches import PictureBatches
 from ldm_vae.exploring.codec import Codec
-from ldm_vae.images.training import SkippedImage
+from ldm_vae.images.guard import SkippedImage
 from ldm_vae.latents.dataset import LatentDataset
 from ldm_vae.probing.latents import EncodedMoments, FolderMoments, Moments, moment_files
 from ldm_vae.system.telling import counted

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm_vae.exploring.codec import Codec
-from ldm_vae.images.training import SkippedImage
+from ldm_vae.images.guard import SkippedImage
 from ldm_vae.system.files import write_whole
 from ldm_vae.system.output_kinds import EXPLORATION
 from ldm_vae.system.strict_json import dump_json

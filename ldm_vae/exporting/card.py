@@ -13,7 +13,6 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from ldm_vae.config.run import Config
 from ldm_vae.config.views import shown_channels
-from ldm_vae.evaluation.measure import short_name
 from ldm_vae.evaluation.reading import MeasuredImages
 from ldm_vae.exporting.data import MeasuredData
 from ldm_vae.exporting.fields import config_of
@@ -23,6 +22,7 @@ from ldm_vae.exporting.snippet import scaling_formula, usage_snippet
 from ldm_vae.models.exact.check import NUM_STRIPS
 from ldm_vae.models.families.family import Family
 from ldm_vae.system.markdown import markdown_block, markdown_code, markdown_table, markdown_text
+from ldm_vae.system.text import short_name
 from ldm_vae.training.run_autoencoder import RunAutoencoder
 
 PICTURE = "reconstruction.png"

@@ -13,10 +13,10 @@ from ldm_vae.audio.datasets import EvaluationSounds
 from ldm_vae.config.commands.export import ExportOptions
 from ldm_vae.config.data import DataConfig
 from ldm_vae.config.rules import require
-from ldm_vae.evaluation.measure import short_name, spread_indices
 from ldm_vae.images.collection import ImageCollection, open_collection
-from ldm_vae.images.evaluation import EvaluationImages, EvaluationSamples, evaluation_batches
+from ldm_vae.images.evaluation import EvaluationImages, EvaluationSamples, evaluation_batches, spread_indices
 from ldm_vae.images.request import SourceOptions
+from ldm_vae.system.text import short_name
 from ldm_vae.training.run_autoencoder import RunAutoencoder
 
 PRECISION_IMAGES = 32

@@ -17,7 +17,7 @@ from ldm_vae.exporting.headroom import PrecisionReport
 from ldm_vae.exporting.hub import push_folder
 from ldm_vae.exporting.measurements import RunMeasurements, measure_run
 from ldm_vae.exporting.readers import reader_notes
-from ldm_vae.images.training import SkippedImage
+from ldm_vae.images.guard import SkippedImage
 from ldm_vae.latents.statistics import ChannelMoments
 from ldm_vae.metrics.latents import LatentSummary
 from ldm_vae.models.families.family import Family

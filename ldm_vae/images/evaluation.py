@@ -14,8 +14,7 @@ from torch.utils.data import Dataset
 from ldm_vae.images.bands import range_of
 from ldm_vae.images.buckets import nearest_bucket
 from ldm_vae.images.collection import ImageCollection
-from ldm_vae.images.guard import UnreadableImage
-from ldm_vae.images.training import SkippedImage
+from ldm_vae.images.guard import SkippedImage, UnreadableImage
 from ldm_vae.images.transforms import Box, Size, crop_box, middle_box, to_tensor
 from ldm_vae.system.pixels import PICTURES, Span, chosen_channels
 from ldm_vae.system.workers import load
@@ -177,6 +176,12 @@ class EvaluationImages(EvaluationSamples):
         if len(self.sizes) < 2:
             return self.sizes[0] if self.sizes else None
         return nearest_bucket(self._collection.size(index, channels=self._channels), sizes=self.sizes)
+
+
+def spread_indices(num_available: int, *, num_images: int | None) -> list[int]:
+    """Return at most `num_images` indices, spread evenly over those available."""
+    count = num_available if num_images is None else min(num_images, num_available)
+    return [i * num_available // count for i in range(count)]
 
 
 def evaluation_batches(

@@ -1,4 +1,4 @@
-"""Files of strangers, opened and read so that a bad one is one error that names it."""
+"""Files of strangers, opened and read so that a bad one is one error that names it, or one that was skipped."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import warnings
 import zipfile
 import zlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -51,6 +52,19 @@ class UnreadableImage(ValueError):
 
     def __str__(self) -> str:
         return f"the image {printable(self.name)} can't be read: {self.reason}"
+
+
+@dataclass(kw_only=True, frozen=True)
+class SkippedImage:
+    """An image that could not be read."""
+
+    index: int
+    """Number of the image in the collection; of a stream, among the images that its process reads."""
+    name: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{printable(self.name)} ({printable(self.reason)})"
 
 
 def open_regular(path: str | Path) -> LimitedFile:

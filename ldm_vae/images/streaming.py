@@ -19,11 +19,11 @@ from ldm_vae.images.bands import Picture
 from ldm_vae.images.cells import Cells, label_column
 from ldm_vae.images.collection import ImageCollection
 from ldm_vae.images.decoding import read_crop
-from ldm_vae.images.guard import UnreadableImage
+from ldm_vae.images.guard import SkippedImage, UnreadableImage
 from ldm_vae.images.request import SourceOptions, source_request
 from ldm_vae.images.sources import open_source
 from ldm_vae.images.stream_files import FileRules, StreamError, StreamFiles
-from ldm_vae.images.training import Augmentation, SkippedImage, TrainingSample
+from ldm_vae.images.training import Augmentation, TrainingSample
 from ldm_vae.system.randomness import sample_rng
 
 _SHARDS_OF_A_FOLDER = 64

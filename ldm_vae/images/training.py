@@ -17,24 +17,10 @@ from ldm_vae.images.bands import Picture
 from ldm_vae.images.buckets import Buckets
 from ldm_vae.images.collection import ImageCollection
 from ldm_vae.images.draws import DrawRules
-from ldm_vae.images.guard import UnreadableImage
+from ldm_vae.images.guard import SkippedImage, UnreadableImage
 from ldm_vae.images.transforms import Box, Size, crop_box, mirrored, to_tensor
 from ldm_vae.system.pixels import PICTURES, Span
 from ldm_vae.system.randomness import sample_index, sample_rng
-from ldm_vae.system.text import printable
-
-
-@dataclass(kw_only=True, frozen=True)
-class SkippedImage:
-    """An image that could not be read."""
-
-    index: int
-    """Number of the image in the collection; of a stream, among the images that its process reads."""
-    name: str
-    reason: str
-
-    def __str__(self) -> str:
-        return f"{printable(self.name)} ({printable(self.reason)})"
 
 
 @dataclass(kw_only=True)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ldm_vae.images.training import SkippedImage
+from ldm_vae.images.guard import SkippedImage
 from ldm_vae.metrics.channels import effective_channels, information_bound, mean_correlation
 from ldm_vae.metrics.equivariance import GROUPS
 from ldm_vae.metrics.geometry import intrinsic_dimension, linear_accuracy, neighbour_accuracy, uniformity

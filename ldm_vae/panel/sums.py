@@ -11,7 +11,7 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from ldm_vae.images.evaluation import EvaluationImages, evaluation_batches
-from ldm_vae.images.training import SkippedImage
+from ldm_vae.images.guard import SkippedImage
 from ldm_vae.panel.measures import SIGMAS
 from ldm_vae.system.float64 import in_float64
 from ldm_vae.system.launch import join_processes

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ldm_vae.config.rules import FieldError, mark
 from ldm_vae.evaluation.features import SetFeatures
-from ldm_vae.images.training import SkippedImage
+from ldm_vae.images.guard import SkippedImage
 from ldm_vae.models.inference import InferenceAutoencoder
 from ldm_vae.panel.sums import Batch, PanelImages, gather, panel_batches, pixel_digests
 from ldm_vae.probing.latents import moment_files

@@ -13,11 +13,10 @@ from ldm_vae.config.rules import require, require_divides
 from ldm_vae.config.views import photographs_view
 from ldm_vae.evaluation.features import choose_perceptual, load_all_set_features
 from ldm_vae.evaluation.grid import save_grid
-from ldm_vae.evaluation.measure import short_name, spread_indices
 from ldm_vae.evaluation.results import package_versions
 from ldm_vae.evaluation.subjects import check_channels
 from ldm_vae.images.collection import ImageCollection, open_collection
-from ldm_vae.images.evaluation import EvaluationImages
+from ldm_vae.images.evaluation import EvaluationImages, spread_indices
 from ldm_vae.images.transforms import to_image
 from ldm_vae.models.fingerprint import fingerprint
 from ldm_vae.models.inference import InferenceAutoencoder
@@ -37,7 +36,7 @@ from ldm_vae.system.cores import count_workers
 from ldm_vae.system.launch import join_processes
 from ldm_vae.system.markdown import markdown_text
 from ldm_vae.system.pixels import from_pixels
-from ldm_vae.system.text import printable
+from ldm_vae.system.text import printable, short_name
 
 _CONTROL = "control"
 

@@ -21,7 +21,7 @@ from ldm_vae.config.views import View
 from ldm_vae.evaluation.grid import MAX_SIDE
 from ldm_vae.evaluation.measure import reconstruct
 from ldm_vae.images.collection import ImageCollection
-from ldm_vae.images.training import SkippedImage
+from ldm_vae.images.guard import SkippedImage
 from ldm_vae.images.transforms import to_shown
 from ldm_vae.losses.kl import kl_divergence
 from ldm_vae.losses.perceptual import PerceptualDistance

@@ -9,10 +9,9 @@ from ldm_vae.config.commands.score import ScoreOptions
 from ldm_vae.config.rules import require, require_divides
 from ldm_vae.config.views import view_of
 from ldm_vae.evaluation.features import choose_perceptual
-from ldm_vae.evaluation.measure import spread_indices
 from ldm_vae.evaluation.results import Protocol
 from ldm_vae.images.collection import ImageCollection, open_collection
-from ldm_vae.images.evaluation import EvaluationImages
+from ldm_vae.images.evaluation import EvaluationImages, spread_indices
 from ldm_vae.models.exact import enable_exact_tiling, tell_plan
 from ldm_vae.models.families.family import Family
 from ldm_vae.models.load import load_vae

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ldm_vae.images.training import SkippedImage
+from ldm_vae.images.guard import SkippedImage
 from ldm_vae.scoring.results import ScoredPicture, ScoreResult, is_finite
 from ldm_vae.scoring.tables import format_pictures, format_scores
 from ldm_vae.system.output_kinds import SCORES

@@ -1,8 +1,9 @@
-"""Names and messages of others, made fit for a terminal."""
+"""Names and messages of others, made fit for a terminal and a table."""
 
 from __future__ import annotations
 
 import unicodedata
+from pathlib import Path
 
 _INVISIBLE = ("Cc", "Cf", "Cs", "Zl", "Zp")  # control, formatting (right-to-left override), surrogate, separators
 
@@ -25,6 +26,12 @@ def printable(text: str) -> str:
     they join two visible characters, as in emoji.
     """
     return "".join(_shown(text, at) for at in range(len(text)))
+
+
+def short_name(source: str) -> str:
+    """Return what to call an autoencoder or data in a table: a folder's or file's own name, or the hub id."""
+    path = Path(source).expanduser()
+    return (path.resolve().name or source) if path.exists() else source
 
 
 def _shown(text: str, at: int) -> str:

@@ -12,8 +12,8 @@ from ldm_vae.config.data import DataConfig
 from ldm_vae.config.model import ModelConfig
 from ldm_vae.config.rules import mark, require, within
 from ldm_vae.images.collection import ImageCollection
-from ldm_vae.images.guard import UnreadableImage
-from ldm_vae.images.training import Augmentation, SkippedImage, TrainingImages, TrainingSample
+from ldm_vae.images.guard import SkippedImage, UnreadableImage
+from ldm_vae.images.training import Augmentation, TrainingImages, TrainingSample
 from ldm_vae.latents.dataset import LatentDataset
 from ldm_vae.models.families.family import Family
 from ldm_vae.models.load import load_vae

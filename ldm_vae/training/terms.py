@@ -9,34 +9,30 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
-from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ldm_vae.config.loss import Ramp, Weight
-from ldm_vae.config.names import PixelDistance, VisionNetwork
+from ldm_vae.config.names import PixelDistance
 from ldm_vae.config.rules import require
 from ldm_vae.config.run import Config
-from ldm_vae.config.views import View
 from ldm_vae.losses.adversarial import LogitAnchors
 from ldm_vae.losses.alignment import AlignmentBalance, alignment_loss
 from ldm_vae.losses.equivariance import latent_consistency
 from ldm_vae.losses.kl import kl_divergence
 from ldm_vae.losses.likelihood import negative_log_likelihood
 from ldm_vae.losses.objective import Objective
-from ldm_vae.losses.perceptual import PerceptualDistance
 from ldm_vae.losses.pixel import pixel_distance
 from ldm_vae.losses.rate import RateControl, channel_kl, posterior_moments
 from ldm_vae.losses.spectrum import spectrum_divergence
 from ldm_vae.losses.term import Schedule, Term
 from ldm_vae.models.bottlenecks.bottleneck import Bottleneck
-from ldm_vae.models.frozen.efficientnet import EfficientNetFeatures, load_efficientnet
-from ldm_vae.models.frozen.lpips import LpipsFeatures, load_lpips
 from ldm_vae.models.frozen.vision import load_vision
 from ldm_vae.models.precision import autocast, use_bf16
 from ldm_vae.models.projection import Projection, features_at_latents
 from ldm_vae.models.trainable import TrainableOutput
+from ldm_vae.training.perceptual import load_perceptual, perceptual_term
 
 
 def build_objective(
@@ -63,9 +59,6 @@ def build_objective(
     is_taught = config.model.teacher is not None  # so that latents have the teacher's rate
     with torch.random.fork_rng(devices=[]):  # so that one more term doesn't change the other networks' first weights
         terms = list(_terms(config, bottleneck=bottleneck))
-        if is_taught and not config.model.decoder_only:
-            weight = _weight(loss.imitation_weight, max_train_steps=config.train.max_train_steps)
-            terms.append(Term(name="imitation", on="latents", weight=weight, of=_imitation))
         if loss.alignment != "none":
             terms.append(
                 _alignment_term(config, latent_channels=latent_channels, factor=spatial_factor, device=device)
@@ -118,6 +111,8 @@ def _terms(config: Config, *, bottleneck: Bottleneck) -> Iterator[Term]:
         yield Term(name="equivariance", on="latents", weight=weight(loss.equivariance_weight), of=of)
     if loss.consistency_weight != 0:
         yield Term(name="consistency", on="latents", weight=weight(loss.consistency_weight), of=_consistency)
+    if config.model.teacher is not None and not config.model.decoder_only:
+        yield Term(name="imitation", on="latents", weight=weight(loss.imitation_weight), of=_imitation)
 
 
 def _alignment_term(config: Config, *, latent_channels: int, factor: int, device: torch.device) -> Term:
@@ -149,40 +144,6 @@ def _alignment_term(config: Config, *, latent_channels: int, factor: int, device
 
     weight = _weight(loss.alignment_weight, max_train_steps=config.train.max_train_steps)
     return Term(name="alignment", on="encoder", weight=weight, of=of, frozen=network, network=projection)
-
-
-def load_perceptual(
-    name: str, *, weights: str | None = None, field: str = "loss.perceptual_weights", view: View | None = None
-) -> PerceptualDistance:
-    """Load a perceptual distance.
-
-    Args:
-        name: As `loss.perceptual` has it, but for `none`.
-        weights: For LPIPS, a file with the trunk's ImageNet weights as torchvision publishes them, or a folder that
-            holds it; None: torch's cache, then a download. For a vision transformer, its folder.
-        field: The option that gives `weights`, for the error.
-        view: What the network sees of an image; None: grey or RGB.
-
-    Raises:
-        ValueError: The weights are missing (the message says which file to put where) or aren't this network's.
-    """
-    how = {} if view is None else view.arguments
-    if name == "efficientnet_lite0":
-        return PerceptualDistance(EfficientNetFeatures(load_efficientnet()), **how)
-    if name in ("dinov2", "dinov3", "siglip2"):
-        return PerceptualDistance(
-            load_vision(cast(VisionNetwork, name), folder=weights, depth="all", choice="loss.perceptual", field=field),
-            **how,
-        )
-    network = load_lpips(name, weights=weights, field=field)
-    return PerceptualDistance(LpipsFeatures(network), heads=network.lins, **how)
-
-
-def perceptual_term(distance: nn.Module, *, weight: float | Schedule) -> Term:
-    """Return the term of a distance that is called with (images, reconstruction) and gives [B]."""
-    return Term(
-        name="perceptual", on="images", weight=weight, frozen=distance, of=lambda images, y: distance(images, y).mean()
-    )
 
 
 def _rate_control(config: Config, *, latent_channels: int, device: torch.device) -> RateControl | None:

@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from ldm_vae.config.rules import require
 from ldm_vae.config.run import Config
 from ldm_vae.config.stages import own_settings
-from ldm_vae.images.training import SkippedImage
+from ldm_vae.images.guard import SkippedImage
 from ldm_vae.losses.rate import PosteriorSummary
 from ldm_vae.system.files import naming, write_whole
 from ldm_vae.system.progress import progress

@@ -24,7 +24,7 @@ from ldm_vae.latents.layouts.columns import OTHERS, Columns, common_kind
 from ldm_vae.latents.layouts.export import export_latents
 from ldm_vae.system import leases as leases_module
 from ldm_vae.system.places import open_store
-from tests.encodings import contents, options
+from tests.encodings import contents, options, save_captioned
 from tests.latents.test_layouts import check_rows, read_mds
 from tests.pictures import encoded, picture, save_pictures
 from tests.stores import Killed, StoppingStore, memory_contents, of_an_ended_process
@@ -38,17 +38,12 @@ HIDDEN = ".ldm-vae-encode-"
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Pictures in two classes with a caption and numbers, one without, one broken; and a `source` of their own."""
-    folder, lines = tmp_path_factory.mktemp("data"), []
-    for i in range(6):
-        name = f"{'cat' if i < 4 else 'dog'}/{i} é.png"
-        (folder / name).parent.mkdir(exist_ok=True)
-        picture(i, size=(24, 20) if i < 3 else (20, 30)).save(folder / name)
-        caption = f"nº {i}" if i != 2 else None
-        lines.append({"file_name": name, "caption": caption, "rating": i / 2, "likes": i, "source": f"web {i}"})
-    (folder / "cat" / "broken.png").write_bytes(b"no image")
-    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    return str(folder)
+    """Six of them, of two shapes, with a number and a `source` of their own."""
+    return save_captioned(
+        tmp_path_factory.mktemp("data"),
+        sizes=[(24, 20)] * 3 + [(20, 30)] * 3,
+        others=lambda i: {"likes": i, "source": f"web {i}"},
+    )
 
 
 @pytest.fixture(scope="module")

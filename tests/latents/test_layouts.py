@@ -18,8 +18,7 @@ from ldm_vae.encoding.encode import encode
 from ldm_vae.latents.dataset import LatentDataset
 from ldm_vae.latents.layouts.export import export_latents
 from ldm_vae.system.places import open_store
-from tests.encodings import contents, options, save_vae
-from tests.pictures import picture
+from tests.encodings import contents, options, save_captioned, save_vae
 from tests.stores import memory_contents
 
 SIZES = [(24, 20), (20, 30), (16, 16), (40, 20), (30, 20), (21, 20)]
@@ -32,17 +31,7 @@ def vae(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Pictures in two classes, with captions, one of them broken."""
-    folder = tmp_path_factory.mktemp("data")
-    lines = []
-    for i, size in enumerate(SIZES):
-        name = f"{'cat' if i < 4 else 'dog'}/{i} é.png"
-        (folder / name).parent.mkdir(exist_ok=True)
-        picture(i, size=size).save(folder / name)
-        lines.append({"file_name": name, "caption": f"nº {i}" if i != 2 else None, "rating": i / 2})
-    (folder / "cat" / "broken.png").write_bytes(b"no image")
-    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    return str(folder)
+    return save_captioned(tmp_path_factory.mktemp("data"), sizes=SIZES)
 
 
 @pytest.fixture(scope="module")

@@ -14,9 +14,9 @@ from ldm_vae.config.run import Config
 from ldm_vae.images.training import TrainingBatch
 from ldm_vae.losses.perceptual import PerceptualDistance
 from ldm_vae.models.frozen.lpips import LpipsFeatures
+from ldm_vae.training.perceptual import perceptual_term
 from ldm_vae.training.state import TrainingState, build_meter, build_state
 from ldm_vae.training.step import TrainingStep
-from ldm_vae.training.terms import perceptual_term
 
 LAM_BEFORE = 0.37  # of the step before the one under test
 

@@ -13,8 +13,8 @@ from torch import Tensor
 from ldm_vae.config.run import Config
 from ldm_vae.losses.alignment import alignment_loss
 from ldm_vae.training.loop import train
+from ldm_vae.training.perceptual import load_perceptual
 from ldm_vae.training.state import TrainingState
-from ldm_vae.training.terms import load_perceptual
 from tests.tiny import tiny_config
 from tests.training.runs import metrics, weights
 from tests.training.test_equivariance import batches_of, config_of, make

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ldm_vae.losses.perceptual import PerceptualDistance
 from ldm_vae.models.frozen.lpips import LpipsFeatures, lpips_trunk_file
-from ldm_vae.training.terms import load_perceptual
+from ldm_vae.training.perceptual import load_perceptual
 
 TRUNKS = {
     "lpips_vgg": torchvision.models.vgg16,

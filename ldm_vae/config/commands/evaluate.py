@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Optional
 
-from ldm_vae.config.commands.shared import ComparesImages, RayOptions, ReadsVae, WritesReport
-from ldm_vae.config.names import Engine, MixedPrecision, PerceptualChoice
+from ldm_vae.config.commands.shared import ComparesImages, MeasuresPerceptually, RayOptions, ReadsVae, WritesReport
+from ldm_vae.config.names import Engine, MixedPrecision
 from ldm_vae.config.rules import at_least, local_path, positive, require, source
 
 
 @dataclass(kw_only=True)
-class EvaluateOptions(ComparesImages, ReadsVae, WritesReport):
+class EvaluateOptions(ComparesImages, ReadsVae, MeasuresPerceptually, WritesReport):
     """Measure the reconstruction quality of one or several autoencoders, side by side.
 
     Example: ldm-vae evaluate --vae export --vae stabilityai/sd-vae-ft-mse --data photos --output evaluation
@@ -48,11 +48,6 @@ class EvaluateOptions(ComparesImages, ReadsVae, WritesReport):
     report_pictures: int = at_least(0, 12)
     """Pictures to keep for the report: half of them spread over the images, the others the worst of each autoencoder.
     Of a larger one the middle 768 pixels a side are kept."""
-    perceptual: PerceptualChoice = "auto"
-    """Network of the perceptual distance. `auto` takes LPIPS (vgg) where its weights are, otherwise the one that needs
-    no download."""
-    perceptual_weights: Optional[str] = local_path(None)
-    """Local file with the weights of the LPIPS trunk. Without it they are taken from torch's usual cache."""
     inception_weights: Optional[str] = local_path(None)
     """Local file with torch-fidelity's Inception weights, for rFID and rKID. Without it they are taken from torch's
     cache; where they are not there either, KID is measured in the features of a network that needs no download."""

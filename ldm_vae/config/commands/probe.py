@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Optional
 
-from ldm_vae.config.commands.shared import ComparesImages, WritesReport
-from ldm_vae.config.names import MixedPrecision, Normalisation, PerceptualChoice, ProbeBudget
+from ldm_vae.config.commands.shared import ComparesImages, MeasuresPerceptually, WritesReport
+from ldm_vae.config.names import MixedPrecision, Normalisation, ProbeBudget
 from ldm_vae.config.rules import at_least, local_path, positive, require, source
 
 
 @dataclass(kw_only=True)
-class ProbeOptions(ComparesImages, WritesReport):
+class ProbeOptions(ComparesImages, MeasuresPerceptually, WritesReport):
     """Tell how well diffusion models would learn on the latents of autoencoders.
 
     A panel of measures is taken without training. Then the same small diffusion model is trained on the latents of
@@ -60,11 +60,6 @@ class ProbeOptions(ComparesImages, WritesReport):
     autoencoder's own scaling."""
     batch_size: int = positive(8)
     """Number of pictures that are encoded or decoded at once."""
-    perceptual: PerceptualChoice = "auto"
-    """Network of the panel's perceptual distance. `auto` takes LPIPS (vgg) where its weights are, otherwise the one
-    that needs no download."""
-    perceptual_weights: Optional[str] = local_path(None)
-    """Local file with the weights of the LPIPS trunk. Without it they are taken from torch's usual cache."""
     inception_weights: Optional[str] = local_path(None)
     """Local file with torch-fidelity's Inception weights. Without it they are taken from torch's cache. The features
     of EfficientNet-Lite0 are compared as well."""

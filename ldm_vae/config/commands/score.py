@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Optional
 
-from ldm_vae.config.commands.shared import ReadsImages, ReadsVae, WritesReport
-from ldm_vae.config.names import AnomalyScore, Compressor, MixedPrecision, PerceptualChoice
+from ldm_vae.config.commands.shared import MeasuresPerceptually, ReadsImages, ReadsVae, WritesReport
+from ldm_vae.config.names import AnomalyScore, Compressor, MixedPrecision
 from ldm_vae.config.rules import at_least, between, local_path, positive, require, source
 
 
 @dataclass(kw_only=True)
-class ScoreOptions(ReadsImages, ReadsVae, WritesReport):
+class ScoreOptions(ReadsImages, ReadsVae, MeasuresPerceptually, WritesReport):
     """Tell how unlike normal pictures each picture is, by an autoencoder that was trained on normal ones.
 
     Example: ldm-vae score --vae export --data parts --normal good_parts --output scores --resolution 128
@@ -60,11 +60,6 @@ class ScoreOptions(ReadsImages, ReadsVae, WritesReport):
     """Pictures of the highest scores whose maps of errors are written, as arrays."""
     num_pictures: int = at_least(0, 16)
     """Pictures of the highest scores that are shown beside their reconstructions and maps."""
-    perceptual: PerceptualChoice = "auto"
-    """Network of the perceptual distance. `auto` takes LPIPS (vgg) where its weights are, otherwise the one that needs
-    no download."""
-    perceptual_weights: Optional[str] = local_path(None)
-    """Local file with the weights of the LPIPS trunk. Without it they are taken from torch's usual cache."""
     perceptual_channels: list[int] = at_least(0, factory=list)
     """Channels that the network sees and pictures show, counted from 0: one, which is repeated, or three. Without them
     grey is repeated, and RGBA is seen over black and over white."""

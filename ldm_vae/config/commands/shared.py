@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar, Optional
 
-from ldm_vae.config.names import MixedPrecision
+from ldm_vae.config.names import MixedPrecision, PerceptualChoice
 from ldm_vae.config.reading import ReadingRules
 from ldm_vae.config.rules import Options, at_least, local_path, positive, require
 
@@ -30,6 +30,17 @@ class ComparesImages(ReadsImages):
     target_channels: list[int] = at_least(0, factory=list)
     """Channels of the images that reconstructions are compared with, in this order, counted from 0, for autoencoders
     that make other channels than they take. Without them all are compared."""
+
+
+@dataclass(kw_only=True)
+class MeasuresPerceptually(Options):
+    """Which network the perceptual distance looks through."""
+
+    perceptual: PerceptualChoice = "auto"
+    """Network of the perceptual distance. `auto` takes LPIPS (vgg) where its weights are, otherwise the one that needs
+    no download."""
+    perceptual_weights: Optional[str] = local_path(None)
+    """Local file with the weights of the LPIPS trunk. Without it they are taken from torch's usual cache."""
 
 
 @dataclass(kw_only=True)
