@@ -9,14 +9,14 @@ from typing import Any, Unpack
 from torch import Tensor
 
 from ldm_vae.audio.collection import SoundCollection, open_sounds
-from ldm_vae.audio.datasets import EvaluationSounds
 from ldm_vae.config.commands.export import ExportOptions
 from ldm_vae.config.data import DataConfig
 from ldm_vae.config.rules import require
 from ldm_vae.images.collection import ImageCollection, open_collection
-from ldm_vae.images.evaluation import EvaluationImages, EvaluationSamples, evaluation_batches, spread_indices
+from ldm_vae.images.evaluation import EvaluationSamples, evaluation_batches, spread_indices
 from ldm_vae.images.request import SourceOptions
 from ldm_vae.system.text import short_name
+from ldm_vae.training.inputs import sized_for_model
 from ldm_vae.training.run_autoencoder import RunAutoencoder
 
 PRECISION_IMAGES = 32
@@ -41,7 +41,7 @@ def open_data(run: RunAutoencoder, options: ExportOptions) -> tuple[MeasuredData
     def data(
         collection: ImageCollection | SoundCollection, *, source: str, kind: str, num_images: int
     ) -> MeasuredData:
-        images = _samples(collection, run)
+        images = sized_for_model(collection, config, family=run.family)
         indices = spread_indices(len(collection), num_images=num_images)
         return MeasuredData(images=images, indices=indices, name=short_name(source), kind=kind)
 
@@ -73,20 +73,6 @@ def open_data(run: RunAutoencoder, options: ExportOptions) -> tuple[MeasuredData
 def _opened(config: DataConfig, source: str, **options: Unpack[SourceOptions]) -> ImageCollection | SoundCollection:
     """Open images, or sounds where the run is of sounds."""
     return open_collection(source, **options) if config.mel_frames is None else open_sounds(source, **options)
-
-
-def _samples(collection: ImageCollection | SoundCollection, run: RunAutoencoder) -> EvaluationSamples:
-    config = run.config.data
-    if isinstance(collection, SoundCollection):
-        assert config.mel_frames is not None
-        return EvaluationSounds(collection, frames=config.mel_frames)
-    return EvaluationImages(
-        collection,
-        channels=run.family.in_channels,
-        multiple_of=run.family.spatial_factor,
-        target_channels=config.target_channels,
-        **config.shapes,
-    )
 
 
 def precision_batches(data: MeasuredData, options: ExportOptions) -> Iterator[Tensor]:

@@ -23,6 +23,7 @@ from ldm_vae.images.headers import picture_sizes
 from ldm_vae.images.stream_files import FileRules
 from ldm_vae.images.streaming import ImageStream, StreamingImages, open_stream
 from ldm_vae.images.training import Augmentation, TrainingBatch, TrainingImages, TrainingSamples
+from ldm_vae.models.families.family import Family
 from ldm_vae.system.cores import count_workers
 from ldm_vae.system.progress import progress
 from ldm_vae.system.telling import tell
@@ -171,16 +172,22 @@ def validation_images(
     """Return the images to validate on, sized for the model; None where there are none."""
     if source is None:
         return None
-    data = config.data
-    if isinstance(source, SoundCollection):
+    return sized_for_model(source, config.data, family=state.family, whole=config.data.whole_validation)
+
+
+def sized_for_model(
+    collection: ImageCollection | SoundCollection, data: DataConfig, *, family: Family, whole: bool = False
+) -> EvaluationSamples:
+    """Return images, or sounds, as a run's model is measured on them: in the run's shapes, or `whole`."""
+    if isinstance(collection, SoundCollection):
         assert data.mel_frames is not None
-        return EvaluationSounds(source, frames=data.mel_frames)
+        return EvaluationSounds(collection, frames=data.mel_frames)
     return EvaluationImages(
-        source,
-        channels=config.model.in_channels,
-        multiple_of=state.family.spatial_factor,
+        collection,
+        channels=family.in_channels,
+        multiple_of=family.spatial_factor,
         target_channels=data.target_channels,
-        **({"resolution": None} if data.whole_validation else data.shapes),
+        **({"resolution": None} if whole else data.shapes),
     )
 
 
