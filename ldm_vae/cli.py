@@ -18,6 +18,17 @@ def main(argv: list[str] | None = None) -> None:
     """Run a command; exit with 0 where all went well, 1 where it didn't, 2 for what was typed wrong."""
     arguments = sys.argv[1:] if argv is None else argv
     _print_utf8()
+    try:
+        try:
+            _main(arguments)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:  # what reads the output, such as `head`, has ended
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains at its end
+        raise SystemExit(1) from None
+
+
+def _main(arguments: list[str]) -> None:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_usage())
         raise SystemExit(0 if arguments else 2)

@@ -98,6 +98,18 @@ def test_data_is_opened_before_any_network_is_built_or_fetched(
     assert not (tmp_path / "run").exists()  # nothing was begun
 
 
+@pytest.mark.parametrize("arguments", [["train", "--help"], ["--version"]], ids=["more than a buffer", "less"])
+def test_a_reader_that_ends_first_is_no_error(arguments: list[str]) -> None:
+    """As in `ldm-vae train --help | head`, where the pipe closes before all is printed."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    ended = subprocess.run(
+        [sys.executable, "-m", "ldm_vae", *arguments], stdout=writing, stderr=subprocess.PIPE, timeout=60
+    )
+    os.close(writing)
+    assert (ended.stderr, ended.returncode) == (b"", 1)
+
+
 def test_names_of_any_script_are_printed_in_a_locale_of_ascii(tmp_path: Path) -> None:
     (tmp_path / "my.yaml").write_text("output_dir: runs/größe_猫\n", encoding="utf-8")
     ended = subprocess.run(

@@ -28,9 +28,9 @@ def help_text(options: type, *, prog: str, positional: tuple[str, ...]) -> str:
     """
     width = min(shutil.get_terminal_size().columns, _WIDEST)
     own, *nested = sections(options)
-    required = [info.name for info in own.fields if info.required]
-    usage = [prog, *(name.upper() if name in required else f"[{name.upper()}]" for name in positional)]
-    usage += [f"--{name} {name.upper()}" for name in required if name not in positional]
+    by_place = [info for name in positional for info in own.fields if info.name == name]
+    required = [info.name for info in own.fields if info.required and info not in by_place]
+    usage = [prog, *map(_place, by_place), *(f"--{name} {name.upper()}" for name in required)]
     takes_config = issubclass(options, Config)
     if nested:
         usage.append("[--config FILE] [--SECTION.FIELD VALUE ...]" if takes_config else "[options]")
@@ -55,7 +55,7 @@ def help_text(options: type, *, prog: str, positional: tuple[str, ...]) -> str:
 def _section(section: Section, *, positional: tuple[str, ...], width: int) -> Iterator[str]:
     ordered = sorted(section.fields, key=lambda info: (info.name not in positional, not info.required))
     for info in ordered:
-        option = info.name.upper() if info.name in positional else f"--{_option(info)}"
+        option = _placed(info) if info.name in positional else f"--{_option(info)}"
         yield from _entry(option, f"{info.doc} {_facts(info)}", width)
 
 
@@ -68,6 +68,17 @@ def _paragraphs(text: str, *, width: int) -> Iterator[str]:
         if number:
             yield ""
         yield from textwrap.wrap(" ".join(paragraph.split()), width=width)
+
+
+def _place(info: FieldInfo) -> str:
+    """Return how usage shows a field that is given by its place: `VAE`, `[NAME]`, or `PROBES ...` for several."""
+    word = info.name.upper() + (" ..." if info.many else "")
+    return word if info.required else f"[{word}]"
+
+
+def _placed(info: FieldInfo) -> str:
+    """Return the head of its entry, with its choices: `SHELL bash|zsh|tcsh`."""
+    return " ".join([info.name.upper(), "|".join(info.choices) or ("..." if info.many else "")]).rstrip()
 
 
 def _option(info: FieldInfo) -> str:

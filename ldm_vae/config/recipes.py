@@ -47,5 +47,5 @@ def first_sentence(path: Path, *, width: int = 100) -> str:
         if not line.startswith("# "):
             break
         words += line.removeprefix("# ").split()
-    sentence = re.split(r"\.(?= [A-Z]|$)", " ".join(words), maxsplit=1)[0]
-    return textwrap.shorten(f"{sentence}.", width=width, placeholder=" …")
+    sentence = re.split(r"(?<!\bvs)\.(?= [A-Z]|$)", " ".join(words), maxsplit=1)[0]
+    return textwrap.shorten(f"{sentence}.", width=width, placeholder=" …", break_on_hyphens=False)

@@ -70,7 +70,7 @@ def sounds(options: SoundsOptions) -> SoundsSummary:
     output = OutputFolder(options.output, kind=SOUNDS)
     output.check(overwrite=options.overwrite)
     exact_float32()
-    collection = open_sounds(options.data, split=options.split, held_out=True, rules=options)
+    collection = open_sounds(options.data, split=options.split, held_out=True, rules=options.reading_rules())
     family = load_vae(options.vae, needs_scaling=False).family.to(local_device())
     check_mels(options.vae, family)
     vocoder = None if options.vocoder is None else load_vocoder(options.vocoder).to(local_device())

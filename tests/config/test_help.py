@@ -55,8 +55,18 @@ def test_sections_stand_apart_with_what_they_are() -> None:
     assert "--train.batch_size N" in "\n".join(lines[places[3] :])
 
 
+def test_what_is_given_by_its_place_says_how_many_and_which() -> None:
+    told = {name: help_text(options_of(name), prog=name, positional=COMMANDS[name].positional).splitlines()
+            for name in ("report", "recipes", "completion")}  # fmt: skip
+    assert [lines[0] for lines in told.values()] == [
+        "usage: report OUTPUTS ... [options]", "usage: recipes [NAME]", "usage: completion SHELL"
+    ]  # fmt: skip
+    assert "  SHELL bash|zsh|tcsh" in told["completion"]
+
+
 def test_recipes_are_listed_a_line_each_and_shown() -> None:
     lines = recipes(RecipesOptions()).splitlines()
+    assert not any(line.endswith(("- …", "vs.")) for line in lines)  # no word and no title is cut in two
     assert [line.split()[0] for line in lines[: len(recipe_names())]] == recipe_names()
     assert all(20 < len(line) <= 120 for line in lines[: len(recipe_names())])
     assert recipes(RecipesOptions(name="kl_f8")) == find_recipe("kl_f8").read_text(encoding="utf-8").rstrip()

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import Optional
 
 from ldm_vae.config.reading import ReadingRules
-from ldm_vae.config.rules import local_path, positive, source
+from ldm_vae.config.rules import Options, local_path, positive, source
 
 
 @dataclass(kw_only=True)
-class SoundsOptions(ReadingRules):
+class SoundsOptions(Options):
     """Encode sounds with an autoencoder of mel spectrograms and decode them again, as WAV files to listen to.
 
     Example: ldm-vae sounds --vae export --data sounds --output decoded
@@ -34,5 +34,11 @@ class SoundsOptions(ReadingRules):
     """Split of the data. Without it `validation`, `test` or `train` is taken, or the only split."""
     strict: bool = False
     """Stop at the first unreadable sound instead of skipping, counting and listing it."""
+    max_decode_seconds: float = positive(60.0)
+    """Most seconds of a processor that decoding a sound may take. Slower ones are skipped."""
     overwrite: bool = False
     """Replace what an earlier one wrote into the output folder."""
+
+    def reading_rules(self) -> ReadingRules:
+        """Return what decoding may cost."""
+        return ReadingRules(max_decode_seconds=self.max_decode_seconds)
