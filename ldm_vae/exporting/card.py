@@ -28,7 +28,6 @@ from ldm_vae.training.run_autoencoder import RunAutoencoder
 PICTURE = "reconstruction.png"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _LARGEST_LAYERS = 3
-_TAGS = {"AutoencoderKL": "autoencoder-kl"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,11 +65,7 @@ def model_card(content: CardContent) -> ModelCard:
         license=content.license,
         library_name="diffusers",
         base_model=pretrained if pretrained is not None and _is_hub_id(pretrained) else None,
-        tags=[
-            _TAGS.get(content.config["_class_name"], content.config["_class_name"].lower()),
-            "vae",
-            "latent-diffusion",
-        ],
+        tags=[content.exported.tag or content.exported.class_name().lower(), "vae", "latent-diffusion"],
     )
     sections = [
         f"# {markdown_text(content.name.rsplit('/', 1)[-1])}",

@@ -20,6 +20,7 @@ from ldm_vae.exporting.readers import reader_notes
 from ldm_vae.images.guard import SkippedImage
 from ldm_vae.latents.statistics import ChannelMoments
 from ldm_vae.metrics.latents import LatentSummary
+from ldm_vae.models.families import FAMILIES
 from ldm_vae.models.families.family import Family
 from ldm_vae.models.precision import exact_float32
 from ldm_vae.system.launch import join_processes
@@ -128,6 +129,10 @@ def _card(run: RunAutoencoder, measured: RunMeasurements, exported: Family, opti
     )
 
 
+def _single_file_classes() -> list[str]:
+    return [each.class_name() for each in FAMILIES.values() if each.has_single_file]
+
+
 def _check_target(options: ExportOptions, *, family: Family) -> None:
     require(
         not options.per_channel or family.latent_channels == 4,
@@ -135,7 +140,8 @@ def _check_target(options: ExportOptions, *, family: Family) -> None:
     )
     require(
         options.format == "diffusers" or family.has_single_file,
-        f"<format>: the LDM layout is for AutoencoderKL and VQModel; for {family.class_name()} take diffusers",
+        f"<format>: the LDM layout is for {' and '.join(_single_file_classes())}; for {family.class_name()} take "
+        f"diffusers",
     )
     unread = [name for name in ("shift", "per_channel") if getattr(options, name) and name not in family.scalings]
     require(

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ldm_vae.models.families.vq import VQ
 from ldm_vae.models.layouts.ldm import full_config
 from ldm_vae.models.layouts.ldm_names import listed
 
@@ -19,14 +20,13 @@ _ARCHITECTURE = {"block_out_channels": ([128, 256, 512, 512], [128, 256, 512]), 
 _A1111 = {"block_out_channels": ([128, 256, 512, 512],), "latent_channels": (4,), "use_quant_conv": (True,),
           "use_post_quant_conv": (True,)}  # fmt: skip
 _HUNYUAN_CHANNELS = 64
-VQ_CLASS = "VQModel"
 _PUBLISHED_SCALING = (0.18215, 0.13025, 1.5305, 0.3611)
 
 
 def reader_notes(config: Mapping[str, Any]) -> list[str]:
     """Return, a sentence each, what other programs do otherwise with an LDM file of this diffusers config."""
     full, notes = full_config(config), []
-    if full["_class_name"] == VQ_CLASS:
+    if full["_class_name"] == VQ.class_name():
         return ["ComfyUI and A1111 build KL autoencoders whatever a file holds, so they can't use a codebook's."]
     others = _differences(full, known=_ARCHITECTURE)
     if any(kind.startswith("Attn") for kind in (*full["down_block_types"], *full["up_block_types"])):

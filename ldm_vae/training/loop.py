@@ -57,7 +57,7 @@ def train(config: Config) -> TrainSummary:
     with contextlib.ExitStack() as closing:
         summary = train_stage(session, stage, checkpoint=checkpoint, closing=closing)
         while stage.number + 1 < len(config.row) and not summary.stopped_by:
-            # From the disk, as after an interruption, which so leaves no trace.
+            # The next stage begins from the checkpoint on the disk, as it would after an interruption.
             processes.accelerator.free_memory()
             stage = next_stage(config, checkpoint=summary.checkpoint)
             summary = train_stage(session, stage, checkpoint=summary.checkpoint, closing=closing)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import cast, get_args
 
 from torch import nn
 
@@ -33,7 +33,7 @@ def load_perceptual(
     how = {} if view is None else view.arguments
     if name == "efficientnet_lite0":
         return PerceptualDistance(EfficientNetFeatures(load_efficientnet()), **how)
-    if name in ("dinov2", "dinov3", "siglip2"):
+    if name in get_args(VisionNetwork):
         return PerceptualDistance(
             load_vision(cast(VisionNetwork, name), folder=weights, depth="all", choice="loss.perceptual", field=field),
             **how,

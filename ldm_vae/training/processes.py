@@ -211,6 +211,7 @@ def told_once(*, per: Literal["run", "node"] = "run") -> Iterator[None]:
 
 
 def _end_after_main() -> NoReturn:
+    """End without a word, once the main process has had the time to print its error."""
     time.sleep(_GRACE_SECONDS)
     raise SystemExit(1)
 

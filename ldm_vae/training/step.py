@@ -17,11 +17,11 @@ from ldm_vae.config.train import TrainConfig
 from ldm_vae.images.draws import DrawRules
 from ldm_vae.images.training import TrainingBatch, grey_batch
 from ldm_vae.images.transforms import Size
-from ldm_vae.losses.adversarial import ADAPTIVE_WEIGHT_MAX, generator_loss, gradient_penalty
+from ldm_vae.losses.adversarial import ADAPTIVE_WEIGHT_MAX
 from ldm_vae.losses.rate import channel_kl, posterior_moments
 from ldm_vae.models.bottlenecks.bottleneck import Latent
-from ldm_vae.models.discriminators.discriminator import detached
 from ldm_vae.models.precision import autocast, use_bf16
+from ldm_vae.training.adversarial import AdversarialPart
 from ldm_vae.training.alignment import align
 from ldm_vae.training.codes import of_global_batch
 from ldm_vae.training.meter import ADVERSARIAL_FIGURES
@@ -34,7 +34,8 @@ class TrainingStep:
 
     The graph is cut at the reconstruction y. The terms on images and the adversarial loss g are each differentiated
     down to y; lam is measured from their weight-gradients at the last layer, which need no more than y's gradient and
-    the layer's input; then one backward takes grad_y rec + lam · grad_y g through decoder and encoder.
+    the layer's input; then one backward takes grad_y rec + lam · grad_y g through decoder and encoder. `micro_batch`
+    is this mathematics; `_update` is what is decided once for the global batch.
     """
 
     def __init__(
@@ -65,6 +66,169 @@ class TrainingStep:
                 results.append(self.micro_batch(next(batches), adversarial=adversarial, penalised=penalised))
         self._update(results, adversarial=adversarial)
         self.state.step += 1
+
+    def micro_batch(self, batch: TrainingBatch, *, adversarial: bool, penalised: bool = False) -> MicroBatchResult:
+        """Run forward and backward of one micro-batch, and add its gradients to those in the networks.
+
+        Args:
+            batch: The images, with all that was drawn for them.
+            adversarial: Whether D takes part.
+            penalised: Whether D's loss has its gradient penalty.
+        """
+        state, objective, device = self.state, self.state.objective, self.accelerator.device
+        batch = batch.to(device)
+
+        # Encode, sample and decode, once: y is to resemble x.
+        with autocast(device, enabled=self.bf16):
+            output = state.generator.wrapped(batch.images, batch.noise, batch.draws, batch.stored)
+        x = output.images
+        y = output.reconstruction.detach().requires_grad_()
+        likelihood_logvar = output.likelihood_logvar.detach().requires_grad_()
+        num_elements = x[0].numel()
+
+        # Terms on images, down to y and s. Where s isn't learnt no gradient comes for it, and zero is taken instead.
+        with autocast(device, enabled=self.bf16):
+            image_loss = objective.image_loss(x, y, likelihood_logvar=likelihood_logvar, step=state.stage_step)
+        grad_y, grad_likelihood_logvar = torch.autograd.grad(
+            image_loss.total, [y, likelihood_logvar], allow_unused=True, materialize_grads=True
+        )
+        figures = dict(image_loss.figures)
+
+        # Adversarial loss g, down to y, and lam from the gradients of both at W.
+        grad_w_reconstruction = grad_w_generator = torch.zeros_like(state.trainable.last_layer.weight)
+        adversary = None
+        if adversarial:
+            assert state.discriminator is not None
+            adversary = AdversarialPart(state.discriminator, y, bf16=self.bf16)
+            grad_w_reconstruction = state.family.last_layer_gradient(output.features, grad_y)
+            grad_w_generator = state.family.last_layer_gradient(output.features, adversary.grad_y)
+            lam = self._lam(grad_w_reconstruction, grad_w_generator, num_elements=num_elements)
+            grad_y = grad_y + lam * adversary.grad_y
+            figures["lam"] = lam
+
+        # Backward through decoder and encoder, once: from y, from s, and from the terms on latents.
+        targets = state.trainable.targets(batch.images)
+        latent_loss = objective.latent_loss(output, targets, step=state.stage_step)
+        aligned = align(objective, output, targets, step=state.stage_step, accumulation=self.accumulation)
+        roots = [
+            (output.reconstruction, grad_y / self.accumulation),
+            (output.likelihood_logvar, grad_likelihood_logvar / self.accumulation),
+            (latent_loss.total, torch.full_like(latent_loss.total, 1 / self.accumulation)),
+            *([] if aligned is None else aligned.roots),
+        ]
+        outputs, gradients = zip(*((root, grad) for root, grad in roots if root.requires_grad), strict=True)
+        torch.autograd.backward(outputs, gradients)
+        figures |= latent_loss.figures | {"loss": image_loss.total + latent_loss.total}
+        figures |= {} if aligned is None else aligned.figures
+
+        # Discriminator, on the same x and y.
+        if adversary is not None:
+            adversary.train_discriminator(x, objective, penalised=penalised, accumulation=self.accumulation)
+            figures |= adversary.figures
+
+        return MicroBatchResult(
+            figures=self._in_order(figures),
+            measured=frozenset(figures),
+            grad_reconstruction=grad_w_reconstruction,
+            grad_generator=grad_w_generator,
+            num_elements=num_elements,
+            posterior=self._posterior_moments(output.latent),
+            codes=output.latent.statistics,
+            grad_encoder=None if aligned is None else aligned.gradients(state.family, batch.noise),
+        )
+
+    def _in_order(self, figures: dict[str, Tensor]) -> Tensor:
+        """Return a micro-batch's figures in the order of `averaged`, 0 for those that it doesn't have."""
+        zero = torch.zeros((), device=self.accelerator.device)
+        return torch.stack([figures.get(name, zero).detach().float() for name in self.averaged])
+
+    def _lam(self, grad_reconstruction: Tensor, grad_generator: Tensor, *, num_elements: int) -> Tensor:
+        """Return the weight of this step's g, the same on every process."""
+        state, config = self.state, self.loss_config
+        if state.stage_step < self.disc_start + config.disc_warmup_steps:
+            return torch.zeros_like(state.lam)
+        if config.adaptive_weight == "off":
+            return torch.full_like(state.lam, config.disc_weight)
+        if config.adaptive_weight == "lagged":
+            return state.lam
+        gradients = self.accelerator.reduce(torch.stack([grad_reconstruction, grad_generator]), reduction="mean")
+        return state.objective.generator_weight(gradients[0], gradients[1], num_elements=num_elements)
+
+    def _posterior_moments(self, latent: Latent) -> Tensor | None:
+        """Return the micro-batch's moments, in updates that are reported or that the rate goes by."""
+        state, train, rate = self.state, self.train_config, self.state.objective.rate
+        reported = (state.step + 1) % train.log_steps == 0 or state.stage_step + 1 == train.max_train_steps
+        if latent.posterior_logvar is None or not (reported or rate is not None):
+            return None
+        return posterior_moments(latent.mean.detach(), latent.posterior_logvar.detach())
+
+    def _update(self, results: list[MicroBatchResult], *, adversarial: bool) -> None:
+        """Update weights, average and lam if the step is finite. The device decides, and the host doesn't wait."""
+        state = self.state
+        num_elements = results[0].num_elements
+        networks = state.networks if adversarial else [state.generator]
+
+        # Average figures, and gradients at W and V, over micro-batches and processes, in one reduction.
+        means, grad_reconstruction, grad_generator, grad_encoder = average(results, accelerator=self.accelerator)
+
+        # Measure lam for the next step, and the norms of what DDP has averaged.
+        next_lam = state.objective.generator_weight(grad_reconstruction, grad_generator, num_elements=num_elements)
+        norms = [network.gradient_norm for network in networks]
+
+        # Add up which codes the global batch took, where the bottleneck learns from them.
+        bottleneck = state.family.bottleneck
+        taken = [result.codes for result in results if result.codes is not None]
+        codes = of_global_batch(taken, accelerator=self.accelerator)
+
+        # Decide whether the step is finite, and add its figures to the sums.
+        figures = dict(zip(self.averaged, means, strict=True)) | {
+            "likelihood_logvar": state.trainable.likelihood_logvar.detach(),
+            "grad_norm": norms[0],
+            "disc_grad_norm": norms[-1],
+            "lam_clamped": next_lam >= 0.999 * self.loss_config.disc_weight * ADAPTIVE_WEIGHT_MAX / num_elements,
+        }
+        checked = {**figures, "gradient": sum(norms)}
+        if codes is not None:
+            figures |= bottleneck.measure(codes)
+        unmeasured = {*self.averaged} - results[0].measured | (set() if adversarial else {*ADVERSARIAL_FIGURES})
+        finite = state.meter.update(
+            {name: figures[name] for name in state.meter.names if name in figures and name not in unmeasured},
+            finite=torch.stack([torch.isfinite(checked[name]) for name in state.meter.checked]),
+        )
+
+        # Update lam and weights, then their average.
+        if adversarial:
+            state.lam = torch.where(finite, next_lam, state.lam)
+            if state.objective.lecam is not None:
+                state.objective.lecam.update(figures["logits_real"], figures["logits_fake"], finite=finite)
+        if state.objective.balance is not None and grad_encoder is not None:
+            state.objective.balance.update(*grad_encoder, num_elements=num_elements, finite=finite)
+        for network, norm in zip(networks, norms, strict=True):
+            network.optimize(norm, max_grad_norm=self.train_config.max_grad_norm, finite=finite)
+        if codes is not None:
+            bottleneck.learn(codes, finite=finite)
+        if state.ema is not None:
+            state.ema.step(state.ema_parameters)
+        self._take_up_posterior(results, finite=finite)
+
+    def _take_up_posterior(self, results: list[MicroBatchResult], *, finite: Tensor) -> None:
+        """Average the posterior's moments over micro-batches and processes, for the report and the next update."""
+        state = self.state
+        moments = [result.posterior for result in results if result.posterior is not None]
+        state.posterior = None
+        if moments:
+            state.posterior = self.accelerator.reduce(torch.stack(moments).mean(0), reduction="mean")
+            if state.objective.rate is not None:
+                state.objective.rate.update(channel_kl(state.posterior), step=state.stage_step + 1, finite=finite)
+
+    @contextlib.contextmanager
+    def _accumulating(self, *, last: bool) -> Iterator[None]:
+        """Have DDP average gradients over processes once, with the last micro-batch."""
+        with contextlib.ExitStack() as stack:
+            if not last:
+                for network in self.state.networks:
+                    stack.enter_context(self.accelerator.no_sync(network.wrapped))
+            yield
 
     @property
     def is_adversarial(self) -> bool:
@@ -109,172 +273,3 @@ class TrainingStep:
         """Discard the gradients that micro-batches left in the networks."""
         for network in self.state.networks:
             network.optimizer.zero_grad()
-
-    def micro_batch(self, batch: TrainingBatch, *, adversarial: bool, penalised: bool = False) -> MicroBatchResult:
-        """Run forward and backward of one micro-batch, and add its gradients to those in the networks.
-
-        Args:
-            batch: The images, with all that was drawn for them.
-            adversarial: Whether D takes part.
-            penalised: Whether D's loss has its gradient penalty.
-        """
-        state, objective = self.state, self.state.objective
-        device = self.accelerator.device
-        weight = state.trainable.last_layer.weight  # W
-        batch = batch.to(device)
-
-        # Encode, sample and decode, once: y is to resemble x.
-        with autocast(device, enabled=self.bf16):
-            output = state.generator.wrapped(batch.images, batch.noise, batch.draws, batch.stored)
-        x = output.images
-        y = output.reconstruction.detach().requires_grad_()
-        likelihood_logvar = output.likelihood_logvar.detach().requires_grad_()
-        num_elements = x[0].numel()
-
-        # Terms on images, down to y and s. Where s isn't learnt no gradient comes for it, and zero is taken instead.
-        with autocast(device, enabled=self.bf16):
-            image_loss = objective.image_loss(x, y, likelihood_logvar=likelihood_logvar, step=state.stage_step)
-        grad_y, grad_likelihood_logvar = torch.autograd.grad(
-            image_loss.total, [y, likelihood_logvar], allow_unused=True, materialize_grads=True
-        )
-
-        # Adversarial loss g, down to y, and lam from the gradients of both at W.
-        zero = torch.zeros((), device=device)
-        figures = {"g": zero, "d": zero, "logits_real": zero, "logits_fake": zero, "lam": zero}
-        grad_w_reconstruction = grad_w_generator = torch.zeros_like(weight)
-        if adversarial:
-            assert state.discriminator is not None
-            with autocast(device, enabled=self.bf16):
-                # Around DDP: this backward ends at y, and leaves nothing in D's weights to be averaged.
-                seen = state.discriminator.module.look(y)
-                figures["g"] = generator_loss(state.discriminator.module.logits(seen))
-            (grad_g,) = torch.autograd.grad(figures["g"], y)
-            grad_w_reconstruction = state.family.last_layer_gradient(output.features, grad_y)
-            grad_w_generator = state.family.last_layer_gradient(output.features, grad_g)
-            figures["lam"] = self._lam(grad_w_reconstruction, grad_w_generator, num_elements=num_elements)
-            grad_y = grad_y + figures["lam"] * grad_g
-
-        # Backward through decoder and encoder, once: from y, from s, and from the terms on latents.
-        targets = state.trainable.targets(batch.images)
-        latent_loss = objective.latent_loss(output, targets, step=state.stage_step)
-        aligned = align(objective, output, targets, step=state.stage_step, accumulation=self.accumulation)
-        roots = [
-            (output.reconstruction, grad_y / self.accumulation),
-            (output.likelihood_logvar, grad_likelihood_logvar / self.accumulation),
-            (latent_loss.total, torch.full_like(latent_loss.total, 1 / self.accumulation)),
-            *([] if aligned is None else aligned.roots),
-        ]
-        outputs, gradients = zip(*((root, grad) for root, grad in roots if root.requires_grad), strict=True)
-        torch.autograd.backward(outputs, gradients)
-
-        # Discriminator, on the same x and y.
-        if adversarial:
-            assert state.discriminator is not None
-            with autocast(device, enabled=self.bf16):
-                judged = state.discriminator.wrapped(x, detached(seen), differentiable=penalised)
-            penalty = gradient_penalty(judged.real, judged.at) if penalised else None
-            disc_loss = objective.discriminator_loss(judged.real, judged.fake, penalty=penalty)
-            (disc_loss.total / self.accumulation).backward()
-            figures |= disc_loss.figures | {"logits_real": judged.real.mean(), "logits_fake": judged.fake.mean()}
-
-        figures |= image_loss.figures | latent_loss.figures | {"loss": image_loss.total + latent_loss.total}
-        if aligned is not None:
-            figures |= aligned.figures
-        return MicroBatchResult(
-            figures=torch.stack([figures.get(name, zero).detach().float() for name in self.averaged]),
-            measured=frozenset(figures),
-            grad_reconstruction=grad_w_reconstruction,
-            grad_generator=grad_w_generator,
-            num_elements=num_elements,
-            posterior=self._posterior_moments(output.latent),
-            codes=output.latent.statistics,
-            grad_encoder=None if aligned is None else aligned.gradients(state.family, batch.noise),
-        )
-
-    def _posterior_moments(self, latent: Latent) -> Tensor | None:
-        """Return the micro-batch's moments, in updates that are reported or that the rate goes by."""
-        state, train, rate = self.state, self.train_config, self.state.objective.rate
-        reported = (state.step + 1) % train.log_steps == 0 or state.stage_step + 1 == train.max_train_steps
-        if latent.posterior_logvar is None or not (reported or rate is not None):
-            return None
-        return posterior_moments(latent.mean.detach(), latent.posterior_logvar.detach())
-
-    def _lam(self, grad_reconstruction: Tensor, grad_generator: Tensor, *, num_elements: int) -> Tensor:
-        """Return the weight of this step's g, the same on every process."""
-        state, config = self.state, self.loss_config
-        if state.stage_step < self.disc_start + config.disc_warmup_steps:
-            return torch.zeros_like(state.lam)
-        if config.adaptive_weight == "off":
-            return torch.full_like(state.lam, config.disc_weight)
-        if config.adaptive_weight == "lagged":
-            return state.lam
-        gradients = self.accelerator.reduce(torch.stack([grad_reconstruction, grad_generator]), reduction="mean")
-        return state.objective.generator_weight(gradients[0], gradients[1], num_elements=num_elements)
-
-    def _update(self, results: list[MicroBatchResult], *, adversarial: bool) -> None:
-        """Update weights, average and lam if the step is finite. The device decides, and the host doesn't wait."""
-        state = self.state
-        num_elements = results[0].num_elements
-        networks = state.networks if adversarial else [state.generator]
-
-        # Average figures, and gradients at W and V, over micro-batches and processes, in one reduction.
-        means, grad_reconstruction, grad_generator, grad_encoder = average(results, accelerator=self.accelerator)
-
-        # Measure lam, and the norms of what DDP has averaged.
-        measured = state.objective.generator_weight(grad_reconstruction, grad_generator, num_elements=num_elements)
-        norms = [network.gradient_norm for network in networks]
-
-        # Add up which codes the global batch took, where the bottleneck learns from that.
-        bottleneck = state.family.bottleneck
-        taken = [result.codes for result in results if result.codes is not None]
-        codes = of_global_batch(taken, accelerator=self.accelerator)
-
-        # Decide whether the step is finite, and add its figures to the sums.
-        figures = dict(zip(self.averaged, means, strict=True)) | {
-            "likelihood_logvar": state.trainable.likelihood_logvar.detach(),
-            "grad_norm": norms[0],
-            "disc_grad_norm": norms[-1],
-            "lam_clamped": measured >= 0.999 * self.loss_config.disc_weight * ADAPTIVE_WEIGHT_MAX / num_elements,
-        }
-        checked = {**figures, "gradient": sum(norms)}
-        if codes is not None:
-            figures |= bottleneck.measure(codes)
-        unmeasured = {*self.averaged} - results[0].measured | (set() if adversarial else {*ADVERSARIAL_FIGURES})
-        finite = state.meter.update(
-            {name: figures[name] for name in state.meter.names if name in figures and name not in unmeasured},
-            finite=torch.stack([torch.isfinite(checked[name]) for name in state.meter.checked]),
-        )
-
-        # Update lam and weights, then their average.
-        if adversarial:
-            state.lam = torch.where(finite, measured, state.lam)
-            if state.objective.lecam is not None:
-                state.objective.lecam.update(figures["logits_real"], figures["logits_fake"], finite=finite)
-        if state.objective.balance is not None and grad_encoder is not None:
-            state.objective.balance.update(*grad_encoder, num_elements=num_elements, finite=finite)
-        for network, norm in zip(networks, norms, strict=True):
-            network.optimize(norm, max_grad_norm=self.train_config.max_grad_norm, finite=finite)
-        if codes is not None:
-            bottleneck.learn(codes, finite=finite)
-        if state.ema is not None:
-            state.ema.step(state.ema_parameters)
-        self._take_up_posterior(results, finite=finite)
-
-    def _take_up_posterior(self, results: list[MicroBatchResult], *, finite: Tensor) -> None:
-        """Average the posterior's moments over micro-batches and processes, for the report and the next update."""
-        state = self.state
-        moments = [result.posterior for result in results if result.posterior is not None]
-        state.posterior = None
-        if moments:
-            state.posterior = self.accelerator.reduce(torch.stack(moments).mean(0), reduction="mean")
-            if state.objective.rate is not None:
-                state.objective.rate.update(channel_kl(state.posterior), step=state.stage_step + 1, finite=finite)
-
-    @contextlib.contextmanager
-    def _accumulating(self, *, last: bool) -> Iterator[None]:
-        """Have DDP average gradients over processes once, with the last micro-batch."""
-        with contextlib.ExitStack() as stack:
-            if not last:
-                for network in self.state.networks:
-                    stack.enter_context(self.accelerator.no_sync(network.wrapped))
-            yield

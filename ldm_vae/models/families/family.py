@@ -31,6 +31,8 @@ class Family(ABC):
     """As `model.family` has it."""
     summary: ClassVar[str]
     """What a model card calls it."""
+    tag: ClassVar[str | None] = None
+    """The hub's tag for models of the class, where it isn't the class's name in small letters."""
     encode_call: ClassVar[str]
     """How Python asks a model of the class for its latents, given `images`."""
     diffusers_class: ClassVar[type]
@@ -43,8 +45,7 @@ class Family(ABC):
     changes_channels: ClassVar[bool] = False
     """Whether the number of latent channels can be changed."""
     is_residual: ClassVar[bool] = False
-    """Whether both halves are residual streams read through norms, which quiet first weights and the repair of
-    float16 need."""
+    """Whether both halves are residual streams read through norms, as quiet weights and the repair of float16 need."""
     architecture: ClassVar[Sequence[str]]
     """Fields of config.json that tell two architectures apart; the fingerprint digests them."""
     decoder_names: ClassVar[tuple[str, ...]]

@@ -26,6 +26,7 @@ class Flux2(KL):
     architecture = (*KL.architecture, "decoder_block_out_channels", "patch_size")
     decoder_names = (*KL.decoder_names, "bn.")
     default_latent_channels = 32
+    tag = None
     has_single_file = False
     scalings = ()
 

@@ -31,6 +31,7 @@ class KL(Family):
 
     name = "kl"
     summary: ClassVar[str] = "A KL-regularised image autoencoder"
+    tag: ClassVar[str | None] = "autoencoder-kl"
     encode_call: ClassVar[str] = "encode(images).latent_dist.sample()"
     diffusers_class: ClassVar[type] = AutoencoderKL
     bottlenecks: ClassVar[tuple[type[Bottleneck], ...]] = (Gaussian,)

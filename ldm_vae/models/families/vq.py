@@ -28,6 +28,7 @@ class VQ(KL):
         "act_fn", "latent_channels", "num_vq_embeddings", "vq_embed_dim", "norm_num_groups", "norm_type",
         "mid_block_add_attention",
     )  # fmt: skip
+    tag = None
     has_single_file = True
     scalings = ()
     changes_channels = False
