@@ -69,3 +69,21 @@ def test_linked_files_exist(document: Path) -> None:
     local = [link for link in links if not link.startswith("https://")]
     folder = CHECKOUT / document.parent.relative_to(ROOT)
     assert [link for link in local if not (folder / link).exists()] == []
+
+
+def test_the_architecture_names_every_part_of_the_package() -> None:
+    """All folders, and the few files beside them but for those that every package has."""
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    named = set(re.findall(r"^\| `ldm_vae/([\w.]+)` \|", page, re.MULTILINE))
+    package = CHECKOUT / "ldm_vae"
+    folders = {path.parent.name for path in package.glob("*/__init__.py")}
+    files = {path.name for path in package.iterdir() if path.is_file()}
+    assert len(files) <= 7
+    assert named == folders | files - {"__init__.py", "__main__.py", "py.typed"}
+
+
+def test_no_file_is_long() -> None:
+    folders = (CHECKOUT / "ldm_vae", ROOT / "tests", ROOT / "scripts")
+    files = [path for folder in folders for path in folder.rglob("*.py")]
+    assert len(files) > 100
+    assert [path.name for path in files if len(path.read_text(encoding="utf-8").splitlines()) > 300] == []
