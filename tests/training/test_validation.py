@@ -17,12 +17,14 @@ from ldm_vae.config.run import Config
 from ldm_vae.images.collection import open_collection
 from ldm_vae.images.evaluation import EvaluationImages
 from ldm_vae.metrics.reconstruction import ReconstructionSummary
+from ldm_vae.training.inputs import sized_for_model
 from ldm_vae.training.processes import Processes
 from ldm_vae.training.run_folder import RunFolder
 from ldm_vae.training.state import BestValidation, TrainingState, build_state
 from ldm_vae.training.tracking import Tracking
 from ldm_vae.training.validation import averaged_weights, best_validation, validate, validation_figures
-from tests.tiny import tiny_config
+from tests.pictures import picture
+from tests.tiny import tiny_config, tiny_family
 
 NUMBER = 5
 
@@ -60,6 +62,15 @@ def psnr_of(state: TrainingState, images: EvaluationImages, *, number: int) -> f
             reconstruction = state.autoencoder.decode(mean).sample.clamp(-1, 1)
         values.append(10 * math.log10(4 / (image - reconstruction).square().mean().item()))
     return sum(values) / number
+
+
+def test_images_are_squares_or_whole_pictures_as_the_model_takes_them(tmp_path: Path) -> None:
+    picture(0, size=(51, 38)).save(tmp_path / "0.png")
+    collection, data, family = open_collection(str(tmp_path)), config_of(data={"resolution": 32}).data, tiny_family()
+    assert family.spatial_factor == 2
+    shapes = [tuple(sized_for_model(collection, data, family=family, whole=whole)[0].image.shape)
+              for whole in (False, True)]  # fmt: skip
+    assert shapes == [(3, 32, 32), (3, 38, 50)]
 
 
 def test_averaged_weights_are_validated_and_the_last_ones_put_back(images: EvaluationImages) -> None:

@@ -160,7 +160,7 @@ def _bucket_sizes(dataset: LatentDataset) -> list[Size]:
     require(
         preprocessing["bucket_set"] == SD_SCRIPTS,
         f"{dataset.directory} holds buckets of another choice than sd-scripts', which looks for each image's latents "
-        f"in the shape of its own bucket; encode with --buckets true --bucket_set {SD_SCRIPTS}",
+        f"in the shape of its own bucket; encode with --buckets --bucket_set {SD_SCRIPTS}",
     )
     return kohya_bucket_sizes(
         preprocessing["resolution"],
