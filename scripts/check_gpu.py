@@ -10,7 +10,8 @@
                 by bit; on all local devices beside one
     speed       images a second of encoder, decoder and training step, with MFU, the ratio to the floor and the share
                 of the convolutions; with --data also `ldm-vae encode` from JPEG files
-    jpeg        JPEG files decoded by the GPU beside Pillow (needs --data)
+    jpeg        JPEG files decoded, cropped and resized by the GPU beside Pillow: is `encode --jpeg_decoder nvjpeg`
+                as right, and faster? (needs --data)
 
 Each part is processes of its own with a time limit, so that one that hangs or fails costs no other; the JSON file is
 written after each. On a CPU the same checks run with what there is, at the small size. The exit status is 0 where

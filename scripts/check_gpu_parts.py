@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from check_gpu_speed import DEVICE, ON_GPU, PRECISION, architecture, jpeg, speed
+from check_gpu_jpeg import jpeg
+from check_gpu_speed import DEVICE, ON_GPU, PRECISION, architecture, speed
 from check_gpu_verdicts import Verdict, near, quick
 from diffusers.models.upsampling import Upsample2D
 from roofline import ceiling_of, measured_ceiling, seconds_of, size_of

@@ -1,8 +1,7 @@
-"""The times of check_gpu.py: images a second, and JPEG files decoded, each beside what could be."""
+"""The times of check_gpu.py: images a second, each beside what could be."""
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import re
@@ -13,15 +12,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from bench_encode import stable_diffusion_vae
 from check_gpu_verdicts import Verdict, quick
 from diffusers import AutoencoderKL
-from PIL import Image
 from roofline import Floor, Precision, seconds_of
-from torch import Tensor
-from torchvision.io import ImageReadMode, decode_jpeg
 
 from ldm_vae.models.families import family_of
 from ldm_vae.models.families.family import Family
@@ -47,7 +42,7 @@ def speed(*, small: bool, data: Path | None) -> Iterator[Verdict]:
         output, vae = Path(folder) / "results.json", Path(folder) / "vae"
         family = architecture(small=small)
         family.model.save_pretrained(vae)
-        yield encoding(family, side=side, batch=batch)
+        yield from encoding(family, side=side, batch=batch)
         for name, environment in ways.items():
             chosen = [PRECISION, f"{PRECISION}-compile"] if ON_GPU and not name else [PRECISION]
             sides = ["64"] if small else ["512", "1024"]
@@ -62,6 +57,9 @@ def speed(*, small: bool, data: Path | None) -> Iterator[Verdict]:
             arguments += ["--resolution", str(side), "--batch_size", str(batch), "--num_workers", workers]
             arguments += ["--rounds", "2", "--limit_only"]
             yield from bench("bench_encode.py", arguments, output, {}, "", encoded)
+            if ON_GPU:
+                chosen = [*arguments, "--jpeg_decoder", "nvjpeg"]
+                yield from bench("bench_encode.py", chosen, output, {}, " by nvJPEG", encoded)
 
 
 def step(name: str, *, small: bool) -> list[str]:
@@ -75,15 +73,33 @@ def step(name: str, *, small: bool) -> list[str]:
     return [*sizes, "--rounds", "3", "--steps", "3", "--warmup", "3", "--variants", *variants]
 
 
-def encoding(family: Family, *, side: int, batch: int) -> Verdict:
-    """Time the encoder on images that are on the device."""
+def encoding(family: Family, *, side: int, batch: int) -> Iterator[Verdict]:
+    """Time the encoder on images that are on the device, on a GPU compiled too."""
     encoder = InferenceAutoencoder(family, bf16=PRECISION == "bf16", device=DEVICE)
     images = torch.rand(batch, 3, side, side, device=DEVICE) * 2 - 1
+    # Counted at the first call: the second would be counted twice, since it is recorded, and the third not at all.
+    floor = Floor.of(lambda: encoder.encode(images), device=DEVICE, precision=PRECISION)
     for _ in range(3):  # which set things up
         encoder.encode(images)
-    floor = Floor.of(lambda: encoder.encode(images), device=DEVICE, precision=PRECISION)
+    check = f"speed: encode {batch}x{side}²"
     seconds = seconds_of(lambda: encoder.encode(images), device=DEVICE, at_least=0.5)
-    return of_speed(f"speed: encode {batch}x{side}²", floor.compared(seconds), batch / seconds)
+    yield of_speed(check, floor.compared(seconds), batch / seconds)
+    if not ON_GPU:
+        return
+    family.halves[0].network.compile()
+    shorter = InferenceAutoencoder(family, bf16=PRECISION == "bf16", device=DEVICE)  # with recordings of its own
+    for _ in range(3):
+        shorter.encode(images)
+    compiled = seconds_of(lambda: shorter.encode(images), device=DEVICE, at_least=0.5)
+    yield of_compiling(check, kernels=seconds, compiled=compiled)
+
+
+def of_compiling(check: str, *, kernels: float, compiled: float) -> Verdict:
+    """Return which is faster here, torch.compile as well as our kernels or these alone, of their seconds."""
+    times = kernels / compiled
+    words = f"{times:.2f} times as fast as without; {'set' if times > 1 else 'leave out'} LDM_VAE_COMPILE=on"
+    figures = {"kernels": kernels, "compiled": compiled}
+    return Verdict(check=f"{check}, compiled", verdict="found", found=words, figures=figures)
 
 
 def of_speed(check: str, compared: dict[str, float], rate: float) -> Verdict:
@@ -119,6 +135,12 @@ def decoded(results: dict[str, Any], name: str) -> Iterator[Verdict]:
     for result in results["results"]:
         check = f"speed: decode {result['side']}² {result['way']}{name}"
         yield of_speed(check, {key: result[key] for key in COMPARED}, result["images_per_second"])
+    seconds = {(result["side"], result["way"]): result["seconds"] for result in results["results"]}
+    for side, way in seconds:
+        if f"{way}-compile" in {other for _, other in seconds}:
+            yield of_compiling(
+                f"speed: decode {side}²{name}", kernels=seconds[side, way], compiled=seconds[side, f"{way}-compile"]
+            )
 
 
 def trained(results: dict[str, Any], name: str) -> Iterator[Verdict]:
@@ -137,43 +159,6 @@ def encoded(results: dict[str, Any], name: str) -> Iterator[Verdict]:
     share = results["ratios"]["encode_over_the_limit"]
     found = f"{share:.2f} of the bare encoder's rate"
     yield quick(f"speed: encode from JPEG{name}", share, least=0.9, found=found, figures=results)
-
-
-def jpeg(folder: Path, *, small: bool) -> Iterator[Verdict]:
-    """JPEG files decoded by torchvision, on the GPU and by libjpeg on the CPU, beside Pillow."""
-    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in (".jpg", ".jpeg"))
-    files = [path.read_bytes() for path in paths[: 8 if small else 128]]
-    buffers = [torch.frombuffer(bytearray(content), dtype=torch.uint8) for content in files]
-
-    def pillow() -> list[Tensor]:
-        pictures = [np.array(Image.open(io.BytesIO(content)).convert("RGB")) for content in files]
-        return [torch.from_numpy(picture).permute(2, 0, 1) for picture in pictures]
-
-    def libjpeg() -> list[Tensor]:
-        return [decode_jpeg(buffer, mode=ImageReadMode.RGB) for buffer in buffers]
-
-    def nvjpeg() -> list[Tensor]:
-        found: list[Tensor] = decode_jpeg(buffers, mode=ImageReadMode.RGB, device=DEVICE)
-        return found
-
-    expected = pillow()
-    ways = {"Pillow, one core": pillow, "torchvision, one core": libjpeg} | ({"the GPU": nvjpeg} if ON_GPU else {})
-    for name, run in ways.items():
-        try:
-            found = [image.cpu() for image in run()]
-            rate = len(files) / seconds_of(run, device=DEVICE, at_least=0.5)
-        except RuntimeError as error:
-            yield Verdict(check=f"jpeg: {name}", verdict="failed", found=str(error).splitlines()[0])
-            continue
-        pairs = [(a.short() - b.short()).abs() for a, b in zip(found, expected, strict=True) if a.shape == b.shape]
-        figures = {
-            "rate": rate, "mean": float(np.mean([float(pair.float().mean()) for pair in pairs])),
-            "worst": max(int(pair.max()) for pair in pairs), "of_another_size": len(found) - len(pairs),
-        }  # fmt: skip
-        words = (
-            f"{rate:.0f} images/s; {figures['mean']:.3g} levels from Pillow in the mean, {figures['worst']} at most"
-        )
-        yield Verdict(check=f"jpeg: {name}", verdict="found", found=words, figures=figures)
 
 
 def architecture(*, small: bool) -> Family:

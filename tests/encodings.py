@@ -16,7 +16,8 @@ from PIL import Image
 from torch import Tensor
 
 from ldm_vae.config.commands.encode import EncodeOptions
-from ldm_vae.encoding.encode import EncodeSummary, encode
+from ldm_vae.encoding.encode import encode
+from ldm_vae.encoding.summary import EncodeSummary
 from tests.launching import forking
 from tests.pictures import picture, save_pictures
 from tests.tiny import tiny_autoencoder

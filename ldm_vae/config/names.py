@@ -17,6 +17,7 @@ EncodeLayout = Literal["safetensors", "lightningdit", "mds", "parquet", "webdata
 LatentsMode = Literal["moments", "mean", "sample", "indices"]
 Engine = Literal["local", "ray"]
 BucketSet = Literal["area", "sd_scripts"]
+JpegDecoder = Literal["pillow", "nvjpeg"]
 DetectChanges = Literal["mtime", "digest", "off"]
 WhenChanged = Literal["refuse", "accept"]
 WhenDead = Literal["stop", "skip"]

@@ -5,18 +5,26 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from ldm_vae.audio.collection import SoundCollection, open_sounds
 from ldm_vae.config.commands.encode import EncodeOptions
 from ldm_vae.encoding.buckets import Numbering, bucket_groups, read_headers
-from ldm_vae.encoding.engines.ray_encode import EncodedShard, NodeShare, RayEngine, remote_precision, told_nodes
+from ldm_vae.encoding.device_jpegs import require_cuda
+from ldm_vae.encoding.engines.ray_encode import (
+    EncodedShard,
+    NodeShare,
+    RayEngine,
+    remote_device_type,
+    remote_precision,
+    told_nodes,
+)
 from ldm_vae.encoding.output import open_output, output_store, shown, take_back_damaged
 from ldm_vae.encoding.plan import bucket_choice, check_sizes, make_plan, make_preprocessing, square_size
 from ldm_vae.encoding.preprocessing import WORKER_TIMEOUT_SECONDS, encoding_images
 from ldm_vae.encoding.shard_encoder import ShardEncoder
 from ldm_vae.encoding.stream_work import StreamShardWork
+from ldm_vae.encoding.summary import EncodeSummary
 from ldm_vae.encoding.work import PendingShards, ShardWork
 from ldm_vae.encoding.writer import ShardWriter
 from ldm_vae.images.collection import ImageCollection, open_collection
@@ -40,51 +48,11 @@ from ldm_vae.system.output_stores import output_at
 from ldm_vae.system.places import open_store
 from ldm_vae.system.progress import progress
 from ldm_vae.system.ray_cluster import ray_cluster
-from ldm_vae.system.telling import counted
 
 Images: TypeAlias = ImageCollection | ImageStream | SoundCollection
 """What can be encoded."""
 
 _POLL_SECONDS = 0.5
-
-
-@dataclass(kw_only=True)
-class EncodeSummary:
-    """What the output holds, and what this process did of it."""
-
-    output: str
-    """Path or address."""
-    num_images: int
-    """Images of the collection."""
-    num_rows: int
-    num_skipped: int
-    num_shards: int
-    num_bytes: int
-    """Bytes of all shards."""
-    encoded_images: int
-    """Images that this process encoded."""
-    encoded_shards: int
-    """Shards that this process wrote."""
-    damaged_shards: int
-    """Shards that this process found damaged; they were encoded again."""
-    seconds: float
-    skipped_list: str
-    """What lists the images that were skipped."""
-    nodes: list[str] = field(default_factory=list)
-    """What each node of a cluster did, a line each."""
-
-    def __str__(self) -> str:
-        size = f"{self.num_bytes / 1e6:,.1f} MB"
-        of = f"{self.num_rows:,} latents of {counted(self.num_images, 'image')}"
-        done = f"{of} in {counted(self.num_shards, 'shard')}, {size}"
-        skipped = f"; {self.num_skipped:,} skipped, listed in {self.skipped_list}" if self.num_skipped else ""
-        skipped += f"; {counted(self.damaged_shards, 'damaged shard')} encoded again" if self.damaged_shards else ""
-        rate = self.encoded_images / self.seconds if self.seconds > 0 else 0.0
-        return (
-            f"{self.output}: {done}{skipped}\n"
-            f"this process encoded {self.encoded_images:,} images in {self.seconds:,.1f} s, {rate:,.1f} images/s"
-            + "".join(f"\n{line}" for line in self.nodes)
-        )
 
 
 def encode(options: EncodeOptions) -> EncodeSummary:
@@ -107,6 +75,9 @@ def encode(options: EncodeOptions) -> EncodeSummary:
             bf16 = remote_precision(ray, options)
         else:
             bf16 = use_bf16(options.mixed_precision, device=local_device())
+        if options.jpeg_decoder == "nvjpeg":
+            device_type = local_device().type if ray is None else remote_device_type(ray)
+            require_cuda(device_type, asked="<jpeg_decoder> is nvjpeg")
         plan = make_plan(options, images=images, vae=loaded, bf16=bf16)
         return _Encode(options, plan=plan, images=images, family=family, ray=ray).run()
 
@@ -138,7 +109,7 @@ class _Encode:
         self.layout = shard_layout(plan, codes=self.codes)
         total = None if isinstance(images, ImageStream) else len(images)
         self.bar = progress(total, what="encode", unit="img")
-        self.encoded_images = self.encoded_shards = self.written_bytes = self.skipped = 0
+        self.encoded_images = self.encoded_shards = self.written_bytes = self.skipped = self.num_by_device = 0
         self.checked_shards = self.damaged_shards = 0
         self.nodes: dict[str, NodeShare] = {}
 
@@ -177,13 +148,17 @@ class _Encode:
             damaged_shards=self.damaged_shards,
             seconds=time.monotonic() - started,
             skipped_list=self.store.called(SKIPPED) if len(self.work.stems) < MANY_SHARDS else "the shards' records",
+            num_by_device=None if self.options.jpeg_decoder == "pillow" else self.num_by_device,
             nodes=told_nodes(self.nodes, seconds=time.monotonic() - started),
         )
 
     def _work(self, leases: Leases) -> PendingShards:
         """Find what is left to do."""
         options = self.options
-        preprocessing = make_preprocessing(self.family, mode=self.plan.mode, seed=options.seed)
+        leave_jpegs = options.jpeg_decoder != "pillow"
+        preprocessing = make_preprocessing(
+            self.family, mode=self.plan.mode, seed=options.seed, leave_jpegs=leave_jpegs
+        )
         square = square_size(options)
         if isinstance(self.images, ImageStream):
             return StreamShardWork(
@@ -233,8 +208,9 @@ class _Encode:
                     pin_memory=encoder.device.type == "cuda",
                 ):
                     claimed = True
-                    writer.add(shards.encode(batch))
-                    self._count(batch.rows)
+                    encoded = shards.encode(batch)
+                    writer.add(encoded)
+                    self._count(encoded.rows, num_by_device=encoded.num_by_device)
                 writer.wait()
                 if not claimed:
                     self._wait()
@@ -247,7 +223,7 @@ class _Encode:
         def on_encoded(encoded: EncodedShard) -> None:
             self.encoded_shards += 1
             self.written_bytes += encoded.record.size
-            self._count(encoded.record.rows)
+            self._count(encoded.record.rows, num_by_device=encoded.num_by_device)
 
         engine = RayEngine(
             ray=self.ray, options=self.options, plan=self.plan, family=self.family, images=self.work.images,
@@ -267,9 +243,10 @@ class _Encode:
             self.work.find_vanished()
             return None
 
-    def _count(self, rows: list[Row]) -> None:
+    def _count(self, rows: list[Row], *, num_by_device: int) -> None:
         """Count images that were encoded for this process."""
         self.encoded_images += len(rows)
+        self.num_by_device += num_by_device
         self._advance(len(rows), skipped=sum(row.reason is not None for row in rows))
 
     def _checked(self, damaged: bool) -> None:

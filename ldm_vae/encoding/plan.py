@@ -77,6 +77,8 @@ def _preprocessing(options: EncodeOptions, *, channels: int, bf16: bool) -> dict
         "range": [-1, 1],
         "precision": "bf16" if bf16 else "float32",
     }
+    if options.jpeg_decoder != "pillow":
+        stated["jpeg_decoder"] = options.jpeg_decoder
     if options.reads_numbers:
         stated |= {"value_range": options.value_range, "clip_values": options.clip_values}
     if options.buckets:
@@ -124,13 +126,14 @@ def index_dtype(num_codes: int) -> str:
     return "uint8" if num_codes <= 1 << 8 else "uint16" if num_codes <= 1 << 16 else "int32"
 
 
-def make_preprocessing(family: Family, *, mode: str, seed: int) -> Preprocessing:
+def make_preprocessing(family: Family, *, mode: str, seed: int, leave_jpegs: bool) -> Preprocessing:
     """State what the encoder takes."""
     return Preprocessing(
         channels=family.in_channels,
         spatial_factor=family.spatial_factor,
         noise_channels=family.latent_channels if mode == "sample" else None,
         seed=seed,
+        leave_jpegs=leave_jpegs,
     )
 
 

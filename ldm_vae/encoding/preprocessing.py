@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +17,11 @@ from ldm_vae.audio.datasets import middle_mels
 from ldm_vae.config.names import DetectChanges
 from ldm_vae.encoding.buckets import ImageKey, ShardImages, covering_box
 from ldm_vae.images.bands import Bands, Picture
+from ldm_vae.images.cells import Stored
 from ldm_vae.images.collection import ImageCollection
+from ldm_vae.images.decoding import read_crop
 from ldm_vae.images.guard import UnreadableImage
+from ldm_vae.images.jpegs import JpegCrop, JpegFiles, jpeg_crop
 from ldm_vae.images.transforms import Box, Size, crop_box
 from ldm_vae.latents.shards import Row
 from ldm_vae.system.randomness import sample_rng
@@ -32,7 +35,9 @@ class EncodingImage:
     """One image, or the row that says why there is none."""
 
     row: Row
-    pixels: Tensor | None = None  # [H, W, C], uint8, or float32 in [-1, 1] of numbers in a declared range
+    pixels: Tensor | JpegCrop | None = None
+    """[H, W, C], uint8, or float32 in [-1, 1] of numbers in a declared range; or the file that they are to be decoded
+    from by the encoder's device."""
     noise: Tensor | None = None  # [c, h, w], float32
 
 
@@ -41,14 +46,19 @@ class ImageBatch:
     """Consecutive images of one shard."""
 
     rows: list[Row]
-    """One row per image of the batch, skipped ones included. Rows whose `reason` is None have a line in `pixels`."""
-    pixels: Tensor | None  # [n, H, W, C], uint8 or float32 in [-1, 1]; None where none can be read
+    """One row per image of the batch, skipped ones included. Those whose `reason` is None are, in this order, the
+    lines of `pixels`, but for those that are in `jpegs`."""
+    pixels: Tensor | None  # [n, H, W, C], uint8 or float32 in [-1, 1]; None where there are none
     noise: Tensor | None  # [n, c, h, w], float32, for mode sample
     stem: str = ""
     size: Size = (0, 0)
     """(width, height) that the shard's images have."""
     last: bool = False
     """Whether the batch is the last of its shard."""
+    jpegs: JpegFiles | None = None
+    """Files that the encoder's device is to decode."""
+    num_by_device: int = 0
+    """Images whose files it decoded."""
 
     def pin_memory(self) -> ImageBatch:
         """Return the batch in page-locked memory (called by the loader)."""
@@ -69,6 +79,8 @@ class Preprocessing:
     """Channels of the posterior's noise, for mode sample; None for modes without noise."""
     seed: int
     """Seed of the noise, which is a function of (seed, sample)."""
+    leave_jpegs: bool = False
+    """Whether JPEG files that any decoder reads as Pillow does are left to the encoder's device."""
 
     def box(self, picture: Size, *, size: Size) -> Box:
         """Return the part of a picture that is taken: about its middle, as much as fits the shape of `size`."""
@@ -76,21 +88,24 @@ class Preprocessing:
             return crop_box(picture, resolution=size[0], crop="center")
         return covering_box(picture, size=size)
 
-    def read(self, crop: Callable[[Callable[[Size], Box]], Picture], *, size: Size) -> tuple[Picture, Size]:
-        """Let `crop` read a picture's part; return it with the (width, height) of the whole picture."""
+    def read(self, stored: Stored, *, size: Size) -> tuple[Tensor | JpegCrop, Size]:
+        """Return a picture's part, or the file that it is in; and the (width, height) of the whole picture.
+
+        Raises:
+            UnreadableImage: See `read_crop`.
+        """
         seen: list[Size] = []
 
         def box_of(picture: Size) -> Box:
             seen.append(picture)
             return self.box(picture, size=size)
 
-        return crop(box_of), seen[0]
-
-    def pixels(self, picture: Picture) -> Tensor:
-        """Return a cropped picture as [H, W, C], uint8; numbers in a declared range as float32 in [-1, 1]."""
-        stored = picture.values if isinstance(picture, Bands) else np.asarray(picture)
-        values = stored.reshape(picture.height, picture.width, self.channels)
-        return torch.from_numpy(values.copy())
+        if self.leave_jpegs:
+            jpeg = jpeg_crop(**stored, channels=self.channels, resolution=size, box_of=box_of)
+            if jpeg is not None:
+                return jpeg, jpeg.size
+        picture = read_crop(**stored, channels=self.channels, resolution=size, box_of=box_of)
+        return picture_pixels(picture, channels=self.channels), seen[-1]
 
     def noise(self, sample: int, *, size: Size) -> Tensor | None:
         """Return the posterior's noise of a sample [c, h, w], if there is any."""
@@ -99,6 +114,12 @@ class Preprocessing:
         shape = (self.noise_channels, size[1] // self.spatial_factor, size[0] // self.spatial_factor)
         rng = sample_rng(sample, seed=self.seed, stream="latents/sample")
         return torch.from_numpy(rng.standard_normal(shape, dtype=np.float32))
+
+
+def picture_pixels(picture: Picture, *, channels: int) -> Tensor:
+    """Return a cropped picture as [H, W, C], uint8; numbers in a declared range as float32 in [-1, 1]."""
+    stored = picture.values if isinstance(picture, Bands) else np.asarray(picture)
+    return torch.from_numpy(stored.reshape(picture.height, picture.width, channels).copy())
 
 
 class EncodingImages(Dataset):
@@ -137,17 +158,10 @@ class EncodingImages(Dataset):
         columns.pop(self.collection.label_column or "", None)
         return {"label": self.collection.label(image), "columns": columns}
 
-    def _read(self, key: ImageKey) -> tuple[Tensor, Size]:
-        """Return an image's pixels [H, W, C], and the (width, height) of the whole picture."""
-        collection, preprocessing = self.collection, self._preprocessing
-        assert isinstance(collection, ImageCollection)
-        picture, original = preprocessing.read(
-            lambda box_of: collection.read_crop(
-                key.image, channels=preprocessing.channels, resolution=key.size, box_of=box_of
-            ),
-            size=key.size,
-        )
-        return preprocessing.pixels(picture), original
+    def _read(self, key: ImageKey) -> tuple[Tensor | JpegCrop, Size]:
+        """Return an image's pixels [H, W, C] or its file, and the (width, height) of the whole picture."""
+        assert isinstance(self.collection, ImageCollection)
+        return self._preprocessing.read(self.collection.stored(key.image), size=key.size)
 
 
 class EncodingSounds(EncodingImages):
@@ -212,11 +226,13 @@ def shard_batches(
 
 
 def collate(images: list[EncodingImage]) -> ImageBatch:
-    """Stack the readable ones."""
-    pixels = [image.pixels for image in images if image.pixels is not None]
+    """Stack the readable ones; put the files that aren't decoded yet end to end."""
+    readable = [image.pixels for image in images if image.pixels is not None]
+    pixels = [image for image in readable if isinstance(image, Tensor)]
     noise = [image.noise for image in images if image.noise is not None]
     return ImageBatch(
         rows=[image.row for image in images],
         pixels=torch.stack(pixels) if pixels else None,
         noise=torch.stack(noise) if noise else None,
+        jpegs=JpegFiles.of({place: image for place, image in enumerate(readable) if isinstance(image, JpegCrop)}),
     )

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
 from ldm_vae.config.commands.encode import EncodeOptions
 from ldm_vae.config.rules import FieldError
+from ldm_vae.encoding.device_jpegs import DeviceJpegs
 from ldm_vae.encoding.plan import stored_shape
 from ldm_vae.encoding.preprocessing import ImageBatch
 from ldm_vae.encoding.writer import EncodedBatch
@@ -25,18 +29,25 @@ class ShardEncoder:
 
     def __init__(self, options: EncodeOptions, *, mode: str, encoder: InferenceAutoencoder) -> None:
         self._options, self._mode, self._encoder = options, mode, encoder
+        self._jpegs: DeviceJpegs | None = None
+        if options.jpeg_decoder == "nvjpeg":
+            channels = encoder.family.in_channels
+            self._jpegs = DeviceJpegs(encoder.device, channels=channels, rules=options.reading_rules())
 
     def encode(self, batch: ImageBatch) -> EncodedBatch:
-        """Encode a batch, without waiting for the device.
+        """Encode a batch, without waiting for the device, but for JPEG files that it is to decode.
 
         Raises:
             UnreadableImage: An image can't be read, and `strict` is set.
             FieldError: The device's memory doesn't hold the batch.
         """
+        with self._explained():
+            batch = batch if self._jpegs is None else self._jpegs.decoded(batch)
         for row in batch.rows:
             if row.reason is not None and self._options.strict:
                 raise UnreadableImage(row.source, row.reason)
-        tensors = {} if batch.pixels is None else self._latents(batch.pixels, batch.noise)
+        with self._explained():
+            tensors = {} if batch.pixels is None else self._latents(batch.pixels, batch.noise)
         ready = None
         if self._encoder.device.type == "cuda":
             # contiguous first: the copy of a strided tensor would wait
@@ -45,23 +56,29 @@ class ShardEncoder:
             ready.record()
         shape = stored_shape(batch.size, family=self._encoder.family, mode=self._mode)
         return EncodedBatch(
-            stem=batch.stem, rows=batch.rows, tensors=tensors, shape=shape, last=batch.last, ready=ready
-        )
+            stem=batch.stem, rows=batch.rows, tensors=tensors, shape=shape, last=batch.last, ready=ready,
+            num_by_device=batch.num_by_device,
+        )  # fmt: skip
 
     def _latents(self, pixels: Tensor, noise: Tensor | None) -> dict[str, Tensor]:
+        images = self._encoder.to_images(pixels)
+        tensors = self._stored(images, noise)
+        if self._options.flip:
+            flipped = self._stored(images.flip(-1), noise)
+            tensors |= {f"{name}_flip": values for name, values in flipped.items()}
+        return tensors
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Tell what to do where the device's memory is short."""
         try:
-            images = self._encoder.to_images(pixels)
-            tensors = self._stored(images, noise)
-            if self._options.flip:
-                flipped = self._stored(images.flip(-1), noise)
-                tensors |= {f"{name}_flip": values for name, values in flipped.items()}
+            yield
         except torch.OutOfMemoryError:
             raise FieldError(
                 f"<batch_size> is {self._options.batch_size}, and so many images of <resolution> "
                 f"{self._options.resolution} don't fit in the device's memory; take fewer, or bound the memory with "
                 f"<memory_gib>"
             ) from None
-        return tensors
 
     def _stored(self, images: Tensor, noise: Tensor | None) -> dict[str, Tensor]:
         latent = self._encoder.encode_latent(images)

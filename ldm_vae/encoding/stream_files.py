@@ -11,7 +11,7 @@ from typing import Any
 from torch.utils.data import IterableDataset, get_worker_info
 
 from ldm_vae.encoding.preprocessing import EncodingImage, ImageBatch, Preprocessing, collate
-from ldm_vae.images.decoding import read_crop
+from ldm_vae.images.cells import Stored
 from ldm_vae.images.guard import UnreadableImage
 from ldm_vae.images.stream_files import FileRules, StreamFiles
 from ldm_vae.images.streaming import ImageStream
@@ -112,6 +112,7 @@ class StreamedFiles(IterableDataset):
             rows=batch.rows,
             pixels=batch.pixels,
             noise=batch.noise,
+            jpegs=batch.jpegs,
             stem=part_stem(file, part),
             size=self._size,
             last=last,
@@ -133,23 +134,11 @@ class StreamedFiles(IterableDataset):
             name = f"file {file} {name}"
         label = example.pop(self._stream.label_column or "", None)
         row = Row(sample=sample, image=sample, source=name, label=label, columns=cells.columns(example))
-        size, preprocessing = self._size, self._preprocessing
         try:
-            content = cells.content(cell, row=number)
-            picture, original = preprocessing.read(
-                lambda box_of: read_crop(
-                    content,
-                    channels=preprocessing.channels,
-                    resolution=size,
-                    box_of=box_of,
-                    name=name,
-                    rules=cells.rules,
-                ),
-                size=size,
-            )
+            stored = Stored(source=cells.content(cell, row=number), name=name, rules=cells.rules)
+            pixels, original = self._preprocessing.read(stored, size=self._size)
         except UnreadableImage as error:
             row.reason = error.reason
             return EncodingImage(row=row)
         row.size = list(original)
-        noise = preprocessing.noise(sample, size=size)
-        return EncodingImage(row=row, pixels=preprocessing.pixels(picture), noise=noise)
+        return EncodingImage(row=row, pixels=pixels, noise=self._preprocessing.noise(sample, size=self._size))

@@ -14,8 +14,9 @@ from ldm_vae.audio.collection import SoundCollection, open_sounds
 from ldm_vae.config.commands.latents import LatentsVerifyOptions
 from ldm_vae.config.rules import require
 from ldm_vae.encoding.buckets import ImageKey
+from ldm_vae.encoding.device_jpegs import DeviceJpegs, require_cuda
 from ldm_vae.encoding.plan import make_preprocessing
-from ldm_vae.encoding.preprocessing import EncodingImage, encoding_images
+from ldm_vae.encoding.preprocessing import ImageBatch, collate, encoding_images
 from ldm_vae.images.collection import ImageCollection, open_collection
 from ldm_vae.latents.check import Problem, check_folder
 from ldm_vae.latents.dataset import LatentDataset
@@ -127,7 +128,9 @@ def _encode_again(dataset: LatentDataset, options: LatentsVerifyOptions, problem
     precision = index["preprocessing"]["precision"]
     tolerance = TOLERANCE[precision] + STORED.get(index["dtype"], 0.02)
     encoder = InferenceAutoencoder(family, bf16=precision == "bf16")
-    preprocessing = make_preprocessing(family, mode=index["mode"], seed=index["seed"] or 0)
+    leave_jpegs = "jpeg_decoder" in index["preprocessing"]
+    jpegs = _opened_decoder(encoder, options) if leave_jpegs else None
+    preprocessing = make_preprocessing(family, mode=index["mode"], seed=index["seed"] or 0, leave_jpegs=leave_jpegs)
     images = encoding_images(collection, preprocessing=preprocessing, detect_changes="off")
     factor = family.spatial_factor
     count = min(DEEP_IMAGES, len(dataset))
@@ -135,13 +138,22 @@ def _encode_again(dataset: LatentDataset, options: LatentsVerifyOptions, problem
     for row in sorted(np.random.default_rng().choice(len(dataset), size=count, replace=False).tolist()):
         line, (_, h, w) = dataset.row(row), dataset.shape(row)
         key = ImageKey(sample=line["sample"], image=line.get("image", line["sample"]), size=(w * factor, h * factor))
-        image = images[key]
+        image = collate([images[key]])
+        image.size = key.size
+        if jpegs is not None:
+            image = jpegs.decoded(image)
         error = _relative_error(encoder, image, dataset.moments(row))
         errors.append(error)
-        if image.row.source != line["source"] or not error <= tolerance:
+        if image.rows[0].source != line["source"] or not error <= tolerance:
             detail = f"row {row} is not what {printable(line['source'])} encodes to (relative error {error:.2g})"
             problems.append(Problem(kind="damaged", file=line["shard"], detail=detail))
     return errors
+
+
+def _opened_decoder(encoder: InferenceAutoencoder, options: LatentsVerifyOptions) -> DeviceJpegs:
+    """Return what decodes JPEG files as for an output whose plan leaves them to nvJPEG."""
+    require_cuda(encoder.device.type, asked=f"<deep> decodes as <latents> {options.latents} was, by nvJPEG")
+    return DeviceJpegs(encoder.device, channels=encoder.family.in_channels, rules=options.reading_rules())
 
 
 def _opened(options: LatentsVerifyOptions, *, of_sounds: bool) -> ImageCollection | SoundCollection:
@@ -151,11 +163,11 @@ def _opened(options: LatentsVerifyOptions, *, of_sounds: bool) -> ImageCollectio
     return open_collection(options.data, split=options.split, image_column=options.image_column, rules=options)
 
 
-def _relative_error(encoder: InferenceAutoencoder, image: EncodingImage, stored: dict[str, Tensor]) -> float:
-    """Compare an image's latents with those stored; not finite where it can't be read any more."""
+def _relative_error(encoder: InferenceAutoencoder, image: ImageBatch, stored: dict[str, Tensor]) -> float:
+    """Compare a batch of one image's latents with those stored; not finite where it can't be read any more."""
     if image.pixels is None:
         return float("inf")
-    latent = encoder.encode_latent(encoder.to_images(image.pixels[None]))
+    latent = encoder.encode_latent(encoder.to_images(image.pixels))
     again = latent.stored
     if "latents" in stored:
         again = {"latents": latent.mean}

@@ -54,6 +54,8 @@ class EncodedBatch:
     last: bool
     """Whether the shard is complete with it."""
     ready: torch.cuda.Event | None = None
+    num_by_device: int = 0
+    """Images whose JPEG files the device decoded."""
 
 
 @dataclass(kw_only=True)

@@ -152,7 +152,7 @@ class ImageCollection:
         Raises:
             UnreadableImage: See `decoding.upright_size`.
         """
-        return upright_size(**self._stored(i), channels=channels)
+        return upright_size(**self.stored(i), channels=channels)
 
     def read(self, i: int, *, channels: int) -> Picture:
         """Return the whole of image i, upright, in mode L, RGB or RGBA for 1, 3 or 4 channels, or as numbers.
@@ -160,7 +160,7 @@ class ImageCollection:
         Raises:
             UnreadableImage: See `decode_image`.
         """
-        return decode_image(**self._stored(i), channels=channels)
+        return decode_image(**self.stored(i), channels=channels)
 
     def read_crop(
         self, i: int, *, channels: int, resolution: int | tuple[int, int], box_of: Callable[[tuple[int, int]], Box]
@@ -170,10 +170,14 @@ class ImageCollection:
         Raises:
             UnreadableImage: See `decode_image`.
         """
-        return read_crop(**self._stored(i), channels=channels, resolution=resolution, box_of=box_of)
+        return read_crop(**self.stored(i), channels=channels, resolution=resolution, box_of=box_of)
 
-    def _stored(self, i: int) -> Stored:
-        """Return image i as the decoder takes it."""
+    def stored(self, i: int) -> Stored:
+        """Return image i as the decoder's functions take it.
+
+        Raises:
+            UnreadableImage: It can't be fetched, or lies where nothing is read.
+        """
         return self._reader.stored(self._cell(i), row=i)
 
     def _cell(self, i: int) -> Any:

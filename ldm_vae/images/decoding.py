@@ -27,7 +27,7 @@ from ldm_vae.images.limits import (
 )
 from ldm_vae.images.numbers import Numbers
 from ldm_vae.images.pixels import Units, stated_units, to_channels
-from ldm_vae.images.transforms import Box, resize_crop
+from ldm_vae.images.transforms import Box, Size, resize_crop
 
 T = TypeVar("T")
 
@@ -80,7 +80,7 @@ def decode_image(
         check_size(image, rules)
         return _decode(image, channels=channels, units=units)
 
-    return _of_picture(source, whole, name=name, rules=rules)
+    return of_picture(source, whole, name=name, rules=rules)
 
 
 def convert_picture(picture: Image.Image, *, channels: int) -> Image.Image:
@@ -122,15 +122,14 @@ def read_crop(
         return _of_numbers(source, part, channels=channels, name=name, rules=rules)
 
     def crop(image: Image.Image, units: Units) -> Image.Image:
-        left, top, right, bottom = box_of(_upright_size(image, rules))
-        largest = min((right - left) / width, (bottom - top) / height) / OVERSAMPLING
-        factor = _reduce(image, channels=channels, largest=largest)
+        box = box_of(_upright_size(image, rules))
+        factor = _reduce(image, channels=channels, largest=_spare(box, size=(width, height)))
         check_size(image, rules)
         picture = _decode(image, channels=channels, units=units)
-        reduced = (left / factor, top / factor, right / factor, bottom / factor)
-        return resize_crop(picture, reduced, resolution=resolution)
+        left, top, right, bottom = (edge / factor for edge in box)
+        return resize_crop(picture, (left, top, right, bottom), resolution=resolution)
 
-    return _of_picture(source, crop, name=name, rules=rules)
+    return of_picture(source, crop, name=name, rules=rules)
 
 
 def upright_size(
@@ -151,10 +150,10 @@ def upright_size(
             return image.size  # an orientation behind the pixels isn't worth decoding them
         return _upright_size(image, rules)
 
-    return _of_picture(source, size, name=name, rules=rules)
+    return of_picture(source, size, name=name, rules=rules)
 
 
-def _of_picture(
+def of_picture(
     source: bytes | str | Path,
     read: Callable[[Image.Image, Units], T],
     *,
@@ -216,10 +215,25 @@ def _upright_size(image: Image.Image, rules: ReadingRules) -> tuple[int, int]:
         check_size(image, rules)
         image.load()  # which turns a TIFF upright, and may find a PNG's orientation only behind the pixels
     width, height = image.size
-    return (height, width) if _orientation(image) >= 5 else (width, height)
+    return (height, width) if orientation_of(image) >= 5 else (width, height)
 
 
-def _orientation(image: Image.Image) -> int:
+def is_reduced(box: Box, *, size: Size) -> bool:
+    """Whether a JPEG of which `box` becomes a picture of (width, height) `size` is decoded at less than its size."""
+    return _power_of_two(_spare(box, size=size)) > 1
+
+
+def _spare(box: Box, *, size: Size) -> float:
+    """Return by which factor a JPEG may be reduced before `box` of it is resized to `size`."""
+    left, top, right, bottom = box
+    return min((right - left) / size[0], (bottom - top) / size[1]) / OVERSAMPLING
+
+
+def _power_of_two(largest: float) -> int:
+    return next((factor for factor in (8, 4, 2) if factor <= largest), 1)
+
+
+def orientation_of(image: Image.Image) -> int:
     """Return the EXIF orientation, 1 where there is none or where the EXIF data are broken."""
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation)
@@ -236,7 +250,7 @@ def _reduce(image: Image.Image, *, channels: int, largest: float) -> int:
     if image.format not in _JPEG_FORMATS:
         return 1
     width, height = image.size
-    factor = next((factor for factor in (8, 4, 2) if factor <= largest), 1)
+    factor = _power_of_two(largest)
     drafted = image.draft("L" if channels == 1 else None, (width // factor, height // factor))
     return 1 if drafted is None else round(width / drafted[1][2])
 
@@ -244,6 +258,6 @@ def _reduce(image: Image.Image, *, channels: int, largest: float) -> int:
 def _decode(image: Image.Image, *, channels: int, units: Units) -> Image.Image:
     """Return the upright picture in the mode of `channels`."""
     image.load()
-    orientation = _orientation(image)
+    orientation = orientation_of(image)
     picture = to_channels(image, channels=channels, units=units)
     return picture.transpose(_TRANSPOSE[orientation]) if orientation in _TRANSPOSE else picture

@@ -21,6 +21,8 @@ from ldm_vae.models.precision import exact_float32
 from ldm_vae.system.memory import keep_freed_memory
 from ldm_vae.system.pixels import from_pixels
 
+COMPILE_SWITCH = "LDM_VAE_COMPILE"
+
 
 def local_device() -> torch.device:
     """Return this process's device: the GPU of the local rank that a launcher set, the first GPU, or the CPU."""
@@ -81,8 +83,14 @@ class InferenceAutoencoder:
             self._launch_less(CudaRecorder())
 
     def _launch_less(self, record: Recorder) -> None:
-        """Fold what attention multiplies by, and record calls of shapes that come again."""
+        """Fold what attention multiplies by, and record calls of shapes that come again.
+
+        `LDM_VAE_COMPILE=on` has encoder and decoder compiled by torch too, once for each shape.
+        """
         fold_attention(self.family.model)
+        if os.environ.get(COMPILE_SWITCH, "off").lower() in ("on", "1", "yes", "true"):
+            for half in self.family.halves:
+                half.network.compile()
         self._encode = Graphed(self.family.encode, record=record)
         self._decode = Graphed(self.family.decode, record=record, pixels=self.family.spatial_factor**2)
 

@@ -1,11 +1,13 @@
 """The autoencoder at its fastest gives what diffusers gives."""
 
 import copy
+from functools import partialmethod
 from typing import Any
 
 import pytest
 import torch
 from diffusers import AutoencoderKL
+from torch import nn
 
 from ldm_vae.models.families import family_of
 from ldm_vae.models.inference import InferenceAutoencoder
@@ -62,8 +64,11 @@ def test_pixels(images: torch.Tensor) -> None:
     assert torch.equal(fast.encode_pixels(pixels)[0], fast.encode(expected)[0])
 
 
-def test_recorded_calls_are_the_calls(images: torch.Tensor) -> None:
-    """What a GPU takes, with a recorder that needs none."""
+@pytest.mark.parametrize("compiled", [False, True])
+def test_recorded_calls_are_the_calls(images: torch.Tensor, compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a GPU takes, with a recorder that needs none; compiled for torch's own kernels, which takes least time."""
+    monkeypatch.setenv("LDM_VAE_COMPILE", "on" if compiled else "off")
+    monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend="aot_eager"))
     plain = InferenceAutoencoder(family_of(tiny()), bf16=False)
     fast = InferenceAutoencoder(family_of(tiny()), bf16=False)
     recorder = ReplayingRecorder()
@@ -75,3 +80,4 @@ def test_recorded_calls_are_the_calls(images: torch.Tensor) -> None:
         torch.testing.assert_close(spread, std, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(fast.decode(mean), plain.decode(mean), rtol=1e-4, atol=1e-5)
     assert recorder.replayed == 2 * (1 + 2)  # of each half: the comparison, and the last two calls
+    assert all((half.network._compiled_call_impl is not None) == compiled for half in fast.family.halves)

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 
 from tests.launching import SCRIPTS
+from tests.pictures import smooth_picture
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +37,16 @@ def training(patched: None) -> ModuleType:
 @pytest.fixture(scope="module")
 def verdicts(patched: None) -> ModuleType:
     return importlib.import_module("check_gpu_verdicts")
+
+
+@pytest.fixture(scope="module")
+def jpegs(patched: None) -> ModuleType:
+    return importlib.import_module("check_gpu_jpeg")
+
+
+@pytest.fixture(scope="module")
+def speed(patched: None) -> ModuleType:
+    return importlib.import_module("check_gpu_speed")
 
 
 def test_work_is_counted(roofline: ModuleType) -> None:
@@ -126,3 +137,37 @@ def test_a_run_that_hangs_ends_with_all_that_it_started(
             return
         time.sleep(0.05)
     pytest.fail("its child lives")
+
+
+def test_jpeg_decoders_are_compared(jpegs: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jpegs, "DEVICE", torch.device("cpu"))
+    monkeypatch.setattr(jpegs, "seconds_of", lambda run, **how: run() and 0.5)
+    for name, sampling in (("a", 0), ("b", 2)):
+        smooth_picture(96, 80).save(tmp_path / f"{name}.jpg", subsampling=sampling)
+    smooth_picture(200, 180).save(tmp_path / "large.jpg")
+    found = {verdict.check: verdict for verdict in jpegs.jpeg(tmp_path, small=True)}
+    assert found["jpeg: left to the device"].found == "2 of 3 files, at 64²"
+    for name in ("colours at every pixel", "fewer colours than pixels"):
+        verdict = found[f"jpeg: {name}"]
+        assert verdict.verdict == "right"
+        assert (verdict.figures["worst"], verdict.figures["files"], verdict.figures["refused"]) == (0, 1, 0)
+    assert found["jpeg: the device beside Pillow"].figures["device"] == 4.0
+
+    grey, darker = torch.full((4, 4, 3), 100, dtype=torch.uint8), torch.full((4, 4, 3), 97, dtype=torch.uint8)
+    stored = [{"source": (tmp_path / "a.jpg").read_bytes()}]
+    (off,) = jpegs.compare(stored, [darker], [grey], refused=0)
+    assert (off.verdict, off.figures["worst"]) == ("wrong", 3)  # 38.6 dB
+    faster, slower = jpegs.rates(100.0, 700.0, workers=6), jpegs.rates(100.0, 500.0, workers=6)
+    assert (faster.verdict, slower.verdict) == ("fast", "slow")
+    assert faster.found.endswith("--jpeg_decoder nvjpeg")
+
+
+def test_what_compiling_gains_is_told(speed: ModuleType) -> None:
+    results = [
+        {"side": 512, "way": way, "seconds": seconds, "images_per_second": 1 / seconds, "mfu": 0.5,
+         "times_the_floor": 2.0, "share_in_convolutions": 0.7}
+        for way, seconds in (("bf16", 0.3), ("bf16-compile", 0.2))
+    ]  # fmt: skip
+    *_, compiled = speed.decoded({"results": results}, "")
+    assert compiled.check == "speed: decode 512², compiled"
+    assert compiled.found == "1.50 times as fast as without; set LDM_VAE_COMPILE=on"

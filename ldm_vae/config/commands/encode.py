@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Optional
 
 from ldm_vae.config.commands.shared import RayOptions, ReadsImages, ReadsVae, RunsAutoencoder
-from ldm_vae.config.names import BucketSet, DetectChanges, DType, EncodeLayout, Engine, LatentsMode
+from ldm_vae.config.names import BucketSet, DetectChanges, DType, EncodeLayout, Engine, JpegDecoder, LatentsMode
 from ldm_vae.config.rules import at_least, local_path, positive, require, require_divides, source
 
 
@@ -72,6 +72,10 @@ class EncodeOptions(ReadsImages, ReadsVae, RunsAutoencoder):
     """Longest side of a bucket, in pixels (bucket_set sd_scripts)."""
     seed: int = at_least(0, 0)
     """Seed of the posterior samples (mode sample)."""
+    jpeg_decoder: JpegDecoder = "pillow"
+    """Who decodes JPEG files: `pillow` in the decoding processes, or `nvjpeg` on the autoencoder's GPU, where they are
+    then cropped and resized as Pillow does it. Colours differ at edges, in files that hold fewer of them than pixels:
+    an output is of one decoder. Files that are rotated, large or unusual stay with Pillow, and how many is told."""
     detect_changes: DetectChanges = "mtime"
     """How an encode that goes on notices source files that changed, to encode them again: by size and time of change
     (`mtime`), by SHA-256 (`digest`, which reads every source at each start, and sees into parquet and tar files), or
@@ -105,12 +109,17 @@ class EncodeOptions(ReadsImages, ReadsVae, RunsAutoencoder):
             ("value_range", self.value_range),
             ("image_column", self.image_column),
             ("engine", self.engine == "ray"),
+            ("jpeg_decoder", self.jpeg_decoder != "pillow"),
             ("layout", self.layout != "safetensors"),
         ):
             require(
                 self.mel_frames is None or not value,
                 f"<{name}> is for images, but <mel_frames> says that the data are sounds; leave it out",
             )
+        require(
+            self.jpeg_decoder == "pillow" or not self.reads_numbers,
+            "<jpeg_decoder> is for pictures of 8 bits, and <value_range> says that images are numbers; leave it out",
+        )
         require(
             self.bucket_set == "area" or self.min_bucket_reso <= self.resolution <= self.max_bucket_reso,
             f"<resolution> is {self.resolution}; it must lie between <min_bucket_reso> {self.min_bucket_reso} and "

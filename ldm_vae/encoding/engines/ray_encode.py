@@ -41,6 +41,8 @@ class EncodedShard:
     """Where it was encoded: host and the beginning of Ray's id of the node."""
     seconds: float
     """Time from the call to the whole shard."""
+    num_by_device: int
+    """Images whose JPEG files the actor's device decoded."""
 
 
 @dataclass(kw_only=True)
@@ -57,6 +59,15 @@ def remote_precision(ray: Any, options: EncodeOptions) -> bool:
     if options.mixed_precision != "auto":
         return options.mixed_precision == "bf16"
     return on_device(ray, _precision, options)
+
+
+def remote_device_type(ray: Any) -> str:
+    """Return the kind of the cluster's devices, such as cuda."""
+    return on_device(ray, _device_type)
+
+
+def _device_type() -> str:
+    return local_device().type
 
 
 def _precision(options: EncodeOptions) -> bool:
@@ -85,14 +96,16 @@ class EncodeActor:
         """
         import ray
 
-        started, records = time.monotonic(), list[ShardRecord]()
+        started, records, num_by_device = time.monotonic(), list[ShardRecord](), 0
         with ShardWriter(self._store, plan=self._plan, codes=self._codes, on_written=records.append) as writer:
             for batch in _decoded(ray, shard, images, options=self._options, ahead=self._ahead):
                 with self._device:
                     encoded = self._encoder.encode(batch)
                 writer.add(encoded)
+                num_by_device += encoded.num_by_device
         node = f"{socket.gethostname()}/{ray.get_runtime_context().get_node_id()[:8]}"
-        return EncodedShard(record=records[0], node=node, seconds=time.monotonic() - started)
+        seconds = time.monotonic() - started
+        return EncodedShard(record=records[0], node=node, seconds=seconds, num_by_device=num_by_device)
 
 
 def _decoded(
