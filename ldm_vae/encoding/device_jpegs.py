@@ -7,13 +7,12 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from importlib.metadata import version
 
 import numpy as np
 import torch
-import torchvision.io
 from PIL import Image
 from torch import Tensor
-from torchvision.io import ImageReadMode
 
 from ldm_vae.config.reading import ReadingRules
 from ldm_vae.config.rules import FieldError, require
@@ -59,7 +58,6 @@ class DeviceJpegs:
 
     def __init__(self, device: torch.device, *, channels: int, rules: ReadingRules) -> None:
         self._device, self._channels, self._rules = device, channels, rules
-        self._mode = ImageReadMode.GRAY if channels == 1 else ImageReadMode.RGB
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._check()
 
@@ -125,9 +123,12 @@ class DeviceJpegs:
             return [None] if len(contents) == 1 else [self._pictures([content])[0] for content in contents]
 
     def _decode(self, contents: list[Tensor]) -> list[Tensor]:
+        from torchvision.io import ImageReadMode, decode_jpeg  # which torchvision means to leave out some day
+
+        mode = ImageReadMode.GRAY if self._channels == 1 else ImageReadMode.RGB
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
-            found: list[Tensor] = torchvision.io.decode_jpeg(contents, mode=self._mode, device=self._device)
+            found: list[Tensor] = decode_jpeg(contents, mode=mode, device=self._device)
         return found
 
     def _by_pillow(self, content: Tensor, box: Box, *, name: str, size: Size) -> Tensor:
@@ -153,9 +154,9 @@ class DeviceJpegs:
         try:
             with self._on_own_stream():
                 (found,) = self._decode([torch.frombuffer(bytearray(file.getvalue()), dtype=torch.uint8)])
-        except (RuntimeError, AttributeError) as error:
+        except (RuntimeError, ImportError) as error:
             raise FieldError(
-                f"<jpeg_decoder> is nvjpeg, but torchvision {torchvision.__version__} decodes no JPEG files on "
+                f"<jpeg_decoder> is nvjpeg, but torchvision {version('torchvision')} decodes no JPEG files on "
                 f"{self._device} ({first_line(error)}); leave it out"
             ) from error
         pixels = picture_pixels(expected, channels=self._channels).permute(2, 0, 1)
