@@ -1,10 +1,12 @@
-"""Throughput of an encode on a Ray cluster of this machine, and to and from an S3 server here, beside a local one.
+"""Throughput of an encode on a Ray cluster of this machine, and from and to an S3 server here, beside a local one.
 
     python scripts/bench_engines.py [--images 400] [--side 256] [--rounds 5] [--only ray|s3]
 
-Each round encodes the same pictures once by each way, in turn, as commands of their own; what is compared is what
-each says itself of its images a second, from the first claim to the written index, so without starts. It needs
-`ldm-vae[ray]` and `moto[server]` with `ldm-vae[s3]`, and a machine on which nothing else runs.
+Each round encodes all pictures and a quarter of them by each way, in turn, as commands of their own. What is compared
+is what the further pictures take, so the ways' starts don't count: the seconds that the command says it encoded for,
+and the seconds of processors that it and all that it started have used, without those of the S3 server. The first
+tell something only on a machine on which nothing else runs, the second on any. The bytes are compared too. It needs
+`ldm-vae[ray]`, psutil, and `moto[server]` with `ldm-vae[s3]`.
 """
 
 from __future__ import annotations
@@ -17,47 +19,53 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import fsspec
-from stress_ray import ENVIRONMENT, make_inputs
+import psutil
+from local_s3 import objects, s3_server
+from stress_ray import ENVIRONMENT, contents, make_inputs
 
-CREDENTIALS = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing", "AWS_DEFAULT_REGION": "us-east-1"}
+_LOOK_SECONDS = 0.05
 
 
-def images_a_second(vae: str, data: str, output: str, *, side: int, extra: tuple[str, ...]) -> float:
-    """Encode in a process of its own; return what its summary says."""
+@dataclass(frozen=True)
+class Cost:
+    """What an encode took."""
+
+    seconds: float
+    """From the first claim to the written index."""
+    cpu_seconds: float
+    """Of the command and of all that it started."""
+
+    def beyond(self, other: Cost, *, images: int) -> Cost:
+        """Return what each of the further images took."""
+        return Cost((self.seconds - other.seconds) / images, (self.cpu_seconds - other.cpu_seconds) / images)
+
+
+def encode(vae: str, data: str, output: str, *, side: int, extra: tuple[str, ...]) -> Cost:
+    """Encode in a process of its own, and look what it and its children use."""
     command = [sys.executable, "-m", "ldm_vae", "encode", "--vae", vae, "--data", data, "--output", output]
     command += ["--resolution", str(side), "--shard_size", "64", "--mixed_precision", "no", *extra]
-    done = subprocess.run(command, env={**os.environ, **ENVIRONMENT}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    found = re.search(r"([\d,.]+) images/s", done.stdout)
-    assert found is not None, done.stdout
-    return float(found[1].replace(",", ""))
-
-
-@contextmanager
-def s3_server(port: int = 5555) -> Iterator[None]:
-    """Serve S3 on this machine, from a process of its own."""
-    server = subprocess.Popen(
-        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    os.environ |= {**CREDENTIALS, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}"}
-    try:
-        for _ in range(60):
-            time.sleep(0.5)
-            try:
-                fsspec.filesystem("s3", skip_instance_cache=True).makedirs("bucket", exist_ok=True)
-                break
-            except Exception:
-                assert server.poll() is None
-        yield
-    finally:
-        server.terminate()
-        server.wait()
+    used: dict[tuple[int, float], float] = {}
+    with tempfile.TemporaryFile("w+") as printed, tempfile.TemporaryFile("w+") as errors:
+        process = subprocess.Popen(command, env={**os.environ, **ENVIRONMENT}, stdout=printed, stderr=errors)
+        started = psutil.Process(process.pid)
+        while process.poll() is None:
+            with suppress(psutil.NoSuchProcess):
+                for each in [started, *started.children(recursive=True)]:
+                    with suppress(psutil.NoSuchProcess):
+                        times = each.cpu_times()
+                        used[each.pid, each.create_time()] = times.user + times.system
+            time.sleep(_LOOK_SECONDS)
+        printed.seek(0)
+        errors.seek(0)
+        assert process.returncode == 0, errors.read()
+        found = re.search(r" images in ([\d,.]+) s", text := printed.read())
+    assert found is not None, text
+    return Cost(float(found[1].replace(",", "")), sum(used.values()))
 
 
 def main() -> None:
@@ -67,27 +75,45 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", choices=["ray", "s3"])
     options = parser.parse_args()
-    rates: dict[str, list[float]] = {}
+    costs: dict[str, list[Cost]] = {}
     with tempfile.TemporaryDirectory() as temporary, ExitStack() as stack:
         folder = Path(temporary)
         make_inputs(folder, images=options.images)
-        photos, on_ray = str(folder / "photos"), ("--engine", "ray", "--ray.address", "local")
-        ways = {"local": (photos, temporary, ()), "ray": (photos, temporary, on_ray)}
+        names = sorted(path.name for path in (folder / "photos").iterdir())[: options.images // 4]
+        (folder / "few").mkdir()
+        for name in names:
+            os.link(folder / "photos" / name, folder / "few" / name)
+        ways: dict[str, tuple[str, tuple[str, ...]]] = {"local": (temporary, ())}
+        if options.only != "s3":
+            ways["ray"] = (temporary, ("--engine", "ray", "--ray.address", "local"))
         if options.only != "ray":
-            stack.enter_context(s3_server())
-            fsspec.filesystem("s3").put(photos, "bucket/photos", recursive=True)
-            ways["s3"] = ("s3://bucket/photos", "s3://bucket", ())
-        if options.only == "s3":
-            del ways["ray"]
+            os.environ |= stack.enter_context(s3_server())
+            for data in ("photos", "few"):
+                fsspec.filesystem("s3").put(str(folder / data), f"bucket/{data}", recursive=True)
+            ways["s3"] = ("s3://bucket", ())
         for number in range(options.rounds):
-            for way, (data, place, extra) in ways.items():
-                output = f"{place}/{way}-{number}"
-                rate = images_a_second(str(folder / "vae"), data, output, side=options.side, extra=extra)
-                rates.setdefault(way, []).append(rate)
-            print(", ".join(f"{way} {rates[way][-1]:.1f} images/s" for way in ways), flush=True)
+            for way, (place, extra) in ways.items():
+                few, all_of_them = (
+                    encode(str(folder / "vae"), f"{place}/{data}", f"{place}/{way}-{data}-{number}",
+                           side=options.side, extra=extra)
+                    for data in ("few", "photos")
+                )  # fmt: skip
+                cost = all_of_them.beyond(few, images=options.images - len(names))
+                costs.setdefault(way, []).append(cost)
+                print(f"{way}: {1 / cost.seconds:.2f} images/s, {cost.cpu_seconds:.4f} CPU seconds an image, "
+                      f"start {few.seconds - len(names) * cost.seconds:.1f} s", flush=True)  # fmt: skip
+                output = f"{way}-photos-{number}"
+                there = objects(f"bucket/{output}") if way == "s3" else contents(folder / output)
+                expected = contents(folder / f"local-photos-{number}")
+                for name in (name for name in expected if name.endswith(".safetensors")):
+                    assert there[name] == expected[name], f"{way} wrote other bytes than a local encode: {name}"
     for way in ways.keys() - {"local"}:
-        ratios = sorted(each / local for each, local in zip(rates[way], rates["local"], strict=True))
-        print(f"{way} over local: median {statistics.median(ratios):.3f}, from {ratios[0]:.3f} to {ratios[-1]:.3f}")
+        for what in ("seconds", "cpu_seconds"):
+            pairs = zip(costs["local"], costs[way], strict=True)
+            ratios = sorted(getattr(local, what) / getattr(each, what) for local, each in pairs)
+            name = {"seconds": "throughput", "cpu_seconds": "throughput by CPU seconds"}[what]
+            middle = statistics.median(ratios)
+            print(f"{way}, {name} over local's: median {middle:.3f}, from {ratios[0]:.3f} to {ratios[-1]:.3f}")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,12 @@ from typing import Any
 
 import pytest
 
-from tests.launching import ENVIRONMENT
+from tests.launching import ENVIRONMENT, free_port
+
+
+def client_address(cluster: Any) -> str:
+    """Return the address for drivers that are no part of the cluster."""
+    return f"ray://127.0.0.1:{cluster.head_node._ray_params.ray_client_server_port}"
 
 
 def ray_nodes() -> Iterator[Any]:
@@ -21,7 +26,12 @@ def ray_nodes() -> Iterator[Any]:
             patch.setenv(name, value)
         cluster = cluster_utils.Cluster(
             initialize_head=True,
-            head_node_args={"num_cpus": 1, "include_dashboard": False, "object_store_memory": 10**8},
+            head_node_args={
+                "num_cpus": 1,
+                "include_dashboard": False,
+                "object_store_memory": 10**8,
+                "ray_client_server_port": free_port(),
+            },
         )
         cluster.add_node(num_cpus=1, object_store_memory=10**8)
         ray.init(address=cluster.address, log_to_driver=False)  # one job, whose processes the tests share

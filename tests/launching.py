@@ -47,12 +47,17 @@ def forking() -> ForkServerContext:
     return context
 
 
-def run_with_gloo(function: str, options: object, *, folder: Path, num_processes: int = 2) -> None:
-    """Call `module:function` with options on processes that find each other as those of a launch do."""
+def free_port() -> int:
+    """Return the number of a port that nothing listens on."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    launch = {"WORLD_SIZE": str(num_processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        port: int = free.getsockname()[1]
+        return port
+
+
+def run_with_gloo(function: str, options: object, *, folder: Path, num_processes: int = 2) -> None:
+    """Call `module:function` with options on processes that find each other as those of a launch do."""
+    launch = {"WORLD_SIZE": str(num_processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     printed = [folder / f"printed-{rank}.txt" for rank in range(num_processes)]
     processes = []
     for rank, file in enumerate(printed):

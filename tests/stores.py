@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import itertools
+import math
 import random
 import subprocess
 import time
@@ -183,14 +185,22 @@ def s3_server(patch: pytest.MonkeyPatch) -> Iterator[str]:
 
 @contextlib.contextmanager
 def bad_proxy(
-    endpoint: str, *, rate: float, seed: int = 0, slow_seconds: float = 0.0
+    endpoint: str, *, rate: float, seed: int = 0, slow_seconds: float = 0.0, most_writes: float = math.inf
 ) -> Iterator[tuple[str, list[str]]]:
     """Pass requests on to a server, some of them not: 503, a connection that is dropped, an answer that is cut off.
+
+    Args:
+        endpoint: The server.
+        rate: Part of the requests that fail.
+        seed: Which ones.
+        slow_seconds: How long each waits.
+        most_writes: Writes after which all further ones are denied, as in a bucket that has become read-only.
 
     Yields:
         The proxy's own endpoint, and the list of the faults that it has made.
     """
     upstream, faults, lock, draws = urlsplit(endpoint), [], Lock(), random.Random(seed)
+    writes = itertools.count(1)
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -201,6 +211,10 @@ def bad_proxy(
                 fault = draws.choice(["503", "drop", "lost", "cut"]) if draws.random() < rate else None
                 faults.extend([fault] if fault else [])
             time.sleep(slow_seconds)
+            if self.command in ("PUT", "POST", "DELETE") and next(writes) > most_writes:
+                return self._answer(
+                    403, {}, b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
+                )
             if fault == "503":
                 return self._answer(503, {}, b"<Error><Code>SlowDown</Code></Error>")
             if fault == "drop":

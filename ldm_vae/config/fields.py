@@ -33,7 +33,7 @@ class FieldInfo:
     """The field's docstring, in one line."""
     range: Range | None
     """Where the value may lie; None where it may be any."""
-    path: Literal["local", "source"] | None
+    path: Literal["local", "place", "source"] | None
     """Whether the value names a place here, or a source that may be elsewhere; None where it names neither."""
     alias: str | None
     """The field's name on the command line, where that is another one."""

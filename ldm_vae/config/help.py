@@ -85,7 +85,7 @@ def _option(info: FieldInfo) -> str:
     """Return an option with what it takes: `train.batch_size N`; what is off by default takes nothing."""
     if info.type is bool:
         return (info.alias or info.name) + (" true|false" if info.default else "")
-    taken = {"local": "PATH", "source": "SOURCE"}.get(info.path or "", "") or "|".join(info.choices)
+    taken = {"local": "PATH", "place": "PATH", "source": "SOURCE"}.get(info.path or "", "") or "|".join(info.choices)
     taken = taken or {int: "N", float: "X", str: "TEXT"}[info.type]
     return f"{info.alias or info.name} {taken}{' ...' if info.many else ''}"
 

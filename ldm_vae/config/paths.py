@@ -45,7 +45,7 @@ def _resolved(place: str, *, kind: str, base: Path) -> str:
         return place
     path = os.path.abspath(os.path.join(base, place))
     is_here = os.path.exists(path) or glob.glob(path, recursive=True)
-    return path if kind == "local" or is_here or _no_hub_id(place) else place
+    return path if kind in ("local", "place") or is_here or _no_hub_id(place) else place
 
 
 def _no_hub_id(place: str) -> bool:

@@ -161,8 +161,13 @@ def one_of(word: str, choices: Iterable[object]) -> str:
 
 
 def local_path(default: Any = MISSING) -> Any:
-    """Return a dataclass field that names a folder or file here; `~` is the home folder."""
+    """Return a dataclass field that names a folder or file here, no address; `~` is the home folder."""
     return field(default=default, metadata={"path": "local"})
+
+
+def place(default: Any = MISSING) -> Any:
+    """Return a dataclass field that names a folder or file here, or an address; `~` is the home folder."""
+    return field(default=default, metadata={"path": "place"})
 
 
 def source(default: Any = MISSING) -> Any:
@@ -190,19 +195,22 @@ class Options:
         for declared in fields(self):
             value = getattr(self, declared.name)
             if "path" in declared.metadata:
-                value = _expanded(value, name=self.field_name(declared.name))
+                is_local = declared.metadata["path"] == "local"
+                value = _expanded(value, name=self.field_name(declared.name), is_local=is_local)
                 setattr(self, declared.name, value)
             _check(self, declared.name, value, declared.metadata.get("range"))
 
 
-def _expanded(value: Any, *, name: str) -> Any:
+def _expanded(value: Any, *, name: str, is_local: bool) -> Any:
     """Return a place, or a list of places, with `~` replaced."""
     if isinstance(value, list):
-        return [_expanded(entry, name=name) for entry in value]
+        return [_expanded(entry, name=name, is_local=is_local) for entry in value]
     if value is None:
         return None
     value = os.fspath(value)
     require(value != "" and "\0" not in value, f"<{name}> is empty or no name of a file; name a folder or file")
+    # Its words may hold credentials, so they aren't told.
+    require(not (is_local and "://" in value), f"<{name}> is an address; it must be a folder or file of this machine")
     return os.path.expanduser(value)
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Optional
 
 from ldm_vae.config.names import BestMetric, CheckpointingLevel, MixedPrecision, Optimizer, Schedule, WhenUseful
-from ldm_vae.config.rules import Options, at_least, between, local_path, positive, require
+from ldm_vae.config.rules import Options, at_least, between, place, positive, require
 
 
 @dataclass(kw_only=True)
@@ -43,7 +43,7 @@ class TrainConfig(Options):
     """Compile the networks with torch.compile; `auto` does so on CUDA."""
     checkpointing_steps: int = positive(5000)
     """Updates between checkpoints."""
-    checkpoint_store: Optional[str] = local_path(None)
+    checkpoint_store: Optional[str] = place(None)
     """Folder or address (`s3://…`) to which each checkpoint is uploaded, whole or not at all, with the run's figures;
     `resume_from_checkpoint` latest takes the newest whole one of there and of output_dir."""
     checkpoints_total_limit: Optional[int] = positive(3)

@@ -42,6 +42,24 @@ class ShardImages:
     keys: list[ImageKey]
 
 
+def repeated(count: int, *, times: int) -> Sequence[int]:
+    """Return the numbers 0 … count - 1, each so many times in a row, without a list of them."""
+    return range(count) if times == 1 else _Repeated(range(count * times), times)
+
+
+@dataclass(frozen=True)
+class _Repeated(Sequence[int]):
+    places: range
+    times: int
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, at: Any) -> Any:
+        found = self.places[at]
+        return _Repeated(found, self.times) if isinstance(found, range) else found // self.times
+
+
 class Numbering:
     """The images' numbers: sample i is in shard i // shard_size, and each group of images begins a new shard.
 

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 from ldm_vae.audio.collection import SoundCollection, open_sounds
 from ldm_vae.config.commands.encode import EncodeOptions
-from ldm_vae.encoding.buckets import Numbering, bucket_groups, read_headers
+from ldm_vae.encoding.buckets import Numbering, bucket_groups, read_headers, repeated
 from ldm_vae.encoding.device_jpegs import require_cuda
 from ldm_vae.encoding.engines.ray_encode import (
     EncodedShard,
@@ -107,7 +107,7 @@ class _Encode:
         codes = family.bottleneck.codes if plan.mode == "indices" else None
         self.codes = None if codes is None else codes.cpu()
         self.layout = shard_layout(plan, codes=self.codes)
-        total = None if isinstance(images, ImageStream) else len(images)
+        total = None if isinstance(images, ImageStream) else len(images) * options.crops
         self.bar = progress(total, what="encode", unit="img")
         self.encoded_images = self.encoded_shards = self.written_bytes = self.skipped = self.num_by_device = 0
         self.checked_shards = self.damaged_shards = 0
@@ -138,7 +138,8 @@ class _Encode:
                 remove_temporaries(self.store.folder, older_than=max(600.0, 10 * self.options.lease_seconds))
         return EncodeSummary(
             output=shown(self.store),
-            num_images=totals.num_rows + totals.num_skipped,
+            num_images=(totals.num_rows + totals.num_skipped) // self.options.crops,
+            crops=self.options.crops,
             num_rows=totals.num_rows,
             num_skipped=totals.num_skipped,
             num_shards=len(self.work.stems),
@@ -155,9 +156,13 @@ class _Encode:
     def _work(self, leases: Leases) -> PendingShards:
         """Find what is left to do."""
         options = self.options
-        leave_jpegs = options.jpeg_decoder != "pillow"
+        crops = options.crops
         preprocessing = make_preprocessing(
-            self.family, mode=self.plan.mode, seed=options.seed, leave_jpegs=leave_jpegs
+            self.family,
+            mode=self.plan.mode,
+            seed=options.seed,
+            crops=crops,
+            leave_jpegs=options.jpeg_decoder != "pillow",
         )
         square = square_size(options)
         if isinstance(self.images, ImageStream):
@@ -170,7 +175,7 @@ class _Encode:
                 size=square,
                 on_whole=self._note,
             )
-        groups: Sequence[tuple[Size, Sequence[int]]] = [(square, range(len(self.images)))]
+        groups: Sequence[tuple[Size, Sequence[int]]] = [(square, repeated(len(self.images), times=crops))]
         if options.buckets:
             assert isinstance(self.images, ImageCollection), "options refuse buckets of sounds"
             headers = read_headers(

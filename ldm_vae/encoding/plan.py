@@ -81,6 +81,8 @@ def _preprocessing(options: EncodeOptions, *, channels: int, bf16: bool) -> dict
         stated["jpeg_decoder"] = options.jpeg_decoder
     if options.reads_numbers:
         stated |= {"value_range": options.value_range, "clip_values": options.clip_values}
+    if options.crops > 1:
+        stated |= {"crop": "short side to the resolution, squares spread along the long side", "crops": options.crops}
     if options.buckets:
         stated["crop"] = "centre, in the bucket of the nearest aspect ratio"
         stated |= {"bucket_set": options.bucket_set, "bucket_step": options.bucket_step}
@@ -126,13 +128,14 @@ def index_dtype(num_codes: int) -> str:
     return "uint8" if num_codes <= 1 << 8 else "uint16" if num_codes <= 1 << 16 else "int32"
 
 
-def make_preprocessing(family: Family, *, mode: str, seed: int, leave_jpegs: bool) -> Preprocessing:
+def make_preprocessing(family: Family, *, mode: str, seed: int, crops: int, leave_jpegs: bool) -> Preprocessing:
     """State what the encoder takes."""
     return Preprocessing(
         channels=family.in_channels,
         spatial_factor=family.spatial_factor,
         noise_channels=family.latent_channels if mode == "sample" else None,
         seed=seed,
+        crops=crops,
         leave_jpegs=leave_jpegs,
     )
 

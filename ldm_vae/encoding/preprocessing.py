@@ -79,16 +79,24 @@ class Preprocessing:
     """Channels of the posterior's noise, for mode sample; None for modes without noise."""
     seed: int
     """Seed of the noise, which is a function of (seed, sample)."""
+    crops: int = 1
+    """Squares of each picture: sample k has the (k % crops)-th of picture k // crops."""
     leave_jpegs: bool = False
     """Whether JPEG files that any decoder reads as Pillow does are left to the encoder's device."""
 
-    def box(self, picture: Size, *, size: Size) -> Box:
-        """Return the part of a picture that is taken: about its middle, as much as fits the shape of `size`."""
+    def box(self, picture: Size, *, size: Size, sample: int) -> Box:
+        """Return the part of a picture that a sample has, as large as fits the shape of `size`.
+
+        It is about the picture's middle; of several squares the first and the last are at its ends.
+        """
+        if self.crops > 1:
+            before = sample % self.crops, self.crops - 1
+            return crop_box(picture, resolution=size[0], crop="center", before=before)
         if size[0] == size[1]:
             return crop_box(picture, resolution=size[0], crop="center")
         return covering_box(picture, size=size)
 
-    def read(self, stored: Stored, *, size: Size) -> tuple[Tensor | JpegCrop, Size]:
+    def read(self, stored: Stored, *, size: Size, sample: int) -> tuple[Tensor | JpegCrop, Size]:
         """Return a picture's part, or the file that it is in; and the (width, height) of the whole picture.
 
         Raises:
@@ -98,7 +106,7 @@ class Preprocessing:
 
         def box_of(picture: Size) -> Box:
             seen.append(picture)
-            return self.box(picture, size=size)
+            return self.box(picture, size=size, sample=sample)
 
         if self.leave_jpegs:
             jpeg = jpeg_crop(**stored, channels=self.channels, resolution=size, box_of=box_of)
@@ -161,7 +169,7 @@ class EncodingImages(Dataset):
     def _read(self, key: ImageKey) -> tuple[Tensor | JpegCrop, Size]:
         """Return an image's pixels [H, W, C] or its file, and the (width, height) of the whole picture."""
         assert isinstance(self.collection, ImageCollection)
-        return self._preprocessing.read(self.collection.stored(key.image), size=key.size)
+        return self._preprocessing.read(self.collection.stored(key.image), size=key.size, sample=key.sample)
 
 
 class EncodingSounds(EncodingImages):

@@ -20,7 +20,7 @@ from ldm_vae.latents.shards import Row
 
 _RULES = FileRules(advice="what is encoded stays, and the same encode does the rest")
 FILE_STRIDE = 1 << 32
-"""Sample i of a stream is row i % FILE_STRIDE of input file i // FILE_STRIDE."""
+"""Sample i of a stream is row i % FILE_STRIDE of input file i // FILE_STRIDE; each of several crops is a row."""
 
 
 def part_stem(file: int, part: int) -> str:
@@ -87,7 +87,7 @@ class StreamedFiles(IterableDataset):
         def read() -> list[EncodingImage]:
             return [self._read(example, sample=sample) for example, sample in images]
 
-        for example in self._examples(file):
+        for example in self._crops(file):
             part, at = divmod(number, self._shard_size)
             number += 1
             if part in whole_parts:
@@ -120,6 +120,12 @@ class StreamedFiles(IterableDataset):
             num_images=num_images,
         )
 
+    def _crops(self, file: int) -> Iterator[dict[str, Any]]:
+        """Yield each row of a file as often as there are crops of its picture."""
+        for example in self._examples(file):
+            for _ in range(self._preprocessing.crops):
+                yield dict(example)
+
     def _examples(self, file: int) -> Iterator[dict[str, Any]]:
         stream = self._stream
         files = StreamFiles(stream.dataset, names=stream.files, source=stream.source, rules=_RULES)
@@ -129,14 +135,16 @@ class StreamedFiles(IterableDataset):
         cells = self._stream.cells
         cell = example.pop(self._stream.image_column)
         file, number = divmod(sample, FILE_STRIDE)
+        number //= self._preprocessing.crops
         name = cells.name(cell, row=number)
         if name == f"row {number}":
             name = f"file {file} {name}"
         label = example.pop(self._stream.label_column or "", None)
-        row = Row(sample=sample, image=sample, source=name, label=label, columns=cells.columns(example))
+        image = file * FILE_STRIDE + number
+        row = Row(sample=sample, image=image, source=name, label=label, columns=cells.columns(example))
         try:
             stored = Stored(source=cells.content(cell, row=number), name=name, rules=cells.rules)
-            pixels, original = self._preprocessing.read(stored, size=self._size)
+            pixels, original = self._preprocessing.read(stored, size=self._size, sample=sample)
         except UnreadableImage as error:
             row.reason = error.reason
             return EncodingImage(row=row)

@@ -15,6 +15,8 @@ class EncodeSummary:
     """Path or address."""
     num_images: int
     """Images of the collection."""
+    crops: int
+    """Squares of each image, which all count as rows."""
     num_rows: int
     num_skipped: int
     num_shards: int
@@ -37,6 +39,7 @@ class EncodeSummary:
     def __str__(self) -> str:
         size = f"{self.num_bytes / 1e6:,.1f} MB"
         of = f"{self.num_rows:,} latents of {counted(self.num_images, 'image')}"
+        of += f", {self.crops} crops each," if self.crops > 1 else ""
         done = f"{of} in {counted(self.num_shards, 'shard')}, {size}"
         skipped = f"; {self.num_skipped:,} skipped, listed in {self.skipped_list}" if self.num_skipped else ""
         skipped += f"; {counted(self.damaged_shards, 'damaged shard')} encoded again" if self.damaged_shards else ""

@@ -130,7 +130,13 @@ def _encode_again(dataset: LatentDataset, options: LatentsVerifyOptions, problem
     encoder = InferenceAutoencoder(family, bf16=precision == "bf16")
     leave_jpegs = "jpeg_decoder" in index["preprocessing"]
     jpegs = _opened_decoder(encoder, options) if leave_jpegs else None
-    preprocessing = make_preprocessing(family, mode=index["mode"], seed=index["seed"] or 0, leave_jpegs=leave_jpegs)
+    preprocessing = make_preprocessing(
+        family,
+        mode=index["mode"],
+        seed=index["seed"] or 0,
+        crops=index["preprocessing"].get("crops", 1),
+        leave_jpegs=leave_jpegs,
+    )
     images = encoding_images(collection, preprocessing=preprocessing, detect_changes="off")
     factor = family.spatial_factor
     count = min(DEEP_IMAGES, len(dataset))

@@ -20,7 +20,7 @@ from ldm_vae.models.families.family import Family
 from ldm_vae.models.inference import local_device
 from ldm_vae.models.precision import exact_float32, use_bf16
 from ldm_vae.system.progress import progress
-from ldm_vae.system.ray_actors import RayActors, in_tasks
+from ldm_vae.system.ray_actors import RayActor, RayActors, in_tasks
 from ldm_vae.system.ray_cluster import on_device
 
 _BATCHES_A_PIECE = 8
@@ -58,18 +58,12 @@ def _devices(mixed_precision: MixedPrecision) -> Devices:
     return Devices(kind=device.type, bf16=use_bf16(mixed_precision, device=device))
 
 
-class EvaluateActor:
-    """Holds autoencoders and networks on a device and measures batches; the arguments are `measure_on_ray`'s."""
+class EvaluateActor(RayActor):
+    """Holds autoencoders and networks on a device and measures batches."""
 
-    def __init__(
-        self,
-        families: Sequence[Family],
-        networks: MeasuringNetworks,
-        log: PictureLog,
-        memory_gib: float | None,
-        arguments: dict[str, Any],
-        batches_ahead: int,
-    ) -> None:
+    def set_up(self, *arguments: Any) -> None:
+        """Take autoencoders, networks, an empty log, the bound on memory, and further arguments of `Measuring`."""
+        families, networks, log, memory_gib, measuring = arguments
         exact_float32()
         device = local_device()
         self._families, self._networks = families, networks.to(device)
@@ -77,12 +71,15 @@ class EvaluateActor:
             family.to(device, memory_format=torch.channels_last)
             if memory_gib is not None:
                 enable_exact_tiling(family.model, memory_gib=memory_gib)
-        self._log, self._arguments, self._ahead = log, arguments, batches_ahead
+        self._log, self._arguments = log, measuring
 
-    def measure(self, number: int, batches: list[Sequence[int]], images: ImagePass, samples: list[Any]) -> Measured:
+    def measure(
+        self, arguments: list[Any], number: int, batches: list[Sequence[int]], images: ImagePass, samples: list[Any]
+    ) -> Measured:
         """Measure batches of images, given by their numbers.
 
         Args:
+            arguments: See `ready`.
             number: Of the piece.
             batches: The batches.
             images: The pass over all images, without the images.
@@ -90,12 +87,13 @@ class EvaluateActor:
         """
         import ray
 
+        self.ready(arguments)
         images = replace(images, dataset=ray.get(samples[0]))
         measuring = Measuring(
             self._families, images, networks=self._networks, log=self._log.empty(), **self._arguments
         )
         states = []
-        for batch in in_tasks(ray, _decode, samples, batches, ahead=self._ahead):
+        for batch in in_tasks(ray, _decode, samples, batches, ahead=self.batches_ahead):
             measuring.add(batch)
             states.append(measuring.take_sums())
         return Measured(number=number, measuring=measuring.without_networks(), states=states)
@@ -133,16 +131,14 @@ def measure_on_ray(
         ValueError: None of the images can be read, or, where the pass is strict, one of them can't.
     """
     whole = Measuring(families, images, networks=networks, log=log, **arguments)
-    shared = [ray.put(each) for each in (list(families), networks)]
     samples, empty = [ray.put(images.dataset)], replace(images, dataset=None)  # type: ignore[arg-type]
-    actors = RayActors(
-        ray, EvaluateActor, arguments=lambda ahead: (*shared, log.empty(), memory_gib, arguments, ahead)
-    )
+    given = (list(families), networks, log.empty(), memory_gib, arguments)
+    actors = RayActors(ray, EvaluateActor, arguments=given)
     batches = images.cut()
     pieces = [batches[start : start + _BATCHES_A_PIECE] for start in range(0, len(batches), _BATCHES_A_PIECE)]
 
     def call(actor: Any, piece: tuple[int, list[Sequence[int]]]) -> Any:
-        return actor.measure.remote(*piece, empty, samples)
+        return actor.measure.remote(actors.arguments, *piece, empty, samples)
 
     early: dict[int, list[list[dict[str, Tensor]]]] = {}
     following = 0

@@ -158,13 +158,18 @@ def check_ldm_output(path: Path, *, overwrite: bool) -> None:
         ValueError: The file is misnamed, taken, or its folder can't be written.
     """
     name = printable(str(path))
-    require(
-        path.suffix == ".safetensors",
-        f"<output> {name} must end in .safetensors, the only kind of single file that is written",
-    )
+    check_ldm_name(path)
     require(not path.is_dir(), f"<output> {name} is a folder; a single file is to be written")
     require(overwrite or not path.exists(), f"<output> {name} is there already; <overwrite> replaces it")
     OutputFolder(path.parent, kind=EXPORT).check_writable()
+
+
+def check_ldm_name(path: str | Path) -> None:
+    """Raise `ValueError` where the name of an LDM file isn't one of a safetensors file."""
+    require(
+        str(path).endswith(".safetensors"),
+        f"<output> {printable(str(path))} must end in .safetensors, the only kind of single file that is written",
+    )
 
 
 def write_diffusers_folder(

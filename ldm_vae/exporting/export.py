@@ -24,6 +24,7 @@ from ldm_vae.models.families import FAMILIES
 from ldm_vae.models.families.family import Family
 from ldm_vae.models.precision import exact_float32
 from ldm_vae.system.launch import join_processes
+from ldm_vae.system.places import is_address
 from ldm_vae.system.telling import counted
 from ldm_vae.system.text import printable
 from ldm_vae.training.run_autoencoder import RunAutoencoder, load_run_autoencoder
@@ -33,7 +34,8 @@ from ldm_vae.training.run_autoencoder import RunAutoencoder, load_run_autoencode
 class ExportSummary:
     """What was written and measured; `str()` is what the command line prints."""
 
-    output: Path
+    output: Path | str
+    """Path or address."""
     checkpoint: Path
     step: int
     config: dict[str, Any]
@@ -93,7 +95,7 @@ def export(options: ExportOptions) -> ExportSummary:
         url = push_folder(Path(options.output).expanduser(), repo_id=options.push_to_hub, private=options.private)
     config = config_of(exported)
     return ExportSummary(
-        output=Path(options.output).expanduser(),
+        output=options.output if is_address(options.output) else Path(options.output).expanduser(),
         checkpoint=run.checkpoint,
         step=run.step,
         config=config,

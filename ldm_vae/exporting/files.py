@@ -14,9 +14,10 @@ from torch import Tensor
 
 from ldm_vae.config.commands.export import ExportOptions
 from ldm_vae.config.names import DType
+from ldm_vae.config.rules import require
 from ldm_vae.evaluation.grid import save_grid
 from ldm_vae.exporting.card import PICTURE, CardContent, model_card
-from ldm_vae.exporting.convert import check_ldm_output, write_diffusers_files, write_ldm_file
+from ldm_vae.exporting.convert import check_ldm_name, check_ldm_output, write_diffusers_files, write_ldm_file
 from ldm_vae.exporting.fields import config_of
 from ldm_vae.latents.statistics import ChannelMoments
 from ldm_vae.models.families.family import Family
@@ -25,8 +26,11 @@ from ldm_vae.models.precision import DTYPES
 from ldm_vae.system.files import sync_folder
 from ldm_vae.system.float64 import float64_tensor
 from ldm_vae.system.output_kinds import EXPORT
+from ldm_vae.system.output_stores import output_at
 from ldm_vae.system.outputs import OutputFolder
+from ldm_vae.system.places import is_address, open_store
 from ldm_vae.system.strict_json import dump_json
+from ldm_vae.system.text import printable
 from ldm_vae.training.likelihood import LikelihoodRecord
 
 MEASUREMENTS = "measurements.json"
@@ -43,6 +47,9 @@ def export_place(options: ExportOptions, *, is_main: bool) -> Iterator[Path | No
     output = Path(options.output).expanduser()
     if not is_main:
         yield None
+    elif is_address(options.output):
+        with _place_at_address(options) as place:
+            yield place
     elif options.format == "diffusers":
         with OutputFolder(output, kind=EXPORT).whole(overwrite=options.overwrite) as folder:
             yield folder
@@ -51,6 +58,26 @@ def export_place(options: ExportOptions, *, is_main: bool) -> Iterator[Path | No
     else:
         check_ldm_output(output, overwrite=options.overwrite)
         yield output
+
+
+@contextmanager
+def _place_at_address(options: ExportOptions) -> Iterator[Path]:
+    """Yield a temporary folder, or file, that is put at the address when the block ends."""
+    if options.format == "diffusers":
+        with output_at(options.output, kind=EXPORT).whole(overwrite=options.overwrite) as folder:
+            yield folder
+        return
+    folder_address, _, name = options.output.rpartition("/")
+    check_ldm_name(options.output)
+    require(is_address(folder_address), f"<output> {printable(options.output)} names no bucket")
+    output_at(folder_address, kind=EXPORT).check_writable()
+    store = open_store(folder_address)
+    require(
+        options.overwrite or not store.exists(name),
+        f"<output> {printable(options.output)} is there already; <overwrite> replaces it",
+    )
+    with store.writing(name) as path:
+        yield path
 
 
 def with_fields(family: Family, fields: Mapping[str, Any], *, patches: ChannelMoments | None, dtype: DType) -> Family:

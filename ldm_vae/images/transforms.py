@@ -30,6 +30,7 @@ def crop_box(
     crop: Crop,
     min_area: float = 1.0,
     rng: np.random.Generator | None = None,
+    before: tuple[int, int] = (1, 2),
 ) -> Box:
     """Return the part of a picture that becomes the training image, of the same aspect ratio.
 
@@ -43,6 +44,7 @@ def crop_box(
         crop: How to choose the part.
         min_area: Smallest part of the picture's area (`random_resized`), in (0, 1].
         rng: Source of randomness; `center` needs none.
+        before: Fraction of what is cut off that `center` cuts off at the left or above: a half, or another one.
     """
     width, height = size
     wide, high = (resolution, resolution) if isinstance(resolution, int) else resolution
@@ -66,7 +68,7 @@ def crop_box(
             assert rng is not None
             offset = int(rng.integers(spare, endpoint=True)) * pixel
         else:
-            offset = spare // 2 * pixel
+            offset = spare * before[0] // before[1] * pixel
         left, top = (offset, 0.0) if spare_x > spare_y else (0.0, offset)
     left, top = max(0.0, min(left, width - box[0])), max(0.0, min(top, height - box[1]))
     return left, top, min(left + box[0], float(width)), min(top + box[1], float(height))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ import torch
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-from ldm_vae.config.rules import mark, require, within
+from ldm_vae.config.rules import FieldError, mark, require, within
 from ldm_vae.models.families.family import DiffusersModel, Family
+from ldm_vae.models.fetching import fetched_autoencoder
 from ldm_vae.models.layouts.folder import (
     CONFIG_NAME,
     FolderWeights,
@@ -25,6 +27,7 @@ from ldm_vae.models.layouts.folder import (
     shard_names,
 )
 from ldm_vae.models.layouts.ldm import family_of_weights, read_ldm_weights
+from ldm_vae.system.places import is_address
 from ldm_vae.system.telling import Note
 from ldm_vae.system.text import first_line
 
@@ -68,7 +71,8 @@ def load_autoencoder(
     4
 
     Args:
-        source: A diffusers folder (or a pipeline's, with a `vae` subfolder), a single LDM file, or a hub id.
+        source: A diffusers folder (or a pipeline's, with a `vae` subfolder), a single LDM file, the address of either,
+            or a hub id.
         field: The option's name, for the error.
         config: A config.json with what a single file doesn't say.
         scaling_factor: What the latents are multiplied by, where the source doesn't say it or says it wrongly.
@@ -103,6 +107,11 @@ def load_vae(
     Raises:
         FieldError: As in `load_autoencoder`.
     """
+    if is_address(source):
+        return _load_from_address(
+            str(source), field=field, config=config, scaling_factor=scaling_factor, shift_factor=shift_factor,
+            needs_scaling=needs_scaling,
+        )  # fmt: skip
     path = Path(source).expanduser()
     given = {"scaling_factor": scaling_factor, "shift_factor": shift_factor}
     fields = {name: value for name, value in given.items() if value is not None}
@@ -131,6 +140,24 @@ def load_vae(
     for note in loaded.notes:
         warnings.warn(note, Note, stacklevel=2)
     return loaded
+
+
+def _load_from_address(address: str, *, field: str, **options: Any) -> LoadedVae:
+    """Load what is fetched from an address; what is told of it names the address."""
+    with ExitStack() as stack:
+        try:
+            path = stack.enter_context(fetched_autoencoder(address))
+        except ValueError as error:
+            raise within(mark(field), error) from None
+        told = stack.enter_context(warnings.catch_warnings(record=True))
+        warnings.simplefilter("always")
+        try:
+            loaded = load_vae(path, field=field, **options)
+        except FieldError as error:
+            raise FieldError(error.message.replace(str(path), address)) from None
+    for each in told:
+        warnings.warn(str(each.message).replace(str(path), address), each.category, stacklevel=3)
+    return replace(loaded, source=address, notes=[note.replace(str(path), address) for note in loaded.notes])
 
 
 def _from_folder(weights: FolderWeights, *, source: str, fields: Mapping[str, Any]) -> LoadedVae:

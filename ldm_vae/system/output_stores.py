@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from ldm_vae.config.rules import FieldError, mark
@@ -13,6 +17,8 @@ from ldm_vae.system.places import is_address, open_store
 from ldm_vae.system.store import Store, StoreError
 from ldm_vae.system.text import printable
 
+_UNFINISHED = ".ldm-vae-unfinished"
+"""Name of an object that is there while a process puts an output of several objects."""
 _PROBE = ".ldm-vae-probe"
 """Name of an object that is there for a moment; always the same, so that the next command removes what one leaves."""
 
@@ -76,6 +82,26 @@ class OutputObjects(OutputFolder):
         self.clear(listed=listed)
         self.store.write_whole(self.kind.mark, mark)
 
+    @contextmanager
+    def whole(self, *, overwrite: bool) -> Iterator[Path]:
+        """Yield a temporary folder here, whose files are put when the block ends: the mark last.
+
+        Where the block raises, nothing changes. Where the process ends while it puts, the mark isn't there, and the
+        next may write again without `overwrite`.
+
+        Raises:
+            ValueError: Nothing may be written there (`check`), found before the block runs.
+        """
+        self.check(overwrite=overwrite or (self._is_interrupted() and not self._is_marked()))
+        with tempfile.TemporaryDirectory(prefix="ldm-vae-") as temporary:
+            yield Path(temporary)
+            self.store.write_whole(_UNFINISHED, b"")
+            self.clear(mark_first=True)
+            for name in sorted(os.listdir(temporary), key=lambda name: name == self.kind.mark):
+                with self.store.writing(name) as path:
+                    shutil.move(Path(temporary, name), path)
+            self.store.remove(_UNFINISHED)
+
     def clear(self, *, listed: Iterable[str] = (), mark_first: bool = False) -> None:
         """Remove what the command wrote and nothing else; the mark last, unless `mark_first`."""
         listed = list(listed)
@@ -87,6 +113,9 @@ class OutputObjects(OutputFolder):
 
     def _is_marked(self) -> bool:
         return is_marked_store(self.store, self.kind)
+
+    def _is_interrupted(self) -> bool:
+        return _UNFINISHED in self._listing()
 
     def _names(self) -> list[str]:
         return [name.rstrip("/") for name in self._listing()]

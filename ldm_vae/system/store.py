@@ -25,6 +25,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 _DIGESTED_AT_ONCE = 1 << 23
+_FETCHED_AT_ONCE = 1 << 24
 _AHEAD = 4
 """Calls that `each` has made or asked for, for each that is made at once."""
 
@@ -110,6 +111,16 @@ class Store(ABC):
     @abstractmethod
     def stamp(self, name: str) -> Any:
         """Return what differs after a file was touched or written anew."""
+
+    def fetch(self, name: str, path: Path) -> None:
+        """Copy a file to a path here, in parts."""
+        start = 0
+        with open(path, "wb") as file:
+            while block := self.read_range(name, start, _FETCHED_AT_ONCE):
+                file.write(block)
+                start += len(block)
+        if start != (size := self.size(name)):
+            raise StoreError(f"{self.place(name)} can't be read: {start} bytes came of {size}")
 
     def exists(self, name: str) -> bool:
         """Whether there is a file of that name."""

@@ -151,7 +151,7 @@ class CheckpointStore:
             try:
                 manifest = json.loads(self.store.read(f"{name}/{MANIFEST}"))
                 for file in [*manifest, MANIFEST]:
-                    self._get(f"{name}/{file}", inside(unfinished, file, source=MANIFEST))
+                    self.store.fetch(f"{name}/{file}", inside(unfinished, file, source=MANIFEST))
             except (FileNotFoundError, ValueError, TypeError):
                 raise CheckpointError(f"{self.store.place(name)} is not whole") from None
             check_whole(unfinished)
@@ -161,7 +161,7 @@ class CheckpointStore:
             shutil.rmtree(unfinished.parent, ignore_errors=True)
         for path in self._lists():
             if not path.exists() and self.store.exists(path.name):
-                self._get(path.name, path)
+                self.store.fetch(path.name, path)
         return final
 
     def _lists(self) -> list[Path]:
@@ -170,12 +170,3 @@ class CheckpointStore:
     def _put(self, name: str, path: Path) -> None:
         with self.store.writing(name) as temporary:
             shutil.copyfile(path, temporary)
-
-    def _get(self, name: str, path: Path) -> None:
-        start = 0
-        with open(path, "wb") as file:
-            while block := self.store.read_range(name, start, 1 << 24):
-                file.write(block)
-                start += len(block)
-        if start == 0:
-            self.store.size(name)  # raises where there is none

@@ -20,6 +20,8 @@ from ldm_vae.models.load import load_vae
 from ldm_vae.models.normalisation import Normalisation
 from ldm_vae.models.teacher import RunningTeacher, StoredTeacher, Teacher
 from ldm_vae.system.output_kinds import LATENTS, is_marked
+from ldm_vae.system.output_stores import is_marked_store
+from ldm_vae.system.places import is_address, open_store
 
 _FIELD = mark("model.teacher")
 
@@ -46,6 +48,8 @@ def open_teacher(config: ModelConfig, *, student: Family, device: torch.device) 
 
 def is_stored_teacher(teacher: str) -> bool:
     """Whether a teacher is a folder of latents."""
+    if is_address(teacher):
+        return is_marked_store(open_store(teacher), LATENTS)
     return is_marked(Path(teacher).expanduser(), LATENTS)
 
 
@@ -71,7 +75,7 @@ def _check_shapes(
 
 def _open_latents(folder: str) -> LatentDataset:
     try:
-        dataset = LatentDataset(Path(folder).expanduser(), normalize="none")
+        dataset = LatentDataset(folder, normalize="none")
     except ValueError as error:
         raise within(_FIELD, error) from None
     require(len(dataset) > 0, f"{_FIELD} {folder} holds no latents")
@@ -127,6 +131,10 @@ class TaughtImages(TrainingImages):
             data.sizes == [(resolution, resolution)] and not data.early_resolutions,
             f"{_FIELD} {folder} holds latents of {resolution} pixels alone; set <data.resolution> to that and leave "
             f"<data.early_resolutions> out",
+        )
+        require(
+            "crops" not in preprocessing,
+            f"{_FIELD} {folder} holds several crops of each image; name latents of one, which is the middle",
         )
         require(data.crop == "center", f"{_FIELD} {folder} holds latents of centre crops; set <data.crop> to center")
         require(

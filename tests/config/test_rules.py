@@ -10,6 +10,7 @@ import pytest
 
 from ldm_vae.cli import COMMANDS
 from ldm_vae.config.commands.encode import EncodeOptions
+from ldm_vae.config.commands.evaluate import EvaluateOptions
 from ldm_vae.config.fields import FieldInfo, all_fields
 from ldm_vae.config.loss import LossConfig
 from ldm_vae.config.parsing import load_config, parse, parse_command
@@ -143,6 +144,15 @@ def test_places_are_absolute_once_resolved_and_hub_ids_stay(tmp_path: Path, monk
     assert resolve_paths(addressed).data.train == "s3://bucket/photos"
     gone = dataclasses.replace(config, data=dataclasses.replace(config.data, train="./gone"))
     assert resolve_paths(gone, base=tmp_path).data.train == str(tmp_path / "gone")
+
+
+def test_an_address_where_a_folder_must_be_is_told_without_its_words() -> None:
+    for value in ("s3://key:secret@bucket/a", "https://host/a"):
+        with pytest.raises(ValueError, match=r"^output is an address; it must be a folder or file of this machine$"):
+            EvaluateOptions(vae=["vae"], data="photos", output=value)
+        with pytest.raises(ValueError, match=r"^output_dir is an address"):
+            Config(output_dir=value)
+    assert TrainConfig(checkpoint_store="s3://bucket/a").checkpoint_store == "s3://bucket/a"
 
 
 def test_tilde_is_home_in_every_place(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,8 +3,10 @@
 import json
 import shutil
 import unicodedata
+import uuid
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,14 +19,18 @@ from PIL import Image
 from ldm_vae.cli import main
 from ldm_vae.config.commands.decode import DecodeOptions
 from ldm_vae.config.commands.latents import LatentsExportOptions
+from ldm_vae.encoding import decode as decode_module
 from ldm_vae.encoding.decode import decode, picture_names
 from ldm_vae.encoding.encode import encode
 from ldm_vae.latents.dataset import LatentDataset
 from ldm_vae.latents.layouts.export import export_latents
+from ldm_vae.system.output_stores import output_at
 from ldm_vae.system.paths import inside
-from tests.encodings import options, save_vae
+from ldm_vae.system.places import open_store
+from tests.encodings import contents, options, save_vae
 from tests.faults import full_disk
 from tests.pictures import picture, save_pictures
+from tests.stores import Killed, StoppingStore
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +53,35 @@ def test_pictures_are_what_diffusers_decodes(vae: str, latents: str, tmp_path: P
         assert np.abs(written - pixels).max() < 0.51
     lines = [json.loads(line) for line in (tmp_path / "pictures.jsonl").open()]
     assert lines[3] == {"picture": "0003.png", "row": 3, "sample": 3, "source": "0003.png"}
+
+
+@pytest.mark.parametrize(("place", "after"), [("here", True), ("memory", False)])
+def test_a_process_may_end_at_any_call_of_the_store(
+    vae: str, latents: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, after: bool
+) -> None:
+    """Each picture that is there then is whole, and `overwrite` decodes all again."""
+    loaded = decode_module.load_vae(vae)
+    monkeypatch.setattr(decode_module, "load_vae", lambda *_, **__: loaded)
+    arguments: dict[str, Any] = {"vae": vae, "latents": latents, "num_images": 3}
+    decode(DecodeOptions(output=str(tmp_path / "whole"), **arguments))
+    expected, stop = contents(tmp_path / "whole"), 0
+    while True:
+        output = str(tmp_path / f"out-{stop}") if place == "here" else f"memory://{uuid.uuid4().hex}/decoded"
+        store = open_store(output)
+        stopping = StoppingStore(store, stop=stop, after=after)
+        with monkeypatch.context() as patch:
+            patch.setattr(decode_module, "open_store", lambda place, store=stopping: store)
+            patch.setattr(decode_module, "output_at", lambda place, kind, store=stopping: output_at(store, kind=kind))
+            try:
+                decode(DecodeOptions(output=output, **arguments))
+                break
+            except Killed:
+                pass
+        assert {n: store.read(n) for n in store.names() if n != ".ldm-vae-probe"}.items() <= expected.items()
+        decode(DecodeOptions(output=output, overwrite=True, **arguments))
+        assert {name: store.read(name) for name in store.names()} == expected
+        stop += 1
+    assert stop >= 3
 
 
 def test_buckets_grey_and_subfolders(tmp_path: Path) -> None:

@@ -16,9 +16,9 @@ from ldm_vae.config.commands.shared import RayOptions
 from ldm_vae.encoding.encode import encode
 from ldm_vae.encoding.verify import LatentsDamaged, verify
 from ldm_vae.latents.dataset import LatentDataset
-from tests.clusters import ray_nodes
+from tests.clusters import client_address, ray_nodes
 from tests.encodings import contents, options, save_photos
-from tests.launching import ENVIRONMENT
+from tests.launching import ENVIRONMENT, start
 
 pytest.importorskip("ray")
 pytestmark = [pytest.mark.processes, pytest.mark.cluster]
@@ -87,6 +87,18 @@ def test_a_node_and_the_driver_are_killed(
     assert contents(tmp_path / "out") == undisturbed
     dataset = LatentDataset(tmp_path / "out", verify=True)
     assert [dataset[row].sample for row in range(len(dataset))] == [i for i in range(NUM_IMAGES) if i != 9]
+
+
+def test_a_driver_that_is_no_part_of_the_cluster(
+    cluster: Any, vae: str, photos: str, undisturbed: dict[str, bytes], tmp_path: Path
+) -> None:
+    command = ["-m", "ldm_vae", "encode", "--engine", "ray", "--ray.address", client_address(cluster), "--vae", vae]
+    command += ["--data", photos, "--output", str(tmp_path / "out"), "--resolution", "16", "--shard_size", "4"]
+    command += ["--batch_size", "3", "--mixed_precision", "no", "--dtype", "float32"]
+    assert start(command, output=tmp_path / "printed.txt").wait(timeout=120) == 0, (
+        tmp_path / "printed.txt"
+    ).read_text()
+    assert contents(tmp_path / "out") == undisturbed
 
 
 def wait_for_shards(folder: Path, count: int, process: subprocess.Popen) -> None:

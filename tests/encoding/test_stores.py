@@ -2,6 +2,7 @@
 
 import pickle
 import uuid
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from ldm_vae.system.places import open_store
 from ldm_vae.system.remote_store import RemoteStore, Retries
 from ldm_vae.system.store import Store, StoreError
 from tests.encodings import contents, options, save_photos
+from tests.images.test_addresses import write_tars
 from tests.stores import (
     FaultyStore,
     Killed,
@@ -28,6 +30,8 @@ from tests.stores import (
     of_an_ended_process,
     s3_server,
 )
+from tests.test_every_family import MODELS
+from tests.tiny import tiny_family
 
 NUM_IMAGES = 7
 
@@ -107,32 +111,69 @@ def test_damage_is_found_and_mended(vae: str, photos: str, local: Path, address:
     assert memory_contents(address) == contents(local)
 
 
+def check_stops(
+    patch: pytest.MonkeyPatch, arguments: EncodeOptions, whole: dict[str, bytes], *, after: bool, every: int = 1
+) -> list[str]:
+    """End a process at its calls of the store in turn, and have the next finish; return the calls' methods."""
+    loaded = encode_module.load_vae(arguments.vae)
+    patch.setattr(encode_module, "load_vae", lambda *_, **__: loaded)
+    ended, stop, methods = of_an_ended_process(), 0, list[str]()
+    while True:
+        to_here = replace(arguments, output=f"{arguments.output}-{stop}")
+        with patch.context() as stopped:
+            stopped.setattr(leases_module, "os", ended)
+            stopping = StoppingStore(open_store(to_here.output), stop=stop, after=after)
+            use_store(stopped, stopping)
+            try:
+                encode(to_here)
+                return methods
+            except Killed:
+                methods.append(stopping.calls[stop][0])
+        encode(to_here)
+        store = open_store(to_here.output)
+        assert {name: store.read(name) for name in store.names()} == whole, stopping.calls[stop]
+        stop += every
+
+
 @pytest.mark.parametrize(("place", "after"), [("here", True), ("memory", False)])
 def test_a_process_may_end_at_any_call_of_the_store(
     vae: str, photos: str, local: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, after: bool
 ) -> None:
     """The next one finishes, with the bytes of an undisturbed encode; and nothing half is ever taken for whole."""
-    loaded = encode_module.load_vae(vae)
-    monkeypatch.setattr(encode_module, "load_vae", lambda *_, **__: loaded)
-    ended = of_an_ended_process()
-    stop, methods = 0, set()
-    while True:
-        output = str(tmp_path / f"out-{stop}") if place == "here" else f"memory://{uuid.uuid4().hex}/latents"
-        with monkeypatch.context() as patch:
-            patch.setattr(leases_module, "os", ended)
-            stopping = use_store(patch, StoppingStore(open_store(output), stop=stop, after=after))
-            try:
-                encode(to(output, vae, photos))
-                break
-            except Killed:
-                pass
-        methods.add(stopping.calls[stop][0])
-        encode(to(output, vae, photos))
-        result = contents(Path(output)) if place == "here" else memory_contents(output)
-        assert result == contents(local), stopping.calls[stop]
-        stop += 1
-    assert stop > 40
-    assert {"write_whole", "create", "remove", "writing", "read"} <= methods
+    output = str(tmp_path / "out") if place == "here" else f"memory://{uuid.uuid4().hex}/latents"
+    methods = check_stops(monkeypatch, to(output, vae, photos), contents(local), after=after)
+    assert len(methods) > 40
+    assert {"write_whole", "create", "remove", "writing", "read"} <= set(methods)
+
+
+@pytest.mark.cluster
+def test_a_process_may_end_on_an_s3_server(
+    vae: str, photos: str, local: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = f"s3://bucket/{uuid.uuid4().hex}"
+    with s3_server(monkeypatch):
+        assert len(check_stops(monkeypatch, to(address, vae, photos), contents(local), after=True, every=2)) > 20
+
+
+@pytest.mark.parametrize("kind", ["stream", "buckets", "codebook"])
+def test_so_it_may_with_what_only_some_encodes_write(
+    vae: str, photos: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Ends of streamed files, headers of images, and the codes that numbers stand for."""
+    changes: dict[str, Any] = {"shard_size": 7, "batch_size": 7}
+    if kind == "stream":
+        write_tars(tmp_path / "tars", [path.read_bytes() for path in sorted(Path(photos).iterdir())[:4]])
+        photos, changes = str(tmp_path / "tars"), {**changes, "streaming": True}
+    elif kind == "buckets":
+        changes |= {"buckets": True, "bucket_step": 4}
+    else:
+        tiny_family(family="vq", **MODELS["vq"]).model.save_pretrained(tmp_path / "vae")
+        vae = str(tmp_path / "vae")
+    encode(options(vae, photos, tmp_path / "whole", **changes))
+    there = contents(tmp_path / "whole")
+    assert any({"stream": "end.json", "buckets": "headers", "codebook": "codebook"}[kind] in name for name in there)
+    address = f"memory://{uuid.uuid4().hex}/latents"
+    assert check_stops(monkeypatch, options(vae, photos, address, **changes), there, after=True, every=5)
 
 
 def test_nothing_is_lost_or_double_where_calls_fail(
@@ -173,6 +214,24 @@ def test_storage_that_refuses_in_the_middle_loses_nothing(
     assert {"plan.json", "latents-00000.json", "latents-00000.safetensors"} <= there.keys()
     assert encode(to(address, vae, photos)).encoded_images == 3
     assert memory_contents(address) == contents(local)
+
+
+def test_a_bucket_that_becomes_read_only(vae: str, photos: str, local: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    address = f"s3://bucket/{uuid.uuid4().hex}"
+    with s3_server(monkeypatch) as endpoint:
+        with bad_proxy(endpoint, rate=0, most_writes=8) as (proxy, _), monkeypatch.context() as patch:
+            patch.setenv("AWS_ENDPOINT_URL", proxy)
+            with pytest.raises(
+                StoreError, match=rf"^{address}/\S+ can't be (written|removed): access is denied"
+            ) as error:
+                encode(to(address, vae, photos))
+        assert "\n" not in str(error.value)
+        there = memory_contents(address)
+        assert "plan.json" in there
+        assert "index.json" not in there
+        monkeypatch.setattr(leases_module, "process_lives", lambda pid: False)  # it couldn't give its leases back
+        encode(to(address, vae, photos))
+        assert memory_contents(address) == contents(local)
 
 
 def test_a_bad_network_before_an_s3_server(

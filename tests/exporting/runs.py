@@ -38,7 +38,7 @@ def train_run(folder: Path, model: ModelConfig) -> Path:
     return folder / "run"
 
 
-def export_run(run: Path, output: Path, **options: object) -> ExportSummary:
+def export_run(run: Path, output: Path | str, **options: object) -> ExportSummary:
     """Export a run in this process."""
     return export(ExportOptions(run=str(run), output=str(output), num_workers=0, **options))  # type: ignore[arg-type]
 

@@ -5,19 +5,24 @@ import shutil
 import stat
 import subprocess
 import sys
+import uuid
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from diffusers import AutoencoderKL
 from huggingface_hub import constants
 
 import ldm_vae.exporting.files
 from ldm_vae.config.parsing import dump_config, load_config
+from ldm_vae.models.load import load_autoencoder
 from ldm_vae.training.checkpoint_files import MANIFEST, write_manifest
+from tests.encodings import contents
 from tests.exporting.runs import export_run
 from tests.launching import ENVIRONMENT
 from tests.pictures import save_pictures
+from tests.stores import memory_contents
 
 
 def test_others_may_read_an_export_as_the_umask_lets_them(run: Path, tmp_path: Path) -> None:
@@ -29,6 +34,30 @@ def test_others_may_read_an_export_as_the_umask_lets_them(run: Path, tmp_path: P
         os.umask(before)
     written = [*(tmp_path / "vae").iterdir(), tmp_path / "vae.safetensors"]
     assert {stat.S_IMODE(path.stat().st_mode) for path in written} == {0o640}
+
+
+def test_an_address_gets_what_a_folder_gets(run: Path, tmp_path: Path) -> None:
+    address = f"memory://{uuid.uuid4().hex}"
+    expected = export_run(run, tmp_path / "vae")
+    summary = export_run(run, f"{address}/vae")
+    assert str(summary).startswith(f"{address}/vae: checkpoint-000002, scaling_factor")
+    here, there = contents(tmp_path / "vae"), memory_contents(f"{address}/vae")
+    assert here.keys() == there.keys()
+    assert all(there[name] == here[name] for name in here if name != "README.md")
+    weights = load_autoencoder(f"{address}/vae").state_dict()
+    assert all(
+        torch.equal(weights[name], value) for name, value in load_autoencoder(expected.output).state_dict().items()
+    )
+    with pytest.raises(ValueError, match=rf"output {address}/vae holds an export already; overwrite replaces it"):
+        export_run(run, f"{address}/vae")
+    export_run(run, f"{address}/single.safetensors", format="ldm")
+    assert (
+        load_autoencoder(f"{address}/single.safetensors").config["scaling_factor"] == expected.config["scaling_factor"]
+    )
+    with pytest.raises(ValueError, match=rf"output {address}/single\.safetensors is there already; overwrite"):
+        export_run(run, f"{address}/single.safetensors", format="ldm")
+    with pytest.raises(ValueError, match=r"push_to_hub uploads a folder of this machine, and output is an address"):
+        export_run(run, f"{address}/other", push_to_hub="me/vae")
 
 
 def test_a_single_file_comes_with_what_others_make_of_it(run: Path, tmp_path: Path) -> None:

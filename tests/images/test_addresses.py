@@ -30,24 +30,40 @@ from tests.stores import FaultyStore
 def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Six pictures in two classes, the same in two archives and two parquet files."""
     folder = tmp_path_factory.mktemp("here")
-    for kind in ("photos/cat", "photos/dog", "tars", "tables"):
-        (folder / kind).mkdir(parents=True)
     contents = []
     for i in range(6):
         path = folder / "photos" / ("cat" if i < 3 else "dog") / f"{i} é.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
         picture(i, size=(24, 20)).save(path)
         contents.append(path.read_bytes())
-    for part in range(2):
-        some = range(3 * part, 3 * part + 3)
-        with tarfile.open(folder / "tars" / f"{part}.tar", "w") as tar:
+    write_tars(folder / "tars", contents)
+    write_tables(folder / "tables", contents)
+    return folder
+
+
+def write_tars(folder: Path, contents: list[bytes]) -> None:
+    """Write pictures into two archives."""
+    folder.mkdir()
+    for part, some in enumerate(halves(contents)):
+        with tarfile.open(folder / f"{part}.tar", "w") as tar:
             for i in some:
                 member = tarfile.TarInfo(f"{i}.png")
                 member.size = len(contents[i])
                 tar.addfile(member, io.BytesIO(contents[i]))
+
+
+def write_tables(folder: Path, contents: list[bytes]) -> None:
+    """Write pictures into two parquet files."""
+    folder.mkdir()
+    for part, some in enumerate(halves(contents)):
         rows = {"image": [{"bytes": contents[i], "path": f"{i}.png"} for i in some], "caption": [f"{i}" for i in some]}
         features = datasets.Features({"image": datasets.Image(), "caption": datasets.Value("string")})
-        datasets.Dataset.from_dict(rows, features=features).to_parquet(folder / "tables" / f"{part}.parquet")
-    return folder
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(folder / f"{part}.parquet")
+
+
+def halves(contents: list[bytes]) -> list[range]:
+    middle = (len(contents) + 1) // 2
+    return [range(middle), range(middle, len(contents))]
 
 
 def upload(folder: Path) -> str:

@@ -16,10 +16,12 @@ from safetensors import safe_open
 from ldm_vae.config.commands.latents import LatentsExportOptions
 from ldm_vae.encoding.encode import encode
 from ldm_vae.latents.dataset import LatentDataset
+from ldm_vae.latents.layouts import export as export_module
 from ldm_vae.latents.layouts.export import export_latents
+from ldm_vae.system.output_stores import output_at
 from ldm_vae.system.places import open_store
 from tests.encodings import contents, options, save_captioned, save_vae
-from tests.stores import memory_contents
+from tests.stores import Killed, StoppingStore, memory_contents
 
 SIZES = [(24, 20), (20, 30), (16, 16), (40, 20), (30, 20), (21, 20)]
 
@@ -173,6 +175,43 @@ def test_mds_as_its_own_package_reads_it(latents: str, tmp_path: Path) -> None:
     export_latents(LatentsExportOptions(latents=latents, output=str(tmp_path / "mds"), layout="mds"))
     loaded = streaming.StreamingDataset(local=str(tmp_path / "mds"), shuffle=False, batch_size=1)
     check_rows([loaded[row] for row in range(len(loaded))], LatentDataset(latents, normalize="none"), suffix="")
+
+
+@pytest.mark.parametrize(
+    ("layout", "place", "after"),
+    [
+        ("lightningdit", "memory", True),
+        ("mds", "memory", False),
+        ("parquet", "here", False),
+        ("webdataset", "here", True),
+    ],
+)
+def test_a_process_may_end_at_any_call_of_the_store(
+    latents: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layout: Any, place: str, after: bool
+) -> None:
+    """Each file that is there then is whole, a list comes after what it names, and `overwrite` finishes."""
+    arguments: dict[str, Any] = {"latents": latents, "layout": layout}
+    export_latents(LatentsExportOptions(output=str(tmp_path / "whole"), **arguments))
+    expected, stop = contents(tmp_path / "whole"), 0
+    while True:
+        output = str(tmp_path / f"out-{stop}") if place == "here" else f"memory://{uuid.uuid4().hex}/export"
+        store = open_store(output)
+        stopping = StoppingStore(store, stop=stop, after=after)
+        with monkeypatch.context() as patch:
+            patch.setattr(export_module, "open_store", lambda place, store=stopping: store)
+            patch.setattr(export_module, "output_at", lambda place, kind, store=stopping: output_at(store, kind=kind))
+            try:
+                export_latents(LatentsExportOptions(output=output, **arguments))
+                break
+            except Killed:
+                pass
+        there = {name: store.read(name) for name in store.names() if name != ".ldm-vae-probe"}
+        assert there.items() <= expected.items()
+        assert not there.keys() & {"index.json", "latents_stats.pt"} or len(there) == len(expected)
+        export_latents(LatentsExportOptions(output=output, overwrite=True, **arguments))
+        assert {name: store.read(name) for name in store.names()} == expected
+        stop += 1
+    assert stop >= 3
 
 
 @pytest.mark.parametrize("layout", ["lightningdit", "mds", "parquet", "webdataset"])

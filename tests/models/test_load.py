@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import uuid
 from pathlib import Path
 
+import fsspec
 import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ldm_vae.exporting.convert import write_ldm_file
+from ldm_vae.exporting.fields import config_of
 from ldm_vae.models.blocks import speed_up_blocks
 from ldm_vae.models.layouts.folder import WEIGHTS_NAME
 from ldm_vae.models.layouts.ldm import ldm_state_dict
@@ -35,6 +39,32 @@ def test_loads_a_folder_a_pipeline_and_a_single_file(tmp_path: Path) -> None:
     half = load_autoencoder(tmp_path / "half")
     assert half.dtype == torch.float32
     torch.testing.assert_close(reconstruct(tmp_path / "half", images), expected, rtol=0, atol=1e-2)
+
+
+def test_loads_from_an_address(tmp_path: Path) -> None:
+    """A model's folder, a pipeline's, weights in shards, and a single file; and what isn't whole is none."""
+    family, address = tiny_family(), f"memory://{uuid.uuid4().hex}/models"
+    family.model.save_pretrained(tmp_path / "pipeline" / "vae")
+    family.model.save_pretrained(tmp_path / "shards", max_shard_size="20KB")
+    write_ldm_file(tmp_path / "vae.safetensors", family.model.state_dict(), config=config_of(family))
+    files = fsspec.filesystem("memory")
+    files.put(f"{tmp_path}/", address.removeprefix("memory:/"), recursive=True)
+    assert len(files.ls(f"{address}/shards")) > 3
+    images = random_images()
+    expected = reconstruct(tmp_path / "pipeline" / "vae", images)
+    for name in ("pipeline", "pipeline/vae", "shards", "vae.safetensors"):
+        torch.testing.assert_close(reconstruct(f"{address}/{name}", images), expected, rtol=0, atol=0)
+    files.pipe_file(f"{address}/vae.safetensors", files.cat_file(f"{address}/vae.safetensors")[:-1])
+    files.rm(f"{address}/pipeline/vae/config.json")
+    for name, problem in {
+        "pipeline/vae": "holds no whole autoencoder of diffusers",
+        "vae.safetensors": "is not a whole safetensors file",
+        "gone.safetensors": "doesn't exist; name an export, or a single file",
+        "gone": "holds no whole autoencoder of diffusers",
+    }.items():
+        with pytest.raises(ValueError, match=rf"^vae: {address}/{name} {problem}") as error:
+            load_autoencoder(f"{address}/{name}")
+        assert "\n" not in str(error.value)
 
 
 def test_what_is_no_autoencoder_is_named(tmp_path: Path) -> None:

@@ -12,13 +12,13 @@ import pytest
 
 from ldm_vae.config.rules import FieldError
 from ldm_vae.system.leases import Leases
-from ldm_vae.system.output_kinds import LATENTS
-from ldm_vae.system.output_stores import output_at
+from ldm_vae.system.output_kinds import EXPORT, LATENTS
+from ldm_vae.system.output_stores import is_marked_store, output_at
 from ldm_vae.system.places import open_store
 from ldm_vae.system.remote_store import RemoteStore, Retries
 from ldm_vae.system.store import LocalStore, Store, StoreError
 from ldm_vae.system.store_errors import redacted
-from tests.stores import SECRET, FaultyStore, s3_server
+from tests.stores import SECRET, FaultyStore, Killed, StoppingStore, s3_server
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +79,21 @@ def test_what_fails_half_way_is_not_there(store: Store) -> None:
     with pytest.raises(ZeroDivisionError):
         fail()
     assert store.names() == []
+
+
+def test_a_file_is_fetched_whole_or_not(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.write_whole("a.bin", b"0123456789")
+    monkeypatch.setattr("ldm_vae.system.store._FETCHED_AT_ONCE", 4)
+    store.fetch("a.bin", tmp_path / "fetched")
+    assert (tmp_path / "fetched").read_bytes() == b"0123456789"
+    whole = type(store).read_range
+    monkeypatch.setattr(
+        type(store), "read_range", lambda self, name, start, n: whole(self, name, start, n)[: max(0, 6 - start)]
+    )
+    with pytest.raises(StoreError, match=r"a\.bin can't be read: 6 bytes came of 10"):
+        store.fetch("a.bin", tmp_path / "fetched")
+    with pytest.raises(FileNotFoundError):
+        store.fetch("gone", tmp_path / "fetched")
 
 
 def test_only_one_of_many_creates(store: Store, request: pytest.FixtureRequest) -> None:
@@ -172,6 +187,40 @@ def test_other_bytes_than_were_sent_are_never_taken_for_whole(kept: int, reason:
 
     with pytest.raises(StoreError, match=rf"a can't be written: {reason} \(2 attempts\)"):
         Forgetful(f"memory://{uuid.uuid4().hex}").write_whole("a", b"0123456789")
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_an_output_of_several_objects_has_its_mark_or_is_none(after: bool) -> None:
+    """An export at an address whose process ends anywhere, over an earlier one; what is left may be written over."""
+
+    def export(store: Store, *, weights: bytes, overwrite: bool) -> None:
+        with output_at(store, kind=EXPORT).whole(overwrite=overwrite) as folder:
+            (folder / "diffusion_pytorch_model.safetensors").write_bytes(weights)
+            (folder / "config.json").write_bytes(b'{"_class_name": "AutoencoderKL", "of": "' + weights + b'"}')
+
+    stop, ends = 0, set()
+    while True:
+        store = open_store(f"memory://{uuid.uuid4().hex}/export")
+        export(store, weights=b"old", overwrite=False)
+        with pytest.raises(ValueError, match="holds an export already; overwrite replaces it"):
+            export(store, weights=b"new", overwrite=False)
+        try:
+            export(StoppingStore(store, stop=stop, after=after), weights=b"new", overwrite=True)
+            break
+        except Killed:
+            stop += 1
+        is_marked = is_marked_store(store, EXPORT)
+        if is_marked:
+            weights = store.read("diffusion_pytorch_model.safetensors")
+            assert weights in store.read("config.json")
+            ends.add(weights)
+        else:
+            ends.add(None)
+        export(store, weights=b"newest", overwrite=is_marked)
+        assert store.names() == ["config.json", "diffusion_pytorch_model.safetensors"]
+        assert store.read("diffusion_pytorch_model.safetensors") == b"newest"
+    assert ends == {b"old", None, b"new"}
+    assert stop > 10
 
 
 def test_addresses_that_can_not_be_used() -> None:

@@ -7,7 +7,7 @@ from typing import Optional
 
 from ldm_vae.config.commands.shared import ReadsVae, RunsAutoencoder
 from ldm_vae.config.names import DecodedFormat, MixedPrecision
-from ldm_vae.config.rules import at_least, local_path, positive, source
+from ldm_vae.config.rules import at_least, place, positive, source
 
 
 @dataclass(kw_only=True)
@@ -19,9 +19,9 @@ class DecodeOptions(ReadsVae, RunsAutoencoder):
 
     vae: str = source()
     """Autoencoder: a diffusers folder, a hub id or a single file."""
-    latents: str = local_path()
+    latents: str = place()
     """Folder of latents that `encode` wrote, or its address."""
-    output: str = local_path()
+    output: str = place()
     """Folder for the pictures, or an address."""
     batch_size: int = positive(8)
     """Number of latents that are decoded at once."""

@@ -7,7 +7,7 @@ from typing import Optional
 
 from ldm_vae.config.commands.shared import RayOptions, ReadsImages, ReadsVae, RunsAutoencoder
 from ldm_vae.config.names import BucketSet, DetectChanges, DType, EncodeLayout, Engine, JpegDecoder, LatentsMode
-from ldm_vae.config.rules import at_least, local_path, positive, require, require_divides, source
+from ldm_vae.config.rules import at_least, place, positive, require, require_divides, source
 
 
 @dataclass(kw_only=True)
@@ -21,10 +21,10 @@ class EncodeOptions(ReadsImages, ReadsVae, RunsAutoencoder):
     """
 
     vae: str = source()
-    """Autoencoder: a diffusers folder, a hub id or a single file."""
+    """Autoencoder: a diffusers folder, a hub id or a single file; folders and files may be at an address."""
     data: str = source()
     """Images to encode: a folder of images, a hub id, or parquet or webdataset files; with mel_frames, sounds."""
-    output: str = local_path()
+    output: str = place()
     """Folder for the shards, or an address: s3://, gs://, az:// or hf://. An interrupted encode into it is
     finished."""
     resolution: int = positive(256)
@@ -33,6 +33,9 @@ class EncodeOptions(ReadsImages, ReadsVae, RunsAutoencoder):
     mel_frames: Optional[int] = positive(None)
     """Frames of 10 ms of the mel spectrograms of sounds, in AudioLDM's format: 1024 for 10.24 s. With it `data` names
     a folder or files of sound, of each of which the middle is encoded. Without it `data` names images."""
+    crops: int = positive(1)
+    """Squares of each image, as rows that follow each other: with 1 the one in its centre, with more as many that are
+    spread evenly along its long side, from one end to the other. Of a square image all are the same."""
     batch_size: int = positive(8)
     """Number of images that are encoded at once."""
     mode: Optional[LatentsMode] = None
@@ -102,9 +105,14 @@ class EncodeOptions(ReadsImages, ReadsVae, RunsAutoencoder):
             not (self.buckets and self.streaming),
             "<buckets> needs the headers of all images first, which <streaming> doesn't give",
         )
+        require(
+            self.crops == 1 or not self.buckets,
+            f"<crops> is {self.crops}, but <buckets> keep nearly all of an image; leave one of them out",
+        )
         for name, value in (
             ("flip", self.flip),
             ("buckets", self.buckets),
+            ("crops", self.crops > 1),
             ("streaming", self.streaming),
             ("value_range", self.value_range),
             ("image_column", self.image_column),

@@ -8,7 +8,7 @@ from typing import Optional
 from ldm_vae.config.commands.shared import ReadsImages, ReadsVae, RunsAutoencoder
 from ldm_vae.config.names import Covariance, DirectionKind, LatentDistance, LatentPaths, MixedPrecision, SampleMethod
 from ldm_vae.config.reading import ReadingRules
-from ldm_vae.config.rules import at_least, local_path, positive, require, source
+from ldm_vae.config.rules import at_least, local_path, place, positive, require, source
 
 
 @dataclass(kw_only=True)
@@ -49,7 +49,7 @@ class ExploreSampleOptions(ExploreDataOptions):
 
     data: Optional[str] = source(None)
     """Pictures whose latents say what the latent space is like. It goes in place of `latents`."""
-    latents: Optional[str] = local_path(None)
+    latents: Optional[str] = place(None)
     """Folder of latents that `encode` wrote, or its address, in place of `data`."""
     method: SampleMethod = "auto"
     """Where latents are drawn from: the standard normal distribution (`prior`), a Gaussian fitted to the latents,
@@ -157,7 +157,7 @@ class ExploreNeighboursOptions(ExploreOptions, ReadingRules):
 
     picture: str = local_path()
     """Picture whose neighbours are wanted. It is resized and cropped to the size of the folder's pictures."""
-    latents: str = local_path()
+    latents: str = place()
     """Folder of latents that `encode` wrote, or its address; of any size."""
     count: int = positive(8)
     """Number of neighbours."""

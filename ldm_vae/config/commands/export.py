@@ -7,7 +7,7 @@ from typing import Optional
 
 from ldm_vae.config.commands.shared import ReadsImages
 from ldm_vae.config.names import DType, FileLayout, PipelineKind, Weights
-from ldm_vae.config.rules import local_path, positive, require, source
+from ldm_vae.config.rules import local_path, place, positive, require, source
 
 
 @dataclass(kw_only=True)
@@ -19,8 +19,8 @@ class ExportOptions(ReadsImages):
 
     run: str = local_path()
     """Folder of the run."""
-    output: str = local_path()
-    """Folder (format diffusers) or .safetensors file (format ldm) to write."""
+    output: str = place()
+    """Folder (format diffusers) or .safetensors file (format ldm) to write, or its address."""
     checkpoint: str = "latest"
     """Checkpoint to export: `latest`, `best` (by validation), or its name."""
     weights: Weights = "ema"
@@ -65,6 +65,10 @@ class ExportOptions(ReadsImages):
         require(
             self.data is not None or (self.split is None and self.image_column is None),
             "<split> and <image_column> describe <data>; without it the run's own settings count",
+        )
+        require(
+            self.push_to_hub is None or "://" not in self.output,
+            "<push_to_hub> uploads a folder of this machine, and <output> is an address; export into a folder",
         )
         require(
             self.push_to_hub is None or self.format == "diffusers",

@@ -8,14 +8,14 @@ from typing import Optional
 from ldm_vae.config.commands.shared import RayOptions, ReadsVae
 from ldm_vae.config.names import Engine, LatentsLayout, PipelineKind
 from ldm_vae.config.reading import ReadingRules
-from ldm_vae.config.rules import Options, at_least, local_path, require, source
+from ldm_vae.config.rules import Options, at_least, place, require, source
 
 
 @dataclass(kw_only=True)
 class LatentsVerifyOptions(ReadsVae, ReadingRules):
     """Check that a folder of latents is whole: report missing, damaged, duplicate and foreign shards."""
 
-    latents: str = local_path()
+    latents: str = place()
     """Folder of latents that `encode` wrote, or its address."""
     deep: bool = False
     """Encode a few random images again, from `vae` and `data`, and compare the latents."""
@@ -44,9 +44,9 @@ class LatentsVerifyOptions(ReadsVae, ReadingRules):
 class LatentsExportOptions(Options):
     """Write a folder of latents in the layout of another trainer."""
 
-    latents: str = local_path()
+    latents: str = place()
     """Folder of latents that `encode` wrote, or its address."""
-    output: str = local_path()
+    output: str = place()
     """Folder to write, or an address. For kohya it is the images' folder: sd-scripts looks for latents beside
     images."""
     layout: LatentsLayout

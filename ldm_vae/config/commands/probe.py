@@ -7,7 +7,7 @@ from typing import Optional
 
 from ldm_vae.config.commands.shared import ComparesImages, MeasuresPerceptually, WritesReport
 from ldm_vae.config.names import MixedPrecision, Normalisation, ProbeBudget
-from ldm_vae.config.rules import at_least, local_path, positive, require, source
+from ldm_vae.config.rules import at_least, local_path, place, positive, require, source
 
 
 @dataclass(kw_only=True)
@@ -27,7 +27,7 @@ class ProbeOptions(ComparesImages, MeasuresPerceptually, WritesReport):
     """Pictures to encode, to learn from and to compare samples with."""
     output: str = local_path()
     """Folder for metrics.json, the table, the picture of samples and the report; an interrupted probe is finished."""
-    latents: Optional[list[str]] = local_path(None)
+    latents: Optional[list[str]] = place(None)
     """Folders that `encode` wrote, to learn from in place of latents of `data`: one for the reference, if there is
     one, and one for each `vae`, in this order."""
     split: Optional[str] = None

@@ -26,7 +26,7 @@ from ldm_vae.models.families.family import Family
 from ldm_vae.models.inference import InferenceAutoencoder, local_device
 from ldm_vae.models.precision import use_bf16
 from ldm_vae.system.places import open_store
-from ldm_vae.system.ray_actors import RayActors, in_tasks
+from ldm_vae.system.ray_actors import RayActor, RayActors, in_tasks
 from ldm_vae.system.ray_cluster import on_device
 
 _POLL_SECONDS = 0.5
@@ -74,31 +74,35 @@ def _precision(options: EncodeOptions) -> bool:
     return use_bf16(options.mixed_precision, device=local_device())
 
 
-class EncodeActor:
-    """Holds an autoencoder on a device and encodes shard after shard; the arguments are those of `RayEngine`."""
+class EncodeActor(RayActor):
+    """Holds an autoencoder on a device and encodes shard after shard."""
 
-    def __init__(self, options: EncodeOptions, plan: Plan, family: Family, batches_ahead: int) -> None:
+    def set_up(self, *arguments: Any) -> None:
+        """Take options, plan and autoencoder."""
+        options, plan, family = arguments
         bf16 = plan.preprocessing["precision"] == "bf16"
         encoder = InferenceAutoencoder(family, bf16=bf16, memory_gib=options.memory_gib)
         codes = family.bottleneck.codes if plan.mode == "indices" else None
         self._codes = None if codes is None else codes.cpu()
-        self._options, self._plan, self._ahead = options, plan, batches_ahead
+        self._options, self._plan = options, plan
         self._encoder = ShardEncoder(options, mode=plan.mode, encoder=encoder)
         self._store = output_store(open_store(options.output), plan=plan)
         self._device = threading.Lock()
 
-    def encode(self, shard: ShardImages, images: list[Any]) -> EncodedShard:
+    def encode(self, arguments: list[Any], shard: ShardImages, images: list[Any]) -> EncodedShard:
         """Encode a shard and write it; returns when it is whole.
 
         Args:
+            arguments: See `ready`.
             shard: Its images.
             images: Ray's reference to the `EncodingImages`, in a list so that Ray doesn't resolve it here.
         """
         import ray
 
+        self.ready(arguments)
         started, records, num_by_device = time.monotonic(), list[ShardRecord](), 0
         with ShardWriter(self._store, plan=self._plan, codes=self._codes, on_written=records.append) as writer:
-            for batch in _decoded(ray, shard, images, options=self._options, ahead=self._ahead):
+            for batch in _decoded(ray, shard, images, options=self._options, ahead=self.batches_ahead):
                 with self._device:
                     encoded = self._encoder.encode(batch)
                 writer.add(encoded)
@@ -149,10 +153,8 @@ class RayEngine:
     """What each node did so far."""
 
     def __post_init__(self) -> None:
-        self._images_put, family = self.ray.put(self.images), self.ray.put(self.family)
-        self._actors = RayActors(
-            self.ray, EncodeActor, arguments=lambda ahead: (self.options, self.plan, family, ahead)
-        )
+        self._images_put = self.ray.put(self.images)
+        self._actors = RayActors(self.ray, EncodeActor, arguments=(self.options, self.plan, self.family))
 
     def finish_shards(self, *, waiting: Callable[[], object]) -> None:
         """Have all shards that are left encoded; waits for those that other drivers or processes have claimed.
@@ -170,7 +172,7 @@ class RayEngine:
                 time.sleep(_POLL_SECONDS)
 
     def _call(self, actor: Any, shard: ShardImages) -> Any:
-        return actor.encode.remote(shard, [self._images_put])
+        return actor.encode.remote(self._actors.arguments, shard, [self._images_put])
 
     def _take(self, encoded: EncodedShard) -> None:
         self.work.written(encoded.record)

@@ -143,6 +143,10 @@ def _check_model(dataset: LatentDataset, options: LatentsExportOptions) -> None:
         f"{dataset.directory} holds latents of sounds; sd-scripts looks for latents beside images",
     )
     require(
+        "crops" not in dataset.index["preprocessing"],
+        f"{dataset.directory} holds several crops of each image, of which sd-scripts reads one",
+    )
+    require(
         factor == FACTOR,
         f"{dataset.directory} holds latents of a factor {factor}; sd-scripts reads those of {name} with {FACTOR}",
     )
