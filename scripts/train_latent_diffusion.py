@@ -66,7 +66,7 @@ def main() -> None:
     accelerator = Accelerator()
     set_seed(args.seed)  # the same first weights everywhere
     dataset = LatentDataset(args.latents, sample=True, normalize="channel", seed=args.seed)
-    loader = DataLoader(dataset, batch_size=args.batch_size, shuffle=True, num_workers=2)
+    loader = DataLoader(dataset, batch_size=args.batch_size, shuffle=True, num_workers=2, persistent_workers=True)
     arguments = network_arguments(dataset, width=args.width, depth=args.depth, patch=args.patch)
     network = LatentTransformer(**arguments)
     shift = time_shift(dataset[0].latents.numel())

@@ -5,14 +5,18 @@ No process is started in the checkout, and none gets its path: what they import 
 
 from __future__ import annotations
 
-import importlib
+import contextlib
 import multiprocessing
 import os
+import runpy
 import socket
 import subprocess
 import sys
-from dataclasses import is_dataclass
+import time
+from collections.abc import Callable, Sequence
+from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext
+from multiprocessing.context import ForkServerProcess as Process
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -35,15 +39,12 @@ def start(command: list[str], *, output: Path, **environment: str) -> subprocess
         )
 
 
-def torchrun(num_processes: int, *arguments: str) -> list[str]:
-    """Return the arguments of a launch on this host, on a port of its own."""
-    return ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_processes}", *arguments]
-
-
 def forking() -> ForkServerContext:
     """Return what starts processes by forking a server that has the package imported, so that none takes its time."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["ldm_vae.encoding.encode", "ldm_vae.exporting.export", "ldm_vae.probing.probe"])
+    context.set_forkserver_preload(["tests.imported"])
+    with contextlib.chdir(ROOT):  # where the server, which may be started here, finds `tests`
+        forkserver.ensure_running()
     return context
 
 
@@ -55,37 +56,74 @@ def free_port() -> int:
         return port
 
 
-def run_with_gloo(function: str, options: object, *, folder: Path, num_processes: int = 2) -> None:
-    """Call `module:function` with options on processes that find each other as those of a launch do."""
-    launch = {"WORLD_SIZE": str(num_processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    printed = [folder / f"printed-{rank}.txt" for rank in range(num_processes)]
-    processes = []
-    for rank, file in enumerate(printed):
-        environment = ENVIRONMENT | launch | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-        processes.append(forking().Process(target=_run_rank, args=(function, options, environment, file)))
-        processes[-1].start()
-    for process, file in zip(processes, printed, strict=True):
-        process.join(timeout=120)
-        assert process.exitcode == 0, file.read_text()[-3000:]
+def start_forked(function: Callable[..., object], *arguments: object, output: Path, **environment: str) -> Process:
+    """Call a function in a process of its own, on the CPU and one thread, that prints into a file.
+
+    Args:
+        function: One that can be imported by its name.
+        arguments: Its arguments, which can be pickled.
+        output: The file, in whose folder the process works.
+        environment: Variables beside those of this process.
+    """
+    variables = {**os.environ, **ENVIRONMENT, **environment}
+    process = forking().Process(target=_call, args=(function, arguments, variables, output))
+    process.start()
+    return process
 
 
-def _run_rank(function: str, options: object, environment: dict[str, str], printed: Path) -> None:
-    import torch
+def start_launch(
+    num_processes: int, function: Callable[..., object], *arguments: object, output: Path
+) -> list[Process]:
+    """Call a function in processes that find each other as those of a launch do.
 
-    os.dup2(os.open(printed, os.O_CREAT | os.O_WRONLY | os.O_TRUNC), 1)
+    Each prints into a file of its own: launch.txt's are launch-0.txt, launch-1.txt and so on.
+    """
+    shared = {"WORLD_SIZE": str(num_processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    return [
+        start_forked(
+            function,
+            *arguments,
+            output=output.with_name(f"{output.stem}-{rank}{output.suffix}"),
+            **shared,
+            RANK=str(rank),
+            LOCAL_RANK=str(rank),
+        )
+        for rank in range(num_processes)
+    ]
+
+
+def finish(processes: Sequence[Process], *, folder: Path, seconds: float = 120) -> None:
+    """Wait until processes have ended, all of them well; what they printed into the folder is shown otherwise."""
+    until = time.monotonic() + seconds
+    for process in processes:
+        process.join(timeout=max(0.0, until - time.monotonic()))
+        if process.is_alive():
+            process.kill()
+            process.join()
+    printed = "\n".join(file.read_text()[-2000:] for file in sorted(folder.glob("*.txt")))
+    assert [process.exitcode for process in processes] == [0] * len(processes), printed
+
+
+def run_launch(function: Callable[..., object], *arguments: object, folder: Path, num_processes: int = 2) -> None:
+    """Call a function in the processes of a launch, and wait until they have ended well."""
+    finish(start_launch(num_processes, function, *arguments, output=folder / "launch.txt"), folder=folder)
+
+
+def run_script(script: str, *arguments: str) -> None:
+    """Run a script with arguments, as Python does."""
+    sys.argv = [script, *arguments]
+    sys.path.insert(0, str(Path(script).parent))
+    runpy.run_path(script, run_name="__main__")
+
+
+def _call(
+    function: Callable[..., object], arguments: Sequence[object], environment: dict[str, str], output: Path
+) -> None:
+    os.dup2(os.open(output, os.O_CREAT | os.O_WRONLY | os.O_TRUNC), 1)
     os.dup2(1, 2)
-    os.environ |= environment
-    torch.set_num_threads(1)
-    module, _, name = function.partition(":")
-    getattr(importlib.import_module(module), name)(options)
-
-
-def run_with_torchrun(function: str, options: object, *, folder: Path, num_processes: int = 2) -> None:
-    """Call `module:function` with options (a dataclass whose repr makes it again) on processes of a launch."""
-    module, _, name = function.partition(":")
-    classes = {type(value) for value in (options, *vars(options).values()) if is_dataclass(value)}
-    imports = "".join(f"from {each.__module__} import {each.__name__}\n" for each in classes)
-    script, printed = folder / f"{name}.py", folder / f"{name}.txt"
-    script.write_text(f"from {module} import {name}\n{imports}if __name__ == '__main__':\n    {name}({options!r})\n")
-    status = start(torchrun(num_processes, str(script)), output=printed).wait(timeout=120)
-    assert status == 0, printed.read_text()[-3000:]
+    os.chdir(output.parent)
+    os.environ.clear()
+    os.environ.update(environment)
+    multiprocessing.process._parent_process = None  # for the package it is what a user started, no worker,
+    multiprocessing.set_start_method(None, force=True)  # and starts its own workers as such a process does
+    function(*arguments)

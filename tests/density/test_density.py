@@ -19,12 +19,13 @@ from torch.distributions import Normal
 from ldm_vae.cli import main
 from ldm_vae.config.commands.density import DensityOptions
 from ldm_vae.config.commands.export import ExportOptions
+from ldm_vae.density.density import density
 from ldm_vae.exporting.export import export
 from ldm_vae.system.randomness import sample_rng
 from ldm_vae.training.likelihood import density_obstacle
 from ldm_vae.training.run_autoencoder import load_run_autoencoder
 from tests.density.runs import LOSS, measure, untrained_run
-from tests.launching import run_with_torchrun
+from tests.launching import run_launch
 from tests.pictures import picture, save_pictures
 from tests.tiny import tiny_config
 
@@ -145,7 +146,7 @@ def test_two_processes_find_what_one_finds(runs: dict[str, Path], photos: Path, 
     options = DensityOptions(
         vae=str(runs["gaussian"]), data=str(photos), output=str(tmp_path / "both"), samples=2, num_workers=0
     )
-    run_with_torchrun("ldm_vae.density.density:density", options, folder=tmp_path)
+    run_launch(density, options, folder=tmp_path)
     one, both = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("alone", "both"))
     assert (both["data_fingerprint"], both["num_images"]) == (one["data_fingerprint"], 3)
     assert both["protocol"] == one["protocol"]

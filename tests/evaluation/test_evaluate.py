@@ -21,7 +21,7 @@ from ldm_vae.evaluation.summary import EvaluateSummary
 from ldm_vae.metrics.reconstruction import ReconstructionMetrics
 from ldm_vae.metrics.sets import set_distances
 from tests.faults import full_disk
-from tests.launching import run_with_torchrun
+from tests.launching import run_launch
 from tests.pictures import noise, picture
 from tests.tiny import tiny_autoencoder
 
@@ -166,7 +166,7 @@ def test_two_processes_find_what_one_finds(vaes: list[str], photos: Path, tmp_pa
     options = EvaluateOptions(
         vae=vaes, data=str(photos), output=str(tmp_path / "both"), resolution=[32], perceptual="none", num_workers=0
     )
-    run_with_torchrun("ldm_vae.evaluation.evaluate:evaluate", options, folder=tmp_path)
+    run_launch(evaluate, options, folder=tmp_path)
     both = json.loads((tmp_path / "both" / "metrics.json").read_text())
     for expected, found in zip(alone.evaluations, both["evaluations"], strict=True):
         assert found["num_images"] == 5  # of six, one unreadable, over two processes

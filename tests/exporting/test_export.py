@@ -10,13 +10,14 @@ from safetensors.torch import load_file
 
 from ldm_vae.config.commands.export import ExportOptions
 from ldm_vae.config.model import ModelConfig
+from ldm_vae.exporting.export import export
 from ldm_vae.exporting.files import check_equal
 from ldm_vae.models.families import family_of
 from ldm_vae.models.families.family import Family
 from ldm_vae.models.load import load_autoencoder
 from ldm_vae.models.rescaling import _divide_stream as divide_stream
 from tests.exporting.runs import drawn_samples, export_run, photos_of, train_run
-from tests.launching import run_with_gloo
+from tests.launching import run_launch
 from tests.tiny import tiny_autoencoder
 
 
@@ -152,7 +153,7 @@ def test_what_does_not_read_back_is_an_error(run: Path, tmp_path: Path) -> None:
 def test_two_processes_measure_what_one_measures(run: Path, tmp_path: Path) -> None:
     alone = export_run(run, tmp_path / "alone")
     options = ExportOptions(run=str(run), output=str(tmp_path / "both"), num_workers=0)
-    run_with_gloo("ldm_vae.exporting.export:export", options, folder=tmp_path)
+    run_launch(export, options, folder=tmp_path)
     measurements = json.loads((tmp_path / "both" / "measurements.json").read_text())
     assert measurements["latents"]["num_images"] == 6
     assert measurements["latents"]["std"] == pytest.approx(alone.latents.std, rel=1e-6)

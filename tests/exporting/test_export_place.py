@@ -1,11 +1,13 @@
 """Where an export is written: found out before measuring, whole or absent, nothing of others lost."""
 
+import ctypes
 import os
 import shutil
 import stat
 import subprocess
 import sys
 import uuid
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,14 +17,18 @@ from diffusers import AutoencoderKL
 from huggingface_hub import constants
 
 import ldm_vae.exporting.files
+from ldm_vae.cli import main
 from ldm_vae.config.parsing import dump_config, load_config
 from ldm_vae.models.load import load_autoencoder
 from ldm_vae.training.checkpoint_files import MANIFEST, write_manifest
 from tests.encodings import contents
 from tests.exporting.runs import export_run
-from tests.launching import ENVIRONMENT
+from tests.launching import start_forked
 from tests.pictures import save_pictures
 from tests.stores import memory_contents
+
+NOT_ALLOWED = 77
+"""Status of a process that may not mount."""
 
 
 def test_others_may_read_an_export_as_the_umask_lets_them(run: Path, tmp_path: Path) -> None:
@@ -66,35 +72,45 @@ def test_a_single_file_comes_with_what_others_make_of_it(run: Path, tmp_path: Pa
     assert export_run(run, tmp_path / "vae").notes == []
 
 
-def run_mounted(script: str, *, size: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """Run Python in a folder whose subfolder `mounted` is an empty file system of its own."""
+def run_mounted(function: Callable[[Path], None], run: Path, *, size: str, folder: Path) -> list[str]:
+    """Call a function with a run, in a folder whose subfolder `mounted` is an empty file system of its own."""
     (folder / "mounted").mkdir()
-    (folder / "write.py").write_text(f"import os\nfrom ldm_vae.cli import main\n{script}")
-    command = f"mount -t tmpfs -o size={size} none mounted || exit 77; {sys.executable} write.py"
-    ended = subprocess.run(
-        ["unshare", "-m", "sh", "-c", command],
-        cwd=folder,
-        env=os.environ | ENVIRONMENT,
-        capture_output=True,
-        text=True,
-    )
-    if ended.returncode == 77 or "unshare" in ended.stderr:
+    printed = folder / "printed.txt"
+    process = start_forked(_call_mounted, function, run, size, output=printed)
+    process.join(timeout=120)
+    if process.exitcode == NOT_ALLOWED:
         pytest.skip("mounts aren't allowed here")
-    assert ended.returncode == 0, ended.stderr
-    return ended
+    assert process.exitcode == 0, printed.read_text()
+    return printed.read_text().splitlines()
+
+
+def _call_mounted(function: Callable[[Path], None], run: Path, size: str) -> None:
+    new_mount_namespace = 0x20000  # CLONE_NEWNS
+    commands = ["mount --make-rprivate /", f"mount -t tmpfs -o size={size} none mounted"]
+    if ctypes.CDLL(None).unshare(new_mount_namespace) or any(subprocess.call(each.split()) for each in commands):
+        sys.exit(NOT_ALLOWED)
+    function(run)
+
+
+def fill_mounted(run: Path) -> None:
+    main(["export", "--run", str(run), "--output", "mounted", "--num_workers", "0"])
+    print(*sorted(os.listdir("mounted")))
+    main(["convert", "vae.safetensors", "mounted", "--overwrite"])
+    print(*sorted(os.listdir("mounted")))
+
+
+def overfill_mounted(run: Path) -> None:
+    for output, layout in (("mounted/vae", "diffusers"), ("mounted/vae.safetensors", "ldm")):
+        with pytest.raises(SystemExit) as end:
+            main(["export", "--run", str(run), "--output", output, "--format", layout])
+        print(end.value.code, os.listdir("mounted"))
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="a mount needs root")
 def test_an_empty_mount_point_is_filled(run: Path, tmp_path: Path) -> None:
     """As containers and cloud jobs give their output folder; it can't be renamed away."""
     export_run(run, tmp_path / "vae.safetensors", format="ldm")
-    script = (
-        f"main(['export', '--run', {str(run)!r}, '--output', 'mounted', '--num_workers', '0'])\n"
-        "print(*sorted(os.listdir('mounted')))\n"
-        "main(['convert', 'vae.safetensors', 'mounted', '--overwrite'])\n"
-        "print(*sorted(os.listdir('mounted')))\n"
-    )
-    lines = run_mounted(script, size="100m", folder=tmp_path).stdout.splitlines()
+    lines = run_mounted(fill_mounted, run, size="100m", folder=tmp_path)
     whole = "README.md config.json diffusion_pytorch_model.safetensors measurements.json reconstruction.png"
     assert whole in lines
     assert lines[-1] == "config.json diffusion_pytorch_model.safetensors"
@@ -102,16 +118,9 @@ def test_an_empty_mount_point_is_filled(run: Path, tmp_path: Path) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="a mount needs root")
 def test_a_full_disk_names_the_output_and_leaves_nothing(run: Path, tmp_path: Path) -> None:
-    arguments = {"mounted/vae": "diffusers", "mounted/vae.safetensors": "ldm"}
-    script = f"for output, layout in {arguments!r}.items():\n" + (
-        "    try:\n"
-        f"        main(['export', '--run', {str(run)!r}, '--output', output, '--format', layout])\n"
-        "    except SystemExit as end:\n"
-        "        print(end.code, os.listdir('mounted'))\n"
-    )
-    ended = run_mounted(script, size="16k", folder=tmp_path)
-    assert ended.stdout.splitlines() == ["1 []", "1 []"]
-    told = [line for line in ended.stderr.splitlines() if "can't be written" in line]
+    lines = run_mounted(overfill_mounted, run, size="16k", folder=tmp_path)
+    assert [line for line in lines if line.startswith("1 ")] == ["1 []", "1 []"]
+    told = [line for line in lines if "can't be written" in line]
     reason = "can't be written: No space left on device"
     files = ["mounted/vae/diffusion_pytorch_model.safetensors", "mounted/vae.safetensors"]
     assert told == [f"ldm-vae: {file} {reason}" for file in files]

@@ -23,7 +23,7 @@ from ldm_vae.exporting.export import export
 from ldm_vae.images.transforms import to_tensor
 from ldm_vae.training.loop import train
 from tests.exporting.tiny_pipelines import tiny_flux2_pipeline
-from tests.launching import run_with_gloo
+from tests.launching import run_launch
 from tests.pictures import save_pictures
 
 SIDE = 16
@@ -85,7 +85,7 @@ def test_statistics_are_those_of_the_patches_over_the_data(run: Path, exported: 
 def test_two_processes_measure_the_same_bits(run: Path, tmp_path: Path) -> None:
     """With images one by one: how many a batch holds may change a convolution's last bits."""
     options = ExportOptions(run=str(run), output=str(tmp_path / "two"), num_workers=0, batch_size=1)
-    run_with_gloo("ldm_vae.exporting.export:export", options, folder=tmp_path)
+    run_launch(export, options, folder=tmp_path)
     single = export_run(run, tmp_path / "one", batch_size=1)
     one, two = (load_file(next(folder.glob("*.safetensors"))) for folder in (single, tmp_path / "two"))
     assert all(torch.equal(one[name], two[name]) for name in one if name.startswith("bn."))

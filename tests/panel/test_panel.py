@@ -19,7 +19,7 @@ from ldm_vae.panel.measures import MEASURES
 from ldm_vae.system.pixels import to_pixels
 from ldm_vae.system.randomness import sample_rng
 from ldm_vae.system.strict_json import dump_json
-from tests.launching import run_with_gloo
+from tests.launching import run_launch
 from tests.pictures import picture
 from tests.tiny import tiny_autoencoder
 
@@ -114,7 +114,7 @@ def test_what_is_written_and_said(vaes: list[str], photos: Path, tmp_path: Path)
 @pytest.mark.processes
 def test_two_processes_find_the_very_figures_of_one(vaes: list[str], photos: Path, tmp_path: Path) -> None:
     alone = evaluate(options(vaes, photos, tmp_path / "alone"))
-    run_with_gloo("ldm_vae.evaluation.evaluate:evaluate", options(vaes, photos, tmp_path / "both"), folder=tmp_path)
+    run_launch(evaluate, options(vaes, photos, tmp_path / "both"), folder=tmp_path)
     both = json.loads((tmp_path / "both" / "metrics.json").read_text())["evaluations"]
     for one, two in zip(alone.evaluations, both, strict=True):
         assert one.panel is not None

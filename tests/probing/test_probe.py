@@ -19,7 +19,7 @@ from ldm_vae.probing.leaderboard import leaderboard
 from ldm_vae.probing.probe import probe
 from ldm_vae.probing.results import ProbeSummary
 from ldm_vae.system.output_kinds import PROBE, output_kind
-from tests.launching import ROOT, run_with_gloo
+from tests.launching import ROOT, run_launch
 from tests.pictures import save_pictures
 from tests.tiny import tiny_autoencoder
 
@@ -154,7 +154,7 @@ def test_an_interrupted_probe_goes_on_to_the_same_figures(
 @pytest.mark.processes
 def test_two_processes_find_what_one_finds(first: ProbeSummary, vaes: list[str], photos: str, tmp_path: Path) -> None:
     asked = options(vaes, photos, tmp_path / "both", panel_images=8)
-    run_with_gloo("ldm_vae.probing.probe:probe", asked, folder=tmp_path)
+    run_launch(probe, asked, folder=tmp_path)
     both = json.loads((tmp_path / "both" / "metrics.json").read_text())
     alone = json.loads(first.metrics.read_text())
     assert both["protocol"] == alone["protocol"]

@@ -19,9 +19,10 @@ from scipy.ndimage import uniform_filter
 from scipy.stats import mannwhitneyu
 
 from ldm_vae.config.commands.score import ScoreOptions
+from ldm_vae.scoring.score import score
 from ldm_vae.system.output_kinds import SCORES, output_kind
 from ldm_vae.system.randomness import sample_rng
-from tests.launching import run_with_torchrun
+from tests.launching import run_launch
 from tests.scoring.running import SIDE, lines_of, run
 
 
@@ -150,7 +151,7 @@ def test_two_processes_find_what_one_finds(place: Path, tmp_path: Path) -> None:
         output=str(tmp_path / "two"), resolution=SIDE, num_workers=0, perceptual="none", batch_size=2, num_maps=2,
         num_pictures=2, **options,
     )  # fmt: skip
-    run_with_torchrun("ldm_vae.scoring.score:score", two, folder=tmp_path)
+    run_launch(score, two, folder=tmp_path)
     hold_equal(tmp_path / "one", tmp_path / "two")
 
 

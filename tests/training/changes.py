@@ -42,11 +42,6 @@ class Change(ABC):
         """Make the change, until `patches` is closed."""
 
 
-def change_classes() -> list[type[Change]]:
-    """Return every kind of change."""
-    return Change.__subclasses__()
-
-
 @dataclass(frozen=True)
 class SmoothNetworks(Change):
     """Networks without kinks, at which a rounding error flips a sign and becomes a difference that anyone sees."""

@@ -1,13 +1,11 @@
-"""Drives real training runs for the tests, and breaks them on purpose: `drive.py JOBS.json`.
+"""Drives real training runs for the tests, and breaks them on purpose.
 
-Under torchrun each process runs all jobs one after the other, in the processes of the launch. Otherwise this process,
-once it has imported everything, forks the processes of each job, which run the command line; so that a kill costs no
-import. `jobs.py` says what a job is, `changes.py` what can be done to the library for it.
+The processes of a launch run all jobs one after the other. Jobs that may be killed run by the command line, each in
+processes of its own. `jobs.py` says what a job is, `changes.py` what can be done to the library for it.
 """
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import shutil
@@ -15,26 +13,43 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from unittest import mock
 
 from accelerate.state import PartialState
-
-sys.path.insert(0, str(Path(__file__).parents[2]))  # for `tests`, which another package installs too
 
 from ldm_vae import cli
 from ldm_vae.config.parsing import dump_config
 from ldm_vae.training import loop, processes
 from ldm_vae.training.processes import weights_digest
+from tests.launching import finish, start_forked, start_launch
 from tests.tiny import tiny_config
-from tests.training.jobs import ForkedJob, Job, read_jobs
+from tests.training.jobs import ForkedJob, Job
 from tests.training.patching import after_step, current_rank, patches
 from tests.training.runs import damage
 
 JOB_SECONDS = 120
 
 
-def run_in_launch(jobs: list[Job]) -> None:
+def run_together(
+    folder: Path, *, launched: Mapping[int, Sequence[Job]] = MappingProxyType({}), forked: Sequence[ForkedJob] = ()
+) -> None:
+    """Run jobs in launches of so many processes, and forked ones beside them; return when all have ended well.
+
+    Args:
+        folder: Where what is run and what it prints is filed.
+        launched: The jobs of each launch, by its number of processes.
+        forked: Jobs in processes of their own, one after the other.
+    """
+    processes = [start_forked(run_forked, forked, output=folder / "forked.txt")] if forked else []
+    for number, jobs in launched.items():
+        processes += start_launch(number, run_in_launch, jobs, output=folder / f"launch-of-{number}.txt")
+    finish(processes, folder=folder, seconds=300)
+
+
+def run_in_launch(jobs: Sequence[Job]) -> None:
     """Run the jobs in the launch's processes; each leaves outcome-RANK.json beside its run."""
     kept_group = mock.patch.object(PartialState, "destroy_process_group")  # each run would end the launch's group
     with kept_group, mock.patch.object(processes, "_GRACE_SECONDS", 0.0):
@@ -53,8 +68,13 @@ def run_in_launch(jobs: list[Job]) -> None:
             Path(f"{config.output_dir}-outcome-{current_rank()}.json").write_text(json.dumps(told))
 
 
-def run_forked(job: ForkedJob) -> None:
-    """Run a job in processes of its own; what each prints, and how they end, is filed under the job's name."""
+def run_forked(jobs: Sequence[ForkedJob]) -> None:
+    """Run each job in processes of its own; what each prints, and how they end, is filed under the job's name."""
+    for job in jobs:
+        _run_forked(job)
+
+
+def _run_forked(job: ForkedJob) -> None:
     config = tiny_config(**job.config)
     run = Path(config.output_dir)
     output = run.parent / job.name
@@ -102,15 +122,3 @@ def wait(children: list[int]) -> list[int | None]:
                     statuses[child] = None
         time.sleep(0.01)
     return [statuses[child] for child in children]
-
-
-if __name__ == "__main__":
-    listed = read_jobs(Path(sys.argv[1]))
-    if "RANK" in os.environ:
-        run_in_launch(listed)
-    else:
-        gc.collect()
-        gc.freeze()  # so that the children needn't copy what they don't change
-        for each in listed:
-            assert isinstance(each, ForkedJob)
-            run_forked(each)

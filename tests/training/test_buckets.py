@@ -20,7 +20,8 @@ from ldm_vae.training.step import TrainingStep
 from tests.pictures import picture, save_pictures
 from tests.tiny import LOSS, MODEL, TRAIN, tiny_config
 from tests.training.changes import Change, SignalInStep, SmoothNetworks
-from tests.training.jobs import ForkedJob, Job, run_together
+from tests.training.drive import run_together
+from tests.training.jobs import ForkedJob, Job
 from tests.training.runs import assert_bit_equal, largest_difference, metrics
 
 STEPS = 6
@@ -76,7 +77,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, bands: Path) -> Path:
     for processes, size in CUTS:
         config = config_of(folder / f"{processes}-{size}", bands, micro_batch_size=size)
         launched[processes].append(Job(config=config))
-    run_together(folder, launched, listed)
+    run_together(folder, launched=launched, forked=listed)
     return folder
 
 
@@ -87,7 +88,7 @@ def test_weights_are_those_of_one_process_and_one_batch(runs: Path, processes: i
     figures = [line for line in metrics(runs / "1-8") if "rec" in line]
     assert len(figures) == STEPS
     assert all(line["perceptual"] > 0 for line in figures)
-    assert "48x16" in (runs / "launch-1.txt").read_text()  # how many images are in each is told
+    assert "48x16" in (runs / "launch-of-1-0.txt").read_text()  # how many images are in each is told
 
 
 @pytest.mark.processes

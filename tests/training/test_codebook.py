@@ -13,9 +13,9 @@ from ldm_vae.training.health import Health
 from ldm_vae.training.loop import train
 from ldm_vae.training.meter import MeterReading
 from ldm_vae.training.run_autoencoder import load_run_autoencoder
-from tests.launching import start, torchrun
 from tests.tiny import tiny_config, tiny_family
-from tests.training.jobs import Job, driver_command
+from tests.training.drive import run_together
+from tests.training.jobs import Job
 from tests.training.runs import assert_bit_equal, last_checkpoint, metrics
 
 MODEL = {"family": "vq", "codebook_size": 24, "codebook_decay": 0.8}
@@ -34,10 +34,11 @@ def fields(output: Path, pictures: Path, **train: Any) -> dict[str, Any]:
 
 @pytest.mark.processes
 def test_codes_do_not_depend_on_processes(pictures: Path, tmp_path: Path) -> None:
-    for processes, micro_batch_size in ((1, 4), (2, 1)):
-        job = Job(config=fields(tmp_path / f"{processes}", pictures, micro_batch_size=micro_batch_size))
-        command = driver_command([job], file=tmp_path / f"jobs-{processes}.json")
-        assert start(torchrun(processes, *command), output=tmp_path / f"{processes}.txt").wait(timeout=300) == 0
+    launched = {
+        processes: [Job(config=fields(tmp_path / f"{processes}", pictures, micro_batch_size=micro_batch_size))]
+        for processes, micro_batch_size in ((1, 4), (2, 1))
+    }
+    run_together(tmp_path, launched=launched)
     one, two = (last_checkpoint(tmp_path / f"{processes}") for processes in (1, 2))
     codes = [load_file(folder / "autoencoder.safetensors")[CODEBOOK] for folder in (one, two)]
     torch.testing.assert_close(codes[1], codes[0], rtol=0, atol=1e-5)

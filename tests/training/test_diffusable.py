@@ -15,7 +15,8 @@ from ldm_vae.training.loop import train
 from ldm_vae.training.step import TrainingStep
 from tests.tiny import tiny_config
 from tests.training.changes import Change, SignalInStep, SmoothNetworks
-from tests.training.jobs import ForkedJob, Job, run_together
+from tests.training.drive import run_together
+from tests.training.jobs import ForkedJob, Job
 from tests.training.runs import assert_bit_equal, largest_difference, metrics
 from tests.vision import save_vision
 
@@ -96,7 +97,7 @@ def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     for processes, size in CUTS:
         config = config_of(folder / f"{processes}-{size}", micro_batch_size=size)
         launched[processes].append(Job(config=config))
-    run_together(folder, launched, jobs)
+    run_together(folder, launched=launched, forked=jobs)
     return folder
 
 

@@ -16,7 +16,6 @@ from ldm_vae.encoding.encode import encode
 from ldm_vae.exporting.export import export
 from tests.audio.sounds import FRAMES, write_sounds
 from tests.encodings import RESOLUTION, options, save_vae
-from tests.launching import start, torchrun
 from tests.training.changes import (
     BypassedReducer,
     Change,
@@ -27,7 +26,8 @@ from tests.training.changes import (
     NoiseOfEachRank,
     SmoothNetworks,
 )
-from tests.training.jobs import Job, driver_command
+from tests.training.drive import run_together
+from tests.training.jobs import Job
 from tests.training.runs import largest_difference, last_checkpoint, metrics
 
 pytestmark = pytest.mark.processes
@@ -141,16 +141,7 @@ def launches(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Launch
         job("nan_images", NanImages(first=3, last=4)),
         job("row_of_nan", NanImages(first=5, last=99), max_nonfinite_steps=3, log_steps=1),
     ]
-    started = {
-        num_processes: start(
-            torchrun(num_processes, *driver_command(listed, file=launches.folder / f"jobs-{num_processes}.json")),
-            output=launches.folder / f"launch-{num_processes}.txt",
-        )
-        for num_processes, listed in jobs.items()
-    }
-    for num_processes, process in started.items():
-        printed = launches.folder / f"launch-{num_processes}.txt"
-        assert process.wait(timeout=300) == 0, printed.read_text()[-3000:]
+    run_together(launches.folder, launched=jobs)
     return launches
 
 

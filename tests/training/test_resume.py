@@ -26,7 +26,8 @@ from tests.training.changes import (
     SmoothNetworks,
     WorkerKilledInStep,
 )
-from tests.training.jobs import Damage, ForkedJob, driver_command
+from tests.training.drive import run_together
+from tests.training.jobs import Damage, ForkedJob
 from tests.training.runs import assert_bit_equal, damage, largest_difference, last_checkpoint, metrics
 
 pytestmark = pytest.mark.processes
@@ -116,9 +117,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, pictures: Path, shards: Path)
         add(name, processes=3, data=data, train={"batch_size": 6})
     add("missing", processes=2, started=1, train={"timeout_minutes": 0.03})
 
-    printed = runs.folder / "driver.txt"
-    process = start(driver_command(jobs, file=runs.folder / "jobs.json"), output=printed)
-    assert process.wait(timeout=500) == 0, printed.read_text()[-3000:]
+    run_together(runs.folder, forked=jobs)
     return runs
 
 

@@ -12,7 +12,7 @@ from tests.tiny import tiny_autoencoder
 
 
 @torch.no_grad()
-def share_images(_: None) -> None:
+def share_images() -> None:
     """Compare an AutoencoderKL at several sizes and, on two processes, every family."""
     dist.init_process_group("gloo")
     autoencoder = lively(tiny_autoencoder(widths=[8, 8, 16], attention=[False, True, False]))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +16,11 @@ from ldm_vae.models.exact import disable_exact_tiling, enable_exact_tiling, plan
 from ldm_vae.models.exact.maps import RowMap, Tier
 from ldm_vae.models.exact.networks import make_program
 from ldm_vae.models.exact.statistics import ChannelStatistics
-from tests.launching import run_with_gloo
+from ldm_vae.models.families import family_of
+from ldm_vae.models.inference import InferenceAutoencoder
+from ldm_vae.training.capacity import PeakMemory
+from tests.launching import finish, run_launch, start_forked
+from tests.models.exact.sharing import share_images
 from tests.models.exact.strips import TIERS, gradient_picture, in_strips, lively, relative_error
 from tests.tiny import tiny_autoencoder
 
@@ -154,34 +157,27 @@ def test_mistakes_are_one_line(act: Callable[[], object], message: str) -> None:
 @pytest.mark.processes
 @pytest.mark.parametrize("num_processes", [2, 3])
 def test_processes_share_an_image(tmp_path: Path, num_processes: int) -> None:
-    run_with_gloo("tests.models.exact.sharing:share_images", None, folder=tmp_path, num_processes=num_processes)
+    run_launch(share_images, folder=tmp_path, num_processes=num_processes)
 
 
-MEASURED = """
-import sys
-import torch
-from ldm_vae.models.families import family_of
-from ldm_vae.models.inference import InferenceAutoencoder
-from ldm_vae.training.capacity import PeakMemory
-from tests.tiny import tiny_autoencoder
-
-memory_gib = float(sys.argv[1]) or None
-encoder = InferenceAutoencoder(family_of(tiny_autoencoder(widths=[16, 16])), bf16=False, memory_gib=memory_gib)
-image = torch.rand(1, 3, 768, 768)
-encoder.encode(image[:, :, :16, :16])
-memory = PeakMemory(torch.device("cpu"))
-held = memory.current
-encoder.encode(image)
-print((memory.peak - held) / 2**30)
-"""
+def encode_and_measure(memory_gib: float) -> None:
+    """Print the peak memory, in GiB, that an encode takes beside the weights; no bound at 0."""
+    autoencoder = family_of(tiny_autoencoder(widths=[16, 16, 16]))
+    encoder = InferenceAutoencoder(autoencoder, bf16=False, memory_gib=memory_gib or None)
+    image = torch.rand(1, 3, 768, 768)
+    encoder.encode(image[:, :, :16, :16])
+    memory = PeakMemory(torch.device("cpu"))
+    held = memory.current
+    encoder.encode(image)
+    print((memory.peak - held) / 2**30)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a process's peak memory is read from /proc")
-def test_memory_stays_within_the_budget() -> None:
+def test_memory_stays_within_the_budget(tmp_path: Path) -> None:
     def peak(memory_gib: float) -> float:
-        command = [sys.executable, "-c", MEASURED, str(memory_gib)]
-        root = Path(__file__).parents[3]
-        return float(subprocess.run(command, capture_output=True, text=True, check=True, cwd=root).stdout)
+        printed = tmp_path / f"{memory_gib}.txt"
+        finish([start_forked(encode_and_measure, memory_gib, output=printed)], folder=tmp_path)
+        return float(printed.read_text().splitlines()[-1])
 
     budget = 0.04
     assert peak(0) > 2.5 * budget
