@@ -67,7 +67,8 @@ def graphs_after_rehearsals(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_compiled_run_is_the_eager_one_and_compiles_at_its_start_only(
     tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Half a minute where torch has compiled none of it before, seconds else."""
+    """The graphs run by torch's own kernels, since making others takes minutes."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     rehearsed = graphs_after_rehearsals(monkeypatch)
     for further in ({"max_train_steps": 3}, {"resume_from_checkpoint": "latest"}):
         train(config_of(tmp_path / "compiled", pictures, compile="on", **further))
@@ -89,6 +90,19 @@ def test_compiled_run_is_the_eager_one_and_compiles_at_its_start_only(
     assert len(rehearsed) == 8  # of two sizes in the eager run and in the stage
     assert counters["stats"]["unique_graphs"] == rehearsed[-1]
     assert not counters["graph_break"]
+
+
+def test_machine_code_of_the_autoencoder_is_the_eager_one(tmp_path: Path, pictures: Path) -> None:
+    """Half a minute where torch has compiled none of it before, seconds else."""
+    for compile_it in ("on", "off"):
+        data = {"resolution": 8, "train": str(pictures)}
+        train_fields = {"max_train_steps": 3, "compile": compile_it}
+        model = {"family": "tiny", "block_out_channels": [4], "layers_per_block": 1, "latent_channels": 2}
+        train(tiny_config(output_dir=tmp_path / compile_it, model=model, data=data, loss={"disc_weight": 0.0},
+                          train=train_fields))  # fmt: skip
+    compiled, eager = weights(tmp_path / "on"), weights(tmp_path / "off")
+    for name, weight in eager.items():
+        torch.testing.assert_close(compiled[name], weight, rtol=1e-3, atol=1e-4, msg=name)
 
 
 def test_a_student_of_sounds_and_its_teacher_compile_once_and_learn_as_eager_ones(

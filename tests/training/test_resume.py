@@ -14,7 +14,7 @@ import datasets
 import pytest
 from safetensors.torch import load_file
 
-from tests.launching import SCRIPTS, start
+from tests.launching import SCRIPTS, finish, run_script, start_forked
 from tests.training.changes import (
     Change,
     FullDiskInSave,
@@ -272,8 +272,8 @@ def test_files_may_be_read_by_whom_the_umask_lets(runs: Runs) -> None:
 
 def test_stress_script_counts_what_is_bit_equal(tmp_path: Path) -> None:
     printed = tmp_path / "printed.txt"
-    script = start([str(SCRIPTS / "stress_resume.py"), "--kills", "1"], output=printed)
-    assert script.wait(timeout=200) == 0, printed.read_text()
+    script = str(SCRIPTS / "stress_resume.py")
+    finish([start_forked(run_script, script, "--kills", "1", output=printed)], folder=tmp_path)
     assert printed.read_text().startswith("1 of 1 bit-equal, with 1 processes\n")
 
 
