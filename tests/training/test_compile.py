@@ -139,6 +139,7 @@ def test_a_student_of_sounds_and_its_teacher_compile_once_and_learn_as_eager_one
         torch.testing.assert_close(compiled[name], weight, rtol=1e-3, atol=1e-4, msg=name)
 
 
+@torch._dynamo.config.patch(recompile_limit=2, fail_on_recompile_limit_hit=True)
 def test_three_frozen_networks_compile_without_breaks_and_once(
     tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -146,8 +147,6 @@ def test_three_frozen_networks_compile_without_breaks_and_once(
 
     There are more graphs than torch allows by itself, beyond which it would run what comes uncompiled.
     """
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 2)
-    monkeypatch.setattr(torch._dynamo.config, "fail_on_recompile_limit_hit", True)
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     looking = {"alignment": "dinov2", "perceptual": "dinov3", "discriminator": "siglip2"}
     for name in looking.values():
