@@ -10,7 +10,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -24,7 +23,7 @@ from ldm_vae import cli
 from ldm_vae.config.parsing import dump_config
 from ldm_vae.training import loop, processes
 from ldm_vae.training.processes import weights_digest
-from tests.launching import finish, start_forked, start_launch
+from tests.launching import finish, free_port, start_forked, start_launch
 from tests.tiny import tiny_config
 from tests.training.jobs import ForkedJob, Job
 from tests.training.patching import after_step, current_rank, patches
@@ -83,9 +82,7 @@ def _run_forked(job: ForkedJob) -> None:
     if job.damage is not None:
         damage(run / job.damage.file, how=job.damage.how)
     Path(f"{output}.yaml").write_text(dump_config(config))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     children = []
     for index in range(job.num_processes if job.started is None else job.started):
         child = os.fork()
