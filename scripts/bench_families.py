@@ -2,11 +2,11 @@
 
     python scripts/bench_families.py --train PHOTOS --validation OTHERS --output runs/bench-families --updates 1500
 
-FAMILIES are trained small at 128 pixels, on the same crops in the same order, exported, evaluated on `--validation`
-and probed on `--train`. The rate is the KL divergence from the prior, or the entropy of the codes, an image pixel;
-latents that nothing bounds have none. `--only NAME` trains some of them; the table comes when all are there. What is
-done isn't done again, and interrupted trainings and probes go on: the command may be repeated until it prints the
-table, which it also writes to table.md.
+FAMILIES are trained small, in float32, on the same crops in the same order, exported, evaluated on `--validation` and
+probed on `--train`. The rate is the KL divergence from the prior, or the entropy of the codes, an image pixel; latents
+that nothing bounds have none. `--resolution`, `--width` and `--updates` say how small. `--only NAME` trains some of
+them; the table comes when all are there. What is done isn't done again, and interrupted trainings and probes go on:
+the command may be repeated until it prints the table, which it also writes to table.md.
 """
 
 from __future__ import annotations
@@ -26,18 +26,21 @@ from ldm_vae.models.load import load_vae
 from ldm_vae.system.files import write_whole
 from ldm_vae.system.markdown import markdown_table
 
-NARROW = "--model.init torch --model.block_out_channels"
 FAMILIES = {
     "KL f8c4": "--model.latent_channels 4",
     "KL f8c16": "--model.latent_channels 16",
     "Flux2 f8c32": "--model.family flux2 --model.latent_channels 32",
     "VQ f8": "--model.family vq --model.latent_channels 4 --model.codebook_size 1024",
     "FSQ f8": "--model.family vq --model.latent_channels 4 --model.bottleneck fsq --model.fsq_levels [8,5,5,5]",
-    "DC f32": f"--model.family dc {NARROW} [32,64,64,64,128,128] --model.attention_levels [4,5]",
-    "Tiny distilled": f"--model.family tiny {NARROW} [32,32,32,32] --model.layers_per_block 2 --model.teacher TEACHER",
+    "DC f32": "--model.family dc --model.init torch --model.attention_levels [4,5]",
+    "Tiny distilled": "--model.family tiny --model.init torch --model.layers_per_block 2 --model.teacher TEACHER",
 }
 TEACHER = "KL f8c4"
 """Whose latents the distilled one decodes, and learns to make."""
+WIDTHS = {"DC f32": (1, 2, 2, 2, 4, 4), "Tiny distilled": (1, 1, 1, 1)}
+"""Channels of each level over `--width`, where they aren't those of RESIDUAL."""
+RESIDUAL = (1, 2, 2, 2)
+FLOAT32 = ("--mixed_precision", "no")
 
 
 def folder_name(name: str) -> str:
@@ -49,11 +52,15 @@ def training_arguments(name: str, args: argparse.Namespace) -> list[str]:
     """Return the command line of the training of one of FAMILIES."""
     teacher = args.output / "exports" / folder_name(TEACHER)
     flags = FAMILIES[name].replace("--model.teacher TEACHER", f"--model.teacher {shlex.quote(str(teacher))}")
+    widths = [args.width * multiple for multiple in WIDTHS.get(name, RESIDUAL)]
+    size = ["--model.block_out_channels", str(widths), "--model.norm_num_groups", str(args.width // 2),
+            "--data.resolution", str(args.resolution)]  # fmt: skip
     every = str(max(1, args.updates // 10))
     return ["--output_dir", str(args.output / "runs" / folder_name(name)), "--data.train", args.train,
-            *shlex.split(f"{COMMON} {flags}"), "--data.num_workers", "1", "--train.max_train_steps", str(args.updates),
-            "--train.checkpointing_steps", every, "--train.checkpoints_total_limit", "1", "--report", "false",
-            "--train.resume_from_checkpoint", "latest", *shlex.split(args.options)]  # fmt: skip
+            *shlex.split(f"{COMMON} {flags}"), *size, "--data.num_workers", "1", "--train.mixed_precision", "no",
+            "--train.max_train_steps", str(args.updates), "--train.checkpointing_steps", every,
+            "--train.checkpoints_total_limit", "1", "--report", "false", "--train.resume_from_checkpoint", "latest",
+            *shlex.split(args.options)]  # fmt: skip
 
 
 def trained(name: str, args: argparse.Namespace) -> Path:
@@ -73,8 +80,8 @@ def evaluated(exports: list[Path], args: argparse.Namespace) -> dict[str, dict[s
     output = args.output / "evaluation"
     if not (output / "metrics.json").exists():
         vaes = [word for export in exports for word in ("--vae", str(export))]
-        run("evaluate", *vaes, "--data", args.validation, "--output", str(output), "--resolution", "128",
-            "--num_workers", "1", *shlex.split(args.evaluate))  # fmt: skip
+        run("evaluate", *vaes, "--data", args.validation, "--output", str(output), *FLOAT32,
+            "--resolution", str(args.resolution), "--num_workers", "1", *shlex.split(args.evaluate))  # fmt: skip
     evaluations = json.loads((output / "metrics.json").read_text())["evaluations"]
     return {each["name"]: each["metrics"] for each in evaluations}
 
@@ -84,7 +91,8 @@ def probed(exports: list[Path], args: argparse.Namespace) -> dict[str, Any]:
     output = args.output / "probe"
     if not (output / "metrics.json").exists():
         vaes = [word for export in exports for word in ("--vae", str(export))]
-        command = ["probe", *vaes, "--data", args.train, "--output", str(output), "--num_workers", "1"]
+        command = ["probe", *vaes, "--data", args.train, "--output", str(output), *FLOAT32,
+                   "--resolution", str(args.resolution), "--num_workers", "1"]  # fmt: skip
         status = subprocess.run([sys.executable, "-m", "ldm_vae", *command, *shlex.split(args.probe)]).returncode
         if not (output / "metrics.json").exists():
             raise SystemExit(status)
@@ -122,6 +130,8 @@ def main() -> None:
     parser.add_argument("--validation", required=True, help="others, to measure on")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--updates", type=int, default=1500)
+    parser.add_argument("--resolution", type=int, default=128, help="side in pixels, a multiple of 32, 64 at least")
+    parser.add_argument("--width", type=int, default=32, help="channels of the first level, a multiple of 8")
     parser.add_argument("--only", action="append", choices=list(FAMILIES), help="train these now, without the table")
     parser.add_argument("--options", default="", help="further options of `ldm-vae train`, for all")
     parser.add_argument("--export", default="--num_images 200", help="options of `ldm-vae export`")

@@ -137,6 +137,7 @@ def test_latents_and_back_in_the_units_of_the_data(
     command("encode", vae=walk.vae, data=walk.data, output=latents, resolution=SIDE, value_range=RANGE, **exact)
     dataset = LatentDataset(latents, normalize="none")
     torch.testing.assert_close(torch.stack([dataset[i].latents for i in range(5)]), mean, rtol=1e-4, atol=1e-5)
+    command("latents verify", latents, deep=True, vae=walk.vae, data=walk.data)  # in the range that they were read in
     command("decode", vae=walk.vae, latents=latents, output=tmp_path / "decoded")
     for i in range(5):
         array = np.load(tmp_path / "decoded" / f"{i}.npy")

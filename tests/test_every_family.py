@@ -7,6 +7,7 @@ import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
 import diffusers
 import numpy as np
@@ -92,8 +93,11 @@ def walk(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     command("export", run=folder / "run", output=folder / "vae", num_workers=0)
     exact = {"dtype": "float32", "mixed_precision": "no", "num_workers": 0}
     command("encode", vae=folder / "vae", data=photos, output=folder / "latents", resolution=SIDE, **exact)
-    model, told = getattr(diffusers, family.class_name()).from_pretrained(folder / "vae", output_loading_info=True)
+    with mock.patch.object(diffusers.configuration_utils.logger, "warning") as warned:
+        model, told = getattr(diffusers, family.class_name()).from_pretrained(folder / "vae", output_loading_info=True)
+        load_autoencoder(folder / "vae")
     assert not any(told.values()), told
+    warned.assert_not_called()
     return Walk(
         folder=folder,
         family=family,

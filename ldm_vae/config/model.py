@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field
 from typing import ClassVar, Optional
 
 from ldm_vae.config.names import BottleneckKind, Init, ModelFamily, Posterior
@@ -16,8 +16,9 @@ MAX_CODES = 1 << 20
 class ModelConfig(Options):
     """The autoencoder.
 
-    With `pretrained` the architecture is the pretrained model's; of the other fields only `in_channels`,
-    `out_channels`, `latent_channels`, `decoder_only` and `codebook_decay` count.
+    With `pretrained` the architecture is the pretrained model's. Fields that describe one aren't read then, but for
+    `latent_channels`, and `decoder_block_out_channels` of the family flux2; `family`, `in_channels` and `out_channels`
+    have to be the model's.
     """
 
     section: ClassVar[str] = "model"
@@ -54,7 +55,8 @@ class ModelConfig(Options):
     """Channels that the model makes, for every family but dc. Without it they are those that it takes. Other ones are
     compared with those of the images' channels that data.target_channels names."""
     layers_per_block: int = positive(2)
-    """Residual blocks of each level of the encoder; the decoder has one more."""
+    """Residual blocks of each level of the encoder. The decoder has one more, and as many for the families tiny and
+    dc."""
     norm_num_groups: int = positive(32)
     """Groups of every group norm; the number must divide every width. The families tiny and dc have no group norms."""
     attention_levels: list[int] = field(default_factory=list)
@@ -101,7 +103,7 @@ class ModelConfig(Options):
         for name in ("block_out_channels", "decoder_block_out_channels"):
             for width in getattr(self, name) or []:
                 require(
-                    width % self.norm_num_groups == 0 or self.family in ("tiny", "dc"),
+                    width % self.norm_num_groups == 0 or self.family in ("tiny", "dc") or self.pretrained is not None,
                     f"<model.norm_num_groups> is {self.norm_num_groups}, which does not divide the width {width} in "
                     f"<model.{name}>",
                 )
@@ -126,6 +128,8 @@ class ModelConfig(Options):
             f"<model.decoder_block_out_channels> is for the families flux2, tiny and dc; <model.family> is "
             f"{self.family or 'kl'}",
         )
+        if self.pretrained is None:
+            self._check_codes()
         require(
             not self.attention_levels or self.family != "tiny",
             f"<model.attention_levels> is {self.attention_levels}; the family tiny has no attention",
@@ -151,6 +155,21 @@ class ModelConfig(Options):
         require(
             self.pretrained is not None or not self.decoder_only,
             "<model.decoder_only> keeps the encoder as it is, which hasn't learnt from <model.teacher>; leave one out",
+        )
+
+    def _check_codes(self) -> None:
+        described = type(self).__dataclass_fields__
+        for name in ("codebook_size", "codebook_dim", "fsq_levels"):
+            known = described[name]
+            default = known.default if known.default_factory is MISSING else known.default_factory()
+            require(
+                self.family == "vq" or getattr(self, name) == default,
+                f"<model.{name}> is {getattr(self, name)}, but the family {self.family or 'kl'} has no codes; leave "
+                f"it out, or take <model.family> vq",
+            )
+        require(
+            self.use_quant_conv or self.family != "vq",
+            "<model.use_quant_conv> is false; the family vq always has these convolutions",
         )
 
     @property

@@ -70,7 +70,10 @@ def photographs_view(num_channels: int, *, numbers: bool, targets: Sequence[int]
     view = view_of(num_channels, numbers=numbers, targets=targets)
     if view is None:
         name = "target_channels" if targets else "value_range"
-        raise FieldError(f"<{name}>: which of {num_channels} channels a photograph would have isn't known")
+        raise FieldError(
+            f"<{name}>: which of {num_channels} channels a photograph would have isn't known, so their samples can't "
+            f"be compared; `evaluate` takes perceptual_channels"
+        )
     return view
 
 

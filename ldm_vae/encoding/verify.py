@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -119,7 +121,7 @@ def _encode_again(dataset: LatentDataset, options: LatentsVerifyOptions, problem
         fingerprint(family).whole == index["vae"]["fingerprint"],
         f"<vae> {options.vae} is not the autoencoder that {options.latents} was encoded with",
     )
-    collection = _opened(options, of_sounds="mel_frames" in index["preprocessing"])
+    collection = _opened(options, index["preprocessing"])
     require(
         len(collection) == index["data"]["num_images"],
         f"<data> {options.data} has {len(collection)} images; {options.latents} was made from "
@@ -162,10 +164,14 @@ def _opened_decoder(encoder: InferenceAutoencoder, options: LatentsVerifyOptions
     return DeviceJpegs(encoder.device, channels=encoder.family.in_channels, rules=options.reading_rules())
 
 
-def _opened(options: LatentsVerifyOptions, *, of_sounds: bool) -> ImageCollection | SoundCollection:
+def _opened(options: LatentsVerifyOptions, preprocessing: Mapping[str, Any]) -> ImageCollection | SoundCollection:
+    """Open the images or sounds, where no range is given in that which they were encoded in."""
     assert options.data is not None
-    if of_sounds:
+    if "mel_frames" in preprocessing:
         return open_sounds(options.data, split=options.split, rules=options)
+    if "value_range" in preprocessing and not options.value_range:
+        declared = {name: preprocessing[name] for name in ("value_range", "clip_values")}
+        options = replace(options, **declared)
     return open_collection(options.data, split=options.split, image_column=options.image_column, rules=options)
 
 

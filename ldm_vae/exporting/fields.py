@@ -19,7 +19,7 @@ _UNSTATED_SAMPLE_SIZE = 32  # the class's default
 def config_of(exported: Family) -> dict[str, Any]:
     """Return a model's config as config.json has it."""
     config: dict[str, Any] = json.loads(exported.model.to_json_string())
-    return config
+    return {name: value for name, value in config.items() if name not in exported.derived_fields}
 
 
 def scaling_fields(options: ExportOptions, *, latents: LatentSummary) -> dict[str, Any]:

@@ -56,11 +56,16 @@ class PrecisionReport:
         return self.layers(network)[0]
 
     @property
-    def float16_is_safe(self) -> bool:
-        """All finite, `MARGIN` times the largest magnitude below 65504, and an error of less than one 8-bit level."""
+    def float16_has_room(self) -> bool:
+        """Whether `MARGIN` times the largest magnitude is below 65504."""
         largest = max(_nan_is_infinite(self.largest(network)[1]) for network in ("encoder", "decoder"))
+        return largest * MARGIN <= FLOAT16_LIMIT
+
+    @property
+    def float16_is_safe(self) -> bool:
+        """All finite, with room below float16's limit, and an error of less than one 8-bit level."""
         error = self.errors["float16"]
-        return error.finite and largest * MARGIN <= FLOAT16_LIMIT and error.psnr >= ONE_LEVEL_PSNR
+        return error.finite and self.float16_has_room and error.psnr >= ONE_LEVEL_PSNR
 
     def why_float16_is_unsafe(self) -> str:
         """The first of the reasons, as a clause."""
@@ -176,6 +181,9 @@ def fit_float16(
     if report.float16_is_safe:
         return family, report, "float16 is safe on the measured images."
     unsafe = f"float16 is not safe: {report.why_float16_is_unsafe()}."
+    if report.float16_has_room:
+        codes = "" if family.codebook_size is None else " Rounded, some places take another code."
+        return family, report, f"{unsafe}{codes} No activation is too large, so rescaling its weights would not help."
     rescaled = rescale_activations(family, report.magnitudes) if family.is_residual else None
     if rescaled is None:
         return family, report, f"{unsafe} No exact rescaling of weights helps: no norm follows what is too large."

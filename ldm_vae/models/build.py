@@ -7,7 +7,7 @@ import math
 from ldm_vae.config.model import ModelConfig
 from ldm_vae.config.rules import require
 from ldm_vae.models.bottlenecks.gaussian import Gaussian
-from ldm_vae.models.families import family_named
+from ldm_vae.models.families import FAMILIES, family_named
 from ldm_vae.models.families.family import Family
 from ldm_vae.models.initialisation import give_log_variance_, quiet_
 from ldm_vae.models.load import load_vae
@@ -98,7 +98,11 @@ def _with_new_decoder(family: Family, config: ModelConfig) -> Family:
 
 def _check_bottleneck(config: ModelConfig, family: type[Family]) -> None:
     names = [bottleneck.name for bottleneck in family.bottlenecks]
+    others = [
+        other.name for other in FAMILIES.values() if config.bottleneck in [each.name for each in other.bottlenecks]
+    ]
     require(
         config.bottleneck in (None, *names),
-        f"<model.bottleneck> is {config.bottleneck}; the family {family.name} has {' or '.join(names)}",
+        f"<model.bottleneck> is {config.bottleneck}; the family {family.name} has {' or '.join(names)}, and "
+        f"{config.bottleneck} is for <model.family> {' or '.join(others)}",
     )

@@ -81,7 +81,8 @@ class Health:
             return []
         return [
             f"step {step}: codebook: {usage:.1%} of the codes are in use (perplexity "
-            f"{means['codebook_perplexity']:.4g}); a smaller model.codebook_dim or codebook_size may help"
+            f"{means['codebook_perplexity']:.4g}); a smaller model.codebook_dim or codebook_size, or fewer "
+            f"model.fsq_levels, may help"
         ]
 
     def judge(self, means: dict[str, float]) -> str:

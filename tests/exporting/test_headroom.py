@@ -7,11 +7,11 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from ldm_vae.exporting.headroom import HalfPrecisionError, PrecisionReport, measure_precision
+from ldm_vae.exporting.headroom import HalfPrecisionError, PrecisionReport, fit_float16, measure_precision
 from ldm_vae.models.families import family_of
 from ldm_vae.models.rescaling import FLOAT16_LIMIT, MARGIN, rescale_activations
 from ldm_vae.models.rescaling import _divide_stream as divide_stream
-from tests.tiny import tiny_autoencoder
+from tests.tiny import tiny_autoencoder, tiny_family
 
 
 @pytest.fixture
@@ -81,6 +81,18 @@ def test_what_no_norm_follows_cannot_be_repaired(autoencoder: AutoencoderKL, bat
     assert report.largest("decoder")[0] == "decoder.conv_out"
     assert not report.float16_is_safe
     assert rescale_activations(family_of(autoencoder), report.magnitudes) is None
+
+
+def test_other_codes_are_no_matter_of_room(batches: list[Tensor]) -> None:
+    """Half way between two codes rounding decides, which is seen in the pictures, though no activation is large."""
+    family = tiny_family(family="vq", codebook_size=2)
+    family.model.quantize.embedding.weight.data = torch.tensor([[0.5], [1.5]]).expand(2, 4).clone()
+    family.model.quant_conv.weight.data *= 1e-3
+    family.model.quant_conv.bias.data.fill_(1.0)
+    family.model.decoder.conv_out.weight.data *= 10
+    _, report, told = fit_float16(family, batches, repair=True)
+    assert report.float16_has_room
+    assert "dB from float32's. Rounded, some places take another code. No activation is too large" in told
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -42,6 +43,21 @@ def test_a_loaded_model_says_its_own_family(tmp_path: Path) -> None:
     assert build_autoencoder(ModelConfig(pretrained=str(tmp_path))).name == "flux2"
     with pytest.raises(ValueError, match=r"model\.family is kl, but .* is of the family flux2; leave it out"):
         build_autoencoder(ModelConfig(pretrained=str(tmp_path), family="kl"))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"bottleneck": "vq"}, r"bottleneck is vq; the family kl has gaussian, and vq is for model\.family vq"),
+        ({"family": "vq", "bottleneck": "deterministic"}, r"and deterministic is for model\.family tiny or dc"),
+        ({"codebook_size": 64}, r"codebook_size is 64, but the family kl has no codes; .* take model\.family vq"),
+        ({"family": "dc", "fsq_levels": [4, 3]}, r"fsq_levels is \[4, 3\], but the family dc has no codes"),
+        ({"family": "vq", "use_quant_conv": False}, r"use_quant_conv is false; the family vq always has"),
+    ],
+)
+def test_what_a_family_has_not_is_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        tiny_family(**fields)
 
 
 def test_classes_without_a_family_are_refused_with_those_that_there_are(tmp_path: Path) -> None:

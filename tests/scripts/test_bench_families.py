@@ -24,14 +24,16 @@ def bench() -> Iterator[ModuleType]:
 
 
 def test_families_differ_in_their_models_alone_and_build(bench: ModuleType) -> None:
-    args = argparse.Namespace(output=Path("out put"), train="photos", updates=70, options="--seed 3")
+    small = {"updates": 70, "resolution": 64, "width": 16}
+    args = argparse.Namespace(output=Path("out put"), train="photos", options="--seed 3", **small)
     configs = {
         name: parse(Config, bench.training_arguments(name, args), prog="bench_families") for name in bench.FAMILIES
     }
     first = configs["KL f8c4"]
     for config in configs.values():
         assert (config.data, config.loss, config.train, config.seed) == (first.data, first.loss, first.train, 3)
-    assert first.train.max_train_steps == 70
+    assert (first.train.max_train_steps, first.data.resolution, first.train.mixed_precision) == (70, 64, "no")
+    assert configs["DC f32"].model.block_out_channels == [16, 32, 32, 32, 64, 64]
     assert configs["Tiny distilled"].model.teacher == "out put/exports/kl-f8c4"
     built = {name: build_autoencoder(config.model) for name, config in configs.items()}
     found = {name: (family.name, family.spatial_factor, family.latent_channels) for name, family in built.items()}

@@ -46,6 +46,8 @@ class Family(ABC):
     """Whether the number of latent channels can be changed."""
     is_residual: ClassVar[bool] = False
     """Whether both halves are residual streams read through norms, as quiet weights and the repair of float16 need."""
+    derived_fields: ClassVar[tuple[str, ...]] = ()
+    """Fields of a model's config that the class makes of others, and takes none of."""
     architecture: ClassVar[Sequence[str]]
     """Fields of config.json that tell two architectures apart; the fingerprint digests them."""
     decoder_names: ClassVar[tuple[str, ...]]
@@ -79,8 +81,9 @@ class Family(ABC):
     @classmethod
     def from_config(cls, fields: Mapping[str, Any], *, device: str = "cpu") -> Self:
         """Build the model of a config.json; on the device `meta` it takes no memory."""
+        taken = {name: value for name, value in fields.items() if name not in cls.derived_fields}
         with torch.device(device):
-            return cls.of(cls.diffusers_class.from_config(dict(fields)))  # type: ignore[attr-defined]
+            return cls.of(cls.diffusers_class.from_config(taken))  # type: ignore[attr-defined]
 
     @classmethod
     def from_pretrained(cls, source: str | Path, **arguments: Any) -> Self:
@@ -147,10 +150,7 @@ class Family(ABC):
 
     @property
     def scaling(self) -> dict[str, Any]:
-        """What `Normalisation.from_config` takes, None where the config doesn't say it.
-
-        It is how the class's pipelines normalise latents.
-        """
+        """How the class's pipelines normalise, as `Normalisation.from_config` takes it; None where nothing says it."""
         return {name: self.model.config.get(name) for name in SCALING_FIELDS}
 
     @property
@@ -269,8 +269,7 @@ class Family(ABC):
         """Encode images [B, C, H, W] in [-1, 1] and decode the posterior's mean."""
         latent = self.encode_latent(images)
         decoded = self.decode(latent.mean.to(self.dtype))
-        stored = latent.stored
-        return Reconstruction(latent.mean, stored.get("std"), decoded, stored.get("indices"))
+        return Reconstruction(latent.mean, latent.stored.get("std"), decoded, latent.stored.get("indices"))
 
     # As a torch module
 

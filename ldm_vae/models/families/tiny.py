@@ -27,6 +27,7 @@ class Tiny(Family):
     diffusers_class = AutoencoderTiny
     bottlenecks = (Deterministic,)
     scalings = ("shift",)
+    derived_fields = ("block_out_channels",)
     architecture = (
         "in_channels", "out_channels", "encoder_block_out_channels", "decoder_block_out_channels", "act_fn",
         "upsample_fn", "latent_channels", "upsampling_scaling_factor", "num_encoder_blocks", "num_decoder_blocks",
