@@ -169,10 +169,10 @@ def _opened(options: LatentsVerifyOptions, preprocessing: Mapping[str, Any]) -> 
     assert options.data is not None
     if "mel_frames" in preprocessing:
         return open_sounds(options.data, split=options.split, rules=options)
+    rules = options.reading_rules()
     if "value_range" in preprocessing and not options.value_range:
-        declared = {name: preprocessing[name] for name in ("value_range", "clip_values")}
-        options = replace(options, **declared)
-    return open_collection(options.data, split=options.split, image_column=options.image_column, rules=options)
+        rules = replace(rules, **{name: preprocessing[name] for name in ("value_range", "clip_values")})
+    return open_collection(options.data, split=options.split, image_column=options.image_column, rules=rules)
 
 
 def _relative_error(encoder: InferenceAutoencoder, image: ImageBatch, stored: dict[str, Tensor]) -> float:
