@@ -21,13 +21,13 @@ BLOCK = 1 << 14
 
 
 class WatchedStore(FaultyStore):
-    """A store of which one call in ten fails, and that tells how much is asked for at once."""
+    """A store of which three calls in ten fail, and that tells how much is asked for at once."""
 
     opened: ClassVar[list[WatchedStore]] = []
     lengths: ClassVar[list[int]] = []
 
     def __init__(self, address: str) -> None:
-        super().__init__(address, rate=0.1, seed=len(self.opened))
+        super().__init__(address, rate=0.3, seed=len(self.opened))
         self.opened.append(self)
 
     def read(self, name: str) -> bytes:
