@@ -5,8 +5,8 @@
 FAMILIES are trained small, in float32, on the same crops in the same order, exported, evaluated on `--validation` and
 probed on `--train`. The rate is the KL divergence from the prior, or the entropy of the codes, an image pixel; latents
 that nothing bounds have none. `--resolution`, `--width` and `--updates` say how small. `--only NAME` trains some of
-them; the table comes when all are there. What is done isn't done again, and interrupted trainings and probes go on:
-the command may be repeated until it prints the table, which it also writes to table.md.
+them, and with `--table` measures these alone. What is done isn't done again, and interrupted trainings and probes go
+on: the command may be repeated until it prints the table, which it also writes to table.md.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,20 +76,20 @@ def trained(name: str, args: argparse.Namespace) -> Path:
     return export
 
 
-def evaluated(exports: list[Path], args: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    """Return the figures of each export by name, of the validation images."""
-    output = args.output / "evaluation"
+def evaluated(export: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """Return an export's figures, of the validation images."""
+    output = args.output / "evaluations" / export.name
     if not (output / "metrics.json").exists():
-        vaes = [word for export in exports for word in ("--vae", str(export))]
-        run("evaluate", *vaes, "--data", args.validation, "--output", str(output), *FLOAT32,
+        run("evaluate", "--vae", str(export), "--data", args.validation, "--output", str(output), *FLOAT32,
             "--resolution", str(args.resolution), "--num_workers", "1", *shlex.split(args.evaluate))  # fmt: skip
-    evaluations = json.loads((output / "metrics.json").read_text())["evaluations"]
-    return {each["name"]: each["metrics"] for each in evaluations}
+    figures: dict[str, Any] = json.loads((output / "metrics.json").read_text())["evaluations"][0]["metrics"]
+    return figures
 
 
-def probed(exports: list[Path], args: argparse.Namespace) -> dict[str, Any]:
-    """Return what the probe wrote of all exports."""
-    output = args.output / "probe"
+def probed(exports: Sequence[Path], args: argparse.Namespace) -> dict[str, Any]:
+    """Return what the probe wrote of exports: of all in one call, so that all have equally many tokens."""
+    complete = len(exports) == len(FAMILIES)
+    output = args.output / ("probe" if complete else f"probe-of-{'-'.join(export.name for export in exports)}")
     if not (output / "metrics.json").exists():
         vaes = [word for export in exports for word in ("--vae", str(export))]
         command = ["probe", *vaes, "--data", args.train, "--output", str(output), *FLOAT32,
@@ -107,16 +108,16 @@ def numbers_a_pixel(export: Path) -> str:
     return f"1/{family.spatial_factor**2 // (1 if codes else family.latent_channels)}{' codes' if codes else ''}"
 
 
-def table(exports: list[Path], quality: dict[str, dict[str, Any]], probe: dict[str, Any]) -> str:
-    """Return the table, a row each of FAMILIES."""
+def table(exports: Mapping[str, Path], quality: Mapping[str, dict[str, Any]], probe: dict[str, Any]) -> str:
+    """Return the table, a row each of FAMILIES that was measured."""
     score = probe["scores"][0]
     entries = {entry["name"]: entry["scores"][score] | {"lost": entry["reconstruction"][score]}
                for entry in probe["autoencoders"]}  # fmt: skip
     perceptual = next(name for name in ("lpips_vgg", "efficientnet_lite0") if name in next(iter(quality.values())))
     rows = [["", "latent numbers a pixel", "PSNR (dB)", f"perceptual ({perceptual})", "rate (bits a pixel)",
              f"probe: {score}", "of reconstructions"]]  # fmt: skip
-    for name, export in zip(FAMILIES, exports, strict=True):
-        figures, probed_as = quality[export.name], entries[export.name]
+    for name, export in exports.items():
+        figures, probed_as = quality[name], entries[export.name]
         rate = f"{3 * figures['bits_per_dim']['value']:.3f}" if "bits_per_dim" in figures else "none"
         rows.append([name, numbers_a_pixel(export), f"{figures['psnr']['value']:.2f}",
                      f"{figures[perceptual]['value']:.3f}", rate,
@@ -133,6 +134,7 @@ def main() -> None:
     parser.add_argument("--resolution", type=int, default=128, help="side in pixels, a multiple of 32, 64 at least")
     parser.add_argument("--width", type=int, default=32, help="channels of the first level, a multiple of 8")
     parser.add_argument("--only", action="append", choices=list(FAMILIES), help="train these now, without the table")
+    parser.add_argument("--table", action="store_true", help="make the table of those that --only names")
     parser.add_argument("--options", default="", help="further options of `ldm-vae train`, for all")
     parser.add_argument("--export", default="--num_images 200", help="options of `ldm-vae export`")
     parser.add_argument("--evaluate", default="", help="further options of `ldm-vae evaluate`")
@@ -141,10 +143,11 @@ def main() -> None:
 
     if args.only and "Tiny distilled" in args.only:
         trained(TEACHER, args)
-    exports = [trained(name, args) for name in FAMILIES if not args.only or name in args.only]
-    if args.only:
+    exports = {name: trained(name, args) for name in FAMILIES if not args.only or name in args.only}
+    if args.only and not args.table:
         return
-    written = table(exports, evaluated(exports, args), probed(exports, args))
+    quality = {name: evaluated(export, args) for name, export in exports.items()}
+    written = table(exports, quality, probed([*exports.values()], args))
     write_whole(args.output / "table.md", (written + "\n").encode())
     print(written)
 
