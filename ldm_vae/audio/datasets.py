@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -14,8 +15,10 @@ from ldm_vae.config.rules import require, require_divides
 from ldm_vae.images.evaluation import EvaluationSamples
 from ldm_vae.images.guard import SkippedImage
 from ldm_vae.images.training import Augmentation, TrainingSample, TrainingSamples
-from ldm_vae.models.families.family import Family
 from ldm_vae.system.randomness import sample_rng
+
+if TYPE_CHECKING:
+    from ldm_vae.models.families.family import Family
 
 
 def check_mels(source: str, family: Family, *, frames: int | None = None) -> None:

@@ -244,3 +244,8 @@ def collate(images: list[EncodingImage]) -> ImageBatch:
         noise=torch.stack(noise) if noise else None,
         jpegs=JpegFiles.of({place: image for place, image in enumerate(readable) if isinstance(image, JpegCrop)}),
     )
+
+
+def decoded_batch(images: EncodingImages, keys: list[ImageKey]) -> ImageBatch:
+    """Return a batch of images by their keys: what a cluster's tasks do, whose processes import no autoencoder."""
+    return collate([images[key] for key in keys])

@@ -14,7 +14,7 @@ from ldm_vae.evaluation.features import MeasuringNetworks
 from ldm_vae.evaluation.measure import Comparison, Measuring
 from ldm_vae.evaluation.pictures import PictureLog
 from ldm_vae.evaluation.reading import ImagePass
-from ldm_vae.images.evaluation import EvaluationBatch, EvaluationSamples, collate_evaluation
+from ldm_vae.images.evaluation import evaluation_batch
 from ldm_vae.models.exact import enable_exact_tiling
 from ldm_vae.models.families.family import Family
 from ldm_vae.models.inference import local_device
@@ -93,14 +93,10 @@ class EvaluateActor(RayActor):
             self._families, images, networks=self._networks, log=self._log.empty(), **self._arguments
         )
         states = []
-        for batch in in_tasks(ray, _decode, samples, batches, ahead=self.batches_ahead):
+        for batch in in_tasks(ray, evaluation_batch, samples, batches, ahead=self.batches_ahead):
             measuring.add(batch)
             states.append(measuring.take_sums())
         return Measured(number=number, measuring=measuring.without_networks(), states=states)
-
-
-def _decode(samples: EvaluationSamples, indices: Sequence[int]) -> EvaluationBatch:
-    return collate_evaluation([samples[index] for index in indices])
 
 
 def measure_on_ray(

@@ -220,3 +220,8 @@ def collate_evaluation(samples: list[EvaluationSample]) -> EvaluationBatch:
         names=[sample.name for sample in readable],
         skipped=[sample.skipped for sample in samples if sample.skipped is not None],
     )
+
+
+def evaluation_batch(samples: EvaluationSamples, indices: Sequence[int]) -> EvaluationBatch:
+    """Return a batch of images by their numbers: what a cluster's tasks do, whose processes import no autoencoder."""
+    return collate_evaluation([samples[index] for index in indices])

@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ldm_vae.config.commands.encode import EncodeOptions
-from ldm_vae.encoding.buckets import ImageKey, ShardImages
+from ldm_vae.encoding.buckets import ShardImages
 from ldm_vae.encoding.output import output_store
-from ldm_vae.encoding.preprocessing import EncodingImages, ImageBatch, collate
+from ldm_vae.encoding.preprocessing import EncodingImages, ImageBatch, decoded_batch
 from ldm_vae.encoding.shard_encoder import ShardEncoder
 from ldm_vae.encoding.work import ShardWork
 from ldm_vae.encoding.writer import ShardWriter
@@ -118,14 +118,10 @@ def _decoded(
     """Yield a shard's batches in order, decoded by tasks anywhere in the cluster, some of them ahead."""
     starts = range(0, len(shard.keys), options.batch_size)
     batches = [shard.keys[start : start + options.batch_size] for start in starts]
-    decoded = in_tasks(ray, _decode, images, batches, ahead=ahead)
+    decoded = in_tasks(ray, decoded_batch, images, batches, ahead=ahead)
     for number, batch in enumerate(decoded, 1):
         batch.stem, batch.size, batch.last = shard.stem, shard.size, number == len(batches)
         yield batch
-
-
-def _decode(images: EncodingImages, keys: list[ImageKey]) -> ImageBatch:
-    return collate([images[key] for key in keys])
 
 
 @dataclass(kw_only=True)
