@@ -152,7 +152,7 @@ def test_a_process_may_end_on_an_s3_server(
 ) -> None:
     address = f"s3://bucket/{uuid.uuid4().hex}"
     with s3_server(monkeypatch):
-        assert len(check_stops(monkeypatch, to(address, vae, photos), contents(local), after=True, every=2)) > 20
+        assert len(check_stops(monkeypatch, to(address, vae, photos), contents(local), after=True, every=7)) > 6
 
 
 @pytest.mark.parametrize("kind", ["stream", "buckets", "codebook"])
