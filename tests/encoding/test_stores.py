@@ -173,7 +173,7 @@ def test_so_it_may_with_what_only_some_encodes_write(
     there = contents(tmp_path / "whole")
     assert any({"stream": "end.json", "buckets": "headers", "codebook": "codebook"}[kind] in name for name in there)
     address = f"memory://{uuid.uuid4().hex}/latents"
-    assert check_stops(monkeypatch, options(vae, photos, address, **changes), there, after=True, every=5)
+    assert check_stops(monkeypatch, options(vae, photos, address, **changes), there, after=True, every=9)
 
 
 def test_nothing_is_lost_or_double_where_calls_fail(
@@ -216,6 +216,7 @@ def test_storage_that_refuses_in_the_middle_loses_nothing(
     assert memory_contents(address) == contents(local)
 
 
+@pytest.mark.cluster
 def test_a_bucket_that_becomes_read_only(vae: str, photos: str, local: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     address = f"s3://bucket/{uuid.uuid4().hex}"
     with s3_server(monkeypatch) as endpoint:
