@@ -31,7 +31,7 @@ LEAST_PSNR = 40.0
 
 def jpeg(folder: Path, *, small: bool) -> Iterator[Verdict]:
     """JPEG files decoded, cropped and resized by the device (without a GPU: by torchvision) beside Pillow."""
-    size = (64, 64) if small else (256, 256)
+    size = (128, 128) if small else (256, 256)
     paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in (".jpg", ".jpeg"))
     rules = ReadingRules()
     stored = [Stored(source=path.read_bytes(), name=path.name, rules=rules) for path in paths[: 8 if small else 128]]

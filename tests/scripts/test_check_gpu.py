@@ -144,9 +144,9 @@ def test_jpeg_decoders_are_compared(jpegs: ModuleType, tmp_path: Path, monkeypat
     monkeypatch.setattr(jpegs, "seconds_of", lambda run, **how: run() and 0.5)
     for name, sampling in (("a", 0), ("b", 2)):
         smooth_picture(96, 80).save(tmp_path / f"{name}.jpg", subsampling=sampling)
-    smooth_picture(200, 180).save(tmp_path / "large.jpg")
+    smooth_picture(400, 350).save(tmp_path / "large.jpg")
     found = {verdict.check: verdict for verdict in jpegs.jpeg(tmp_path, small=True)}
-    assert found["jpeg: left to the device"].found == "2 of 3 files, at 64²"
+    assert found["jpeg: left to the device"].found == "2 of 3 files, at 128²"
     for name in ("colours at every pixel", "fewer colours than pixels"):
         verdict = found[f"jpeg: {name}"]
         assert verdict.verdict == "right"
