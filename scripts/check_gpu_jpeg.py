@@ -37,13 +37,13 @@ def jpeg(folder: Path, *, small: bool) -> Iterator[Verdict]:
     stored = [Stored(source=path.read_bytes(), name=path.name, rules=rules) for path in paths[: 8 if small else 128]]
     by_pillow = Preprocessing(channels=3, spatial_factor=8, noise_channels=None, seed=0)
     by_device = replace(by_pillow, leave_jpegs=True)
-    crops = [by_device.read(one, size=size)[0] for one in stored]
+    crops = [by_device.read(one, size=size, sample=0)[0] for one in stored]
     left = [(one, crop) for one, crop in zip(stored, crops, strict=True) if isinstance(crop, JpegCrop)]
     words = f"{len(left)} of {len(stored)} files, at {size[0]}²"
     yield Verdict(check="jpeg: left to the device", verdict="found", found=words, figures={"files": len(left)})
     if not left:
         return
-    expected = [by_pillow.read(one, size=size)[0] for one, _ in left]
+    expected = [by_pillow.read(one, size=size, sample=0)[0] for one, _ in left]
     decoder = DeviceJpegs(DEVICE, channels=3, rules=rules)
     batches = [
         batch_of([crop for _, crop in left[start : start + BATCH]], size) for start in range(0, len(left), BATCH)
@@ -53,7 +53,7 @@ def jpeg(folder: Path, *, small: bool) -> Iterator[Verdict]:
     found = [image.cpu() for batch in decoded if batch.pixels is not None for image in batch.pixels]
     yield from compare([one for one, _ in left], found, expected, refused=refused)
     pillow = len(left) / seconds_of(
-        lambda: [by_pillow.read(one, size=size) for one, _ in left], device=torch.device("cpu"), at_least=0.5
+        lambda: [by_pillow.read(one, size=size, sample=0) for one, _ in left], device=torch.device("cpu"), at_least=0.5
     )
     device = len(left) / seconds_of(lambda: [decoder.decoded(batch) for batch in batches], device=DEVICE, at_least=0.5)
     yield rates(pillow, device, workers=count_workers(None))
