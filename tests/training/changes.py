@@ -42,13 +42,24 @@ class Change(ABC):
         """Make the change, until `patches` is closed."""
 
 
+class _Softplus(nn.Softplus):
+    """Made as ReLU is."""
+
+    def __init__(self, inplace: bool = False) -> None:
+        super().__init__()
+
+
 @dataclass(frozen=True)
 class SmoothNetworks(Change):
-    """Networks without kinks, at which a rounding error flips a sign and becomes a difference that anyone sees."""
+    """Networks without kinks, at which a rounding error flips a sign and becomes a difference that anyone sees.
+
+    Linear attention divides by sums of what its ReLU gives, and jumps where they are 0; those of softplus never are.
+    """
 
     def apply(self) -> None:
         patch(nn, "LeakyReLU", lambda slope: nn.SiLU())
         patch(nn, "ReLU6", nn.SiLU)
+        patch(nn, "ReLU", _Softplus)
 
 
 @dataclass(frozen=True)

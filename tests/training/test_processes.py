@@ -36,7 +36,7 @@ STEPS = 8
 BATCH_SIZE = 8
 TOLERANCE = 1e-5
 MICRO_BATCHES = {1: [2, 8], 2: [1, 2]}
-VARIANTS = ("decoder_only", "likelihood", "taught", "sounds", "flux2", "tiny", "target")
+VARIANTS = ("decoder_only", "likelihood", "taught", "sounds", "flux2", "tiny", "dc", "target")
 UNCUT = {"early_resolutions": [], "early_fractions": []}
 FAULTS = {
     "lam_of_each_rank": LamOfEachRank(),
@@ -77,6 +77,7 @@ def variants(folder: Path, pictures: Path) -> dict[str, dict[str, dict[str, Any]
         "sounds": {"model": {"in_channels": 1}, "data": of_sounds | UNCUT},
         "flux2": {"model": {"family": "flux2", "latent_channels": 3, "decoder_block_out_channels": [4, 8]}, **of_size},
         "tiny": {"model": {"family": "tiny", "latent_channels": 4}, **of_size},
+        "dc": {"model": {"family": "dc", "attention_levels": [1], "latent_channels": 4}, **of_size},
         "target": {
             "model": {"in_channels": 4, "out_channels": 3},
             "data": {"target_channels": [3, 0, 2], "resolution": RESOLUTION, **UNCUT},
