@@ -19,7 +19,7 @@ from ldm_vae.encoding.engines.ray_encode import (
     remote_precision,
     told_nodes,
 )
-from ldm_vae.encoding.output import open_output, output_store, shown, take_back_damaged
+from ldm_vae.encoding.output import OVERWRITE, open_output, output_store, shown, take_back_damaged
 from ldm_vae.encoding.plan import bucket_choice, check_sizes, make_plan, make_preprocessing, square_size
 from ldm_vae.encoding.preprocessing import WORKER_TIMEOUT_SECONDS, encoding_images
 from ldm_vae.encoding.shard_encoder import ShardEncoder
@@ -133,7 +133,7 @@ class _Encode:
                 else:
                     self._finish_shards()
                 totals = self._write_index()
-            leases.taken_elsewhere()  # clears away the leases of the dead
+            leases.clear(but_for=OVERWRITE)  # those of the dead, too
             if self.store.folder is not None:
                 remove_temporaries(self.store.folder, older_than=max(600.0, 10 * self.options.lease_seconds))
         return EncodeSummary(

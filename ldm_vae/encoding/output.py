@@ -22,7 +22,7 @@ from ldm_vae.system.outputs import OutputFolder
 from ldm_vae.system.store import Store
 from ldm_vae.system.telling import Note
 
-_OVERWRITE = "overwrite"
+OVERWRITE = "overwrite"
 _POLL_SECONDS = 0.2
 _REPLACE_SECONDS = 60.0
 _DIGEST_PARTS = 64
@@ -76,7 +76,7 @@ def _refuse_other_layout(store: Store) -> None:
 def _replace(store: Store, *, plan: Plan, leases: Leases) -> None:
     busy = FieldError(f"<output> {shown(store)}: another encode is at work there; stop it before you <overwrite> it")
     deadline = time.monotonic() + _REPLACE_SECONDS
-    while not leases.claim(_OVERWRITE):  # held until its process ends, so that the others of its job know
+    while not leases.claim(OVERWRITE):  # held until its process ends, so that the others of its job know
         if _read_plan(store) == plan.to_json():
             return
         if time.monotonic() > deadline:

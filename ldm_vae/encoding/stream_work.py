@@ -136,7 +136,7 @@ class StreamShardWork(PendingShards):
         end = {"plan": self._plan.digest, "file": file, "num_images": num_images}
         self._store.write_whole(_end_name(file), seal(end))
         self._left.discard(file)
-        self._leases.release(_end_name(file))
+        self._leases.finish(_end_name(file))
 
     def _images_of(self, file: int) -> int | None:
         """Images of an input file that was read to its end."""

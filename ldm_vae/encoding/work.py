@@ -136,7 +136,7 @@ class ShardWork(PendingShards):
     def written(self, record: ShardRecord) -> None:
         """Note a shard that this process wrote."""
         self._left.pop(record.stem, None)
-        self._leases.release(record.stem)
+        self._leases.finish(record.stem)
 
     def find_vanished(self) -> None:
         """Take up again the shards that are not whole any more."""

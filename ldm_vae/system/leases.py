@@ -34,6 +34,8 @@ class Leases:
         self.store = open_store(folder)
         self.seconds = seconds
         self._held: set[str] = set()
+        self._finished: dict[str, None] = {}  # of those held
+        self._finishing = threading.Lock()
         self._seen: dict[str, tuple[Any, float]] = {}
         self._content = f"{process_host()} {os.getpid()}".encode()
         self._stop = threading.Event()
@@ -59,12 +61,14 @@ class Leases:
         """Take the lease of a piece of work; false if another process holds it."""
         file = _file(name)
         if file in self._held:
+            self._finished.pop(file, None)  # it is to be done again
             return True
         if self._expired(file):
             self.store.remove(file)
         if not self.store.create(file, self._content):
             return False
         self._held.add(file)
+        self._give_back_finished()
         return True
 
     def is_held(self, name: str) -> bool:
@@ -74,6 +78,20 @@ class Leases:
     def release(self, name: str) -> None:
         """Give a lease back."""
         self._give_back(_file(name))
+
+    def finish(self, name: str) -> None:
+        """Give back the lease of work that is done, but not the last one before another is claimed.
+
+        So a process that works is seen to between two pieces of work, too.
+        """
+        self._finished[_file(name)] = None
+        self._give_back_finished()
+
+    def clear(self, *, but_for: str) -> None:
+        """Remove all leases but one, whoever holds them: for when all work is done."""
+        for file in self.store.names():
+            if file.endswith(_LEASE) and file != _file(but_for):
+                self._give_back(file)
 
     def taken_elsewhere(self) -> bool:
         """Whether another process, which may be alive, holds any lease in the folder. Removes those that expired."""
@@ -85,6 +103,15 @@ class Leases:
                 else:
                     taken = True
         return taken
+
+    def _give_back_finished(self) -> None:
+        with self._finishing:
+            kept = 0 if self._held - self._finished.keys() else 1
+            over = list(self._finished)[: len(self._finished) - kept]
+            for file in over:
+                del self._finished[file]
+        for file in over:
+            self._give_back(file)
 
     def _give_back(self, file: str) -> None:
         self._held.discard(file)

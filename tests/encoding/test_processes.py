@@ -9,7 +9,11 @@ from pathlib import Path
 import pytest
 
 from ldm_vae.config.commands.encode import EncodeOptions
+from ldm_vae.encoding.encode import encode
+from ldm_vae.encoding.work import ShardWork
 from ldm_vae.latents.dataset import LatentDataset
+from ldm_vae.latents.shards import ShardRecord
+from ldm_vae.system.leases import Leases
 from tests.encodings import contents, finish, options, save_vae, start_encodes
 from tests.pictures import save_pictures
 
@@ -90,3 +94,20 @@ def test_a_job_does_not_replace_the_output_of_a_living_one(vae: str, photos: str
     assert finish(running) == [0]
     intruder_failed = finish(intruder) != [0]
     assert (LatentDataset(tmp_path).index["mode"] == "moments") == intruder_failed
+
+
+def test_a_job_is_seen_to_work_between_two_shards(
+    vae: str, photos: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that whoever would replace its output never finds it idle."""
+    written = ShardWork.written
+    seen: list[bool] = []
+
+    def looked_at(work: ShardWork, record: ShardRecord) -> None:
+        written(work, record)
+        seen.append(Leases(tmp_path, seconds=60).taken_elsewhere())
+
+    monkeypatch.setattr(ShardWork, "written", looked_at)
+    encode(options(vae, photos, tmp_path, shard_size=50))
+    assert seen == [True] * 3
+    assert not list(tmp_path.glob(".*.lease"))

@@ -50,7 +50,7 @@ def architectures(draw: st.DrawFn) -> dict[str, Any]:
     )
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(architecture=architectures(), dtype=st.sampled_from([torch.float32, torch.float16, torch.bfloat16]))
 def test_round_trips_are_exact(
     architecture: dict[str, Any], dtype: torch.dtype, tmp_path_factory: pytest.TempPathFactory

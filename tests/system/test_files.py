@@ -127,3 +127,24 @@ def test_only_one_of_many_gets_a_lease(tmp_path: Path) -> None:
     for process in processes:
         process.communicate()
     assert sorted((name for line in lines for name in line), key=int) == [str(i) for i in range(200)]
+
+
+def test_a_process_is_seen_between_two_pieces_of_work(tmp_path: Path) -> None:
+    def there() -> list[str]:
+        return sorted(path.name for path in tmp_path.glob(".*.lease"))
+
+    other = Leases(tmp_path, seconds=60)
+    with Leases(tmp_path, seconds=60) as working:
+        assert working.claim("a")
+        working.finish("a")
+        assert other.taken_elsewhere()
+        assert working.claim("b")
+        assert there() == [".b.lease"]
+        working.finish("b")
+        assert working.claim("b")  # to be done again
+        assert working.claim("c")
+        working.finish("c")
+        assert there() == [".b.lease"]
+        working.finish("b")
+        assert there() == [".b.lease"]
+    assert there() == []
