@@ -113,8 +113,9 @@ def test_a_reader_that_ends_first_is_no_error(arguments: list[str]) -> None:
     """As in `ldm-vae train --help | head`, where the pipe closes before all is printed."""
     reading, writing = os.pipe()
     os.close(reading)
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     ended = subprocess.run(
-        [sys.executable, "-m", "ldm_vae", *arguments], stdout=writing, stderr=subprocess.PIPE, timeout=60
+        [sys.executable, "-m", "ldm_vae", *arguments], stdout=writing, stderr=subprocess.PIPE, env=buffered, timeout=60
     )
     os.close(writing)
     assert (ended.stderr, ended.returncode) == (b"", 1)
