@@ -60,9 +60,10 @@ class Leases:
     def claim(self, name: str) -> bool:
         """Take the lease of a piece of work; false if another process holds it."""
         file = _file(name)
-        if file in self._held:
-            self._finished.pop(file, None)  # it is to be done again
-            return True
+        with self._finishing:
+            self._finished.pop(file, None)  # where it is held, it is to be done again
+            if file in self._held:
+                return True
         if self._expired(file):
             self.store.remove(file)
         if not self.store.create(file, self._content):
@@ -84,7 +85,8 @@ class Leases:
 
         So a process that works is seen to between two pieces of work, too.
         """
-        self._finished[_file(name)] = None
+        with self._finishing:
+            self._finished[_file(name)] = None
         self._give_back_finished()
 
     def clear(self, *, but_for: str) -> None:
@@ -105,6 +107,7 @@ class Leases:
         return taken
 
     def _give_back_finished(self) -> None:
+        """Give back what is finished: all where other work is held, else all but the last."""
         with self._finishing:
             kept = 0 if self._held - self._finished.keys() else 1
             over = list(self._finished)[: len(self._finished) - kept]
