@@ -15,22 +15,20 @@ from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
 
 import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset
 from torch.utils.data._utils import signal_handling
 
+from ldm_vae.system.guarded import DataWorkerError, Guarded, GuardedCollate, GuardedStream, Raised
 from ldm_vae.system.memory import release_freed_memory
-from ldm_vae.system.text import first_line, one_line, printable
+from ldm_vae.system.text import first_line, printable
 from ldm_vae.system.watch import Watch, watch_here
 
 T = TypeVar("T")
 
 _PREFETCH_FACTOR = 2
 _CHECK_SECONDS = 2
+_DYING_SECONDS = 10  # a busy machine, or one that writes a core dump, takes some to end a process
 _MOST_LOSSES, _MOST_LOSSES_WITHIN = 8, 80  # more workers lost within so many batches are no picture's fault
-
-
-class DataWorkerError(RuntimeError):
-    """A worker that died, or gave nothing, or failed in a way that nobody foresaw."""
 
 
 def load(
@@ -77,12 +75,12 @@ def load(
         dataset,
         batch_sampler=batch_sampler,
         batch_size=1 if batch_size is None else batch_size,
-        collate_fn=_GuardedCollate(collate),
+        collate_fn=GuardedCollate(collate),
         pin_memory=pin_memory,
         generator=torch.Generator(),
     )
     for batch in loader:
-        if isinstance(batch, _Raised):
+        if isinstance(batch, Raised):
             raise batch.error
         yield batch
 
@@ -127,7 +125,7 @@ class _Workers:
                         batch = _next(workers, self._timeout_seconds, self._watch)
                     except StopIteration:
                         return
-                    if isinstance(batch, _Raised):
+                    if isinstance(batch, Raised):
                         raise batch.error
                     if self._pending:
                         self._pending.popleft()
@@ -150,17 +148,17 @@ class _Workers:
 
     def _loader(self, delivered: int) -> DataLoader:
         if self._indices is not None:
-            dataset: Any = _Guarded(self._dataset)
+            dataset: Any = Guarded(self._dataset)
         else:
             assert self._batch_size is not None
             stream = self._dataset.resumed(delivered * self._batch_size) if delivered else self._dataset
-            dataset = _GuardedStream(stream)
+            dataset = GuardedStream(stream)
         release_freed_memory()
         return DataLoader(
             dataset,
             batch_sampler=None if self._indices is None else _Asked(self._pending, self._indices),
             batch_size=1 if self._batch_size is None else self._batch_size,
-            collate_fn=_GuardedCollate(self._collate),
+            collate_fn=GuardedCollate(self._collate),
             num_workers=self._num_workers,
             timeout=min(self._timeout_seconds, _CHECK_SECONDS),
             prefetch_factor=_PREFETCH_FACTOR,
@@ -211,9 +209,7 @@ def _next(batches: Iterator[Any], timeout_seconds: float, watch: Watch) -> Any:
             reason = first_line(error)
             workers: list[BaseProcess] = batches._workers  # type: ignore[attr-defined]
             if "timed out" not in reason:
-                connection.wait([worker.sentinel for worker in workers], timeout=_CHECK_SECONDS)  # it may be dying
-                dead = [number for number, worker in enumerate(workers) if not worker.is_alive()]
-                names = [name for number in dead for name, *_ in watch.at_work(number)]
+                names = [name for number in _dead(workers) for name, *_ in watch.at_work(number)]
                 if names:
                     raise _WorkLost(names, "the process that decoded it died") from error
                 raise DataWorkerError(
@@ -231,45 +227,17 @@ def _next(batches: Iterator[Any], timeout_seconds: float, watch: Watch) -> Any:
                 ) from error
 
 
-class _Raised:
-    """What a dataset raised, on its way from the worker; in one line, for not every error survives the way."""
+def _dead(workers: list[BaseProcess]) -> list[int]:
+    """Return the numbers of the workers that are dead, or just dying.
 
-    def __init__(self, error: Exception) -> None:
-        if not isinstance(error, (ValueError, RuntimeError)):
-            reason = one_line(error)
-            message = f"a data worker failed: {type(error).__name__}: {reason}; set num_workers 0 to see where"
-            error = DataWorkerError(message)
-        self.error = error
-
-
-class _Guarded(Dataset):
-    def __init__(self, dataset: Any) -> None:
-        self._dataset = dataset
-
-    def __getitem__(self, index: Any) -> Any:
-        try:
-            return self._dataset[index]
-        except Exception as error:
-            return _Raised(error)
-
-
-class _GuardedStream(IterableDataset):
-    def __init__(self, dataset: Any) -> None:
-        self._dataset = dataset
-
-    def __iter__(self) -> Iterator[Any]:
-        try:
-            yield from self._dataset
-        except Exception as error:
-            yield _Raised(error)
-
-
-class _GuardedCollate:
-    def __init__(self, collate: Callable[[list[Any]], Any]) -> None:
-        self._collate = collate
-
-    def __call__(self, samples: list[Any]) -> Any:
-        return next((sample for sample in samples if isinstance(sample, _Raised)), None) or self._collate(samples)
+    A sentinel tells that a process has closed its files, which is a moment before it can be waited for and counts as
+    not alive.
+    """
+    closed = connection.wait([worker.sentinel for worker in workers], timeout=_DYING_SECONDS)
+    for worker in workers:
+        if worker.sentinel in closed:
+            worker.join(_DYING_SECONDS)
+    return [number for number, worker in enumerate(workers) if not worker.is_alive()]
 
 
 def _init_worker(worker: int, *, watch: Watch) -> None:
