@@ -4,7 +4,8 @@
     python scripts/bench_probe.py --data PHOTOS --output runs/bench-probe --vae A --vae B …
 
 Without --vae, each of VARIANTS is trained for `--train_steps`; `--variant "NAME: --loss.… …"` adds one with further
-options of `ldm-vae train`. All are f8 at 128 pixels. The control, whose latents are scrambled, has to come out last.
+options of `ldm-vae train`. All are f8 at 128 pixels, unless `--options` has others for all. The control, whose latents
+are scrambled, has to come out last.
 What is there already isn't trained or probed again. It prints the probe's table, and for each measure of the panel
 Spearman's correlation with the probe's distance over the autoencoders, with its interval.
 """
@@ -47,11 +48,11 @@ def run(*command: str) -> None:
     subprocess.run([sys.executable, "-m", "ldm_vae", *command], check=True)
 
 
-def trained(name: str, flags: str, *, data: str, folder: Path, steps: int) -> str:
+def trained(name: str, flags: str, *, data: str, folder: Path, steps: int, options: str) -> str:
     """Return the export of an autoencoder, which is trained unless it is there."""
     export = folder / "exports" / name
     if not export.exists():
-        chosen = shlex.split(f"{COMMON} --train.max_train_steps {steps} {flags.format(third=steps // 3)}")
+        chosen = shlex.split(f"{COMMON} {options} --train.max_train_steps {steps} {flags.format(third=steps // 3)}")
         output = str(folder / "runs" / name)
         run("train", "--output_dir", output, "--data.train", data, *chosen, "--train.resume_from_checkpoint", "latest")
         run("export", "--run", output, "--output", str(export), "--data", data)
@@ -87,6 +88,7 @@ def main() -> None:
     parser.add_argument("--variant", action="append", default=[], help="NAME: options of `ldm-vae train`")
     parser.add_argument("--only", action="append", default=[], help="variants to take, of those there are")
     parser.add_argument("--train_steps", type=int, default=1500)
+    parser.add_argument("--options", default="", help="further options of `ldm-vae train`, for all")
     parser.add_argument("--budget", default="small")
     parser.add_argument("--probe", default="", help="further options of `ldm-vae probe`")
     args = parser.parse_args()
@@ -94,7 +96,7 @@ def main() -> None:
     variants = VARIANTS | {name.strip(): flags for name, _, flags in (each.partition(":") for each in args.variant)}
     chosen = {name: flags for name, flags in variants.items() if not args.only or name in args.only}
     vaes = args.vae or [
-        trained(name, flags, data=args.data, folder=args.output, steps=args.train_steps)
+        trained(name, flags, data=args.data, folder=args.output, steps=args.train_steps, options=args.options)
         for name, flags in chosen.items()
     ]
     output = args.output / f"probe-{args.budget}"
