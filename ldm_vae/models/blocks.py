@@ -19,15 +19,24 @@ NARROW_GROUP = 16  # groups of fewer channels are slow in torch's backward of gr
 MIN_POSITIONS = {torch.float32: 1024, torch.bfloat16: 4096}  # from so many input pixels on `upsample` is faster
 
 
-def speed_up_blocks(network: nn.Module) -> None:
-    """Give residual blocks, upsamplers and group norms the forwards below; names and weights stay as they are."""
+ADDED_IN_PLACE = {torch.bfloat16}  # types in which a CPU's convolution may add to a tensor; see `_adds_in_place`
+
+
+def speed_up_blocks(network: nn.Module, *, overwrites: bool = False) -> None:
+    """Give residual blocks, upsamplers and group norms the forwards below; names and weights stay as they are.
+
+    Args:
+        network: A network of diffusers, or a part of one.
+        overwrites: Whether a residual block may write its result over its input, which nobody reads any more where
+            blocks follow each other and nothing is differentiated.
+    """
     for module in network.modules():
         if (
             isinstance(module, ResnetBlock2D)
             and module.output_scale_factor == 1
             and isinstance(module.nonlinearity, nn.SiLU)
         ):
-            module.forward = functools.partial(residual_block, module)
+            module.forward = functools.partial(residual_block, module, overwrites=overwrites)
         elif isinstance(module, nn.GroupNorm):
             module.forward = functools.partial(group_norm, module)  # type: ignore[method-assign]
         elif (
@@ -43,7 +52,7 @@ def speed_up_blocks(network: nn.Module) -> None:
             _fuse_last_norm(half)
 
 
-def residual_block(block: ResnetBlock2D, hidden: Tensor, temb: None = None) -> Tensor:
+def residual_block(block: ResnetBlock2D, hidden: Tensor, temb: None = None, *, overwrites: bool = False) -> Tensor:
     """Run a ResnetBlock2D of diffusers that has no time embedding.
 
     The layout change before the shortcut and the division by 1 are left out. The sum is made in place, and where no
@@ -53,10 +62,43 @@ def residual_block(block: ResnetBlock2D, hidden: Tensor, temb: None = None) -> T
         block: The block.
         hidden: [B, C, H, W].
         temb: Always None; diffusers' blocks pass it on.
+        overwrites: Whether `hidden` may be overwritten.
     """
     residual = block.conv1(norm_and_silu(block.norm1, hidden))
-    residual = block.conv2(norm_and_silu(block.norm2, residual))
-    return residual.add_(hidden if block.conv_shortcut is None else block.conv_shortcut(hidden))
+    residual = norm_and_silu(block.norm2, residual)
+    shortcut = hidden if block.conv_shortcut is None else block.conv_shortcut(hidden)
+    if overwrites and _adds_in_place(block.conv2, residual, shortcut):
+        return _add_convolution(block.conv2, residual, shortcut)
+    return block.conv2(residual).add_(shortcut)
+
+
+def _adds_in_place(conv: nn.Conv2d, hidden: Tensor, target: Tensor) -> bool:
+    """Whether oneDNN adds a convolution to what is there while it writes it, which is a pass over memory less.
+
+    Not in float32, where results are diffusers' bit for bit: some processors' kernels would add in another order.
+    """
+    return (
+        hidden.device.type == "cpu"
+        and hidden.dtype == conv.weight.dtype == target.dtype
+        and hidden.dtype in ADDED_IN_PLACE
+        and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        and target.is_contiguous(memory_format=torch.channels_last)
+        and not torch.is_grad_enabled()
+        and not torch.is_autocast_enabled("cpu")
+        and not torch.compiler.is_compiling()
+    )
+
+
+def _add_convolution(conv: nn.Conv2d, hidden: Tensor, target: Tensor) -> Tensor:
+    """Return `target`, to which the convolution of `hidden` is added.
+
+    The operator is torch's own, by which its compiler fuses sums into convolutions; Python has no other name for it.
+    """
+    added: Tensor = torch.ops.mkldnn._convolution_pointwise_.binary(
+        target, hidden, conv.weight, conv.bias, conv.padding, conv.stride, conv.dilation, conv.groups,
+        "add", 1.0, None, [], None,
+    )  # fmt: skip
+    return added
 
 
 def upsample(block: Upsample2D, hidden: Tensor, output_size: None = None) -> Tensor:

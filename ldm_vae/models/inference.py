@@ -73,7 +73,7 @@ class InferenceAutoencoder:
         for half in family.halves:
             if bf16:
                 _round_weights(half)
-            speed_up_blocks(half.network)
+            speed_up_blocks(half.network, overwrites=True)
         family.to(self.device, memory_format=torch.channels_last)
         self._encode: Network = family.encode
         self._decode: Network = family.decode

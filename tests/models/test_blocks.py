@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 from diffusers import AutoencoderKL
+from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 
 from ldm_vae.models import blocks
@@ -91,3 +92,32 @@ def test_copies_of_a_fast_network_are_their_own() -> None:
             parameter.zero_()
         assert torch.equal(first(images).sample, before)
         assert not second(images).sample.any()
+
+
+def test_convolutions_add_to_the_shortcut_as_they_are_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In float32, in which every CPU can: the sums are those of diffusers, and no input is overwritten unasked."""
+    monkeypatch.setattr(blocks, "ADDED_IN_PLACE", {torch.float32})
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
+    added: list[Tensor] = []
+    add_convolution = blocks._add_convolution
+
+    def counted(conv: nn.Conv2d, hidden: Tensor, target: Tensor) -> Tensor:
+        added.append(target)
+        return add_convolution(conv, hidden, target)
+
+    monkeypatch.setattr(blocks, "_add_convolution", counted)
+    plain = tiny().eval()
+    fast, careful = copy.deepcopy(plain), copy.deepcopy(plain)
+    speed_up_blocks(fast, overwrites=True)
+    speed_up_blocks(careful)
+    images = torch.randn(2, 3, 32, 24).to(memory_format=torch.channels_last)
+    untouched = images.clone()
+    with torch.no_grad():
+        torch.testing.assert_close(fast(images).sample, plain(images).sample, rtol=1e-5, atol=1e-6)
+    assert torch.equal(images, untouched)
+    assert len(added) == sum(isinstance(module, ResnetBlock2D) for module in plain.modules())
+    added.clear()
+    fast(images).sample.sum().backward()  # gradients need what would be overwritten
+    with torch.no_grad():
+        careful(images)
+    assert not added
