@@ -41,6 +41,7 @@ from ldm_vae.training.loop import train
 from ldm_vae.training.run_folder import RunFolder
 
 STEPS = 20
+RESERVED: list[socket.socket] = []
 HANG_SECONDS = 240  # more than five times the timeout, which gloo gives a process that is still to connect
 
 
@@ -81,12 +82,19 @@ def make_pictures(folder: Path) -> None:
 # Processes
 
 
+def reserve_port() -> int:
+    """Return a port that no other process is given: it stays bound here, where torch's store may bind it beside."""
+    reserved = socket.socket()
+    reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    reserved.bind(("127.0.0.1", 0))
+    RESERVED.append(reserved)
+    port: int = reserved.getsockname()[1]
+    return port
+
+
 def start(config: Config, *, num_processes: int) -> list[int]:
     """Fork the processes of a launch; what they print goes to printed-RANK.txt beside the run."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    children = []
+    children, port = [], reserve_port() if num_processes > 1 else 0
     for rank in range(num_processes):
         child = os.fork()
         if child == 0:

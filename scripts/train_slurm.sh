@@ -15,7 +15,7 @@
 set -uo pipefail
 
 nodes=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
-rendezvous="$(head -n 1 <<<"$nodes"):$((20000 + SLURM_JOB_ID % 20000))"
+rendezvous="$(head -n 1 <<<"$nodes"):$((20000 + SLURM_JOB_ID % 12000))" # no port that Linux gives out by itself
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=300 # after SIGTERM the launcher leaves the run this long to save
 
 # USR1 comes to this shell alone, which passes it on to all processes of the step. Those that train save and end; the

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.launching import ENVIRONMENT, free_port
+from tests.launching import ENVIRONMENT, reserve_port
 
 
 def client_address(cluster: Any) -> str:
@@ -30,7 +30,7 @@ def ray_nodes() -> Iterator[Any]:
                 "num_cpus": 1,
                 "include_dashboard": False,
                 "object_store_memory": 10**8,
-                "ray_client_server_port": free_port(),
+                "ray_client_server_port": reserve_port(),
             },
         )
         cluster.add_node(num_cpus=1, object_store_memory=10**8)

@@ -7,15 +7,20 @@ import random
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is first imported, here and in what tests start
 
 import numpy as np
 import torch
 
-settings.register_profile("no deadline", deadline=None)  # other tests' processes may be at work
-settings.load_profile("no deadline")
+settings.register_profile(
+    "the same in every run",
+    derandomize=True,
+    deadline=None,  # other tests' processes may be at work
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("the same in every run")
 
 
 def pytest_configure() -> None:

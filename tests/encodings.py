@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import random
+import threading
+import time
 from collections.abc import Callable, Sequence
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -18,7 +23,9 @@ from torch import Tensor
 from ldm_vae.config.commands.encode import EncodeOptions
 from ldm_vae.encoding.encode import encode
 from ldm_vae.encoding.summary import EncodeSummary
-from tests.launching import forking
+from ldm_vae.encoding.work import ShardWork
+from ldm_vae.latents.shards import ShardRecord
+from tests.launching import SECONDS, forking
 from tests.pictures import picture, save_pictures
 from tests.tiny import tiny_autoencoder
 
@@ -85,21 +92,49 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {name: (folder / name).read_bytes() for name in os.listdir(folder)}
 
 
-def _encode(options: EncodeOptions) -> EncodeSummary:
+def _encode(options: EncodeOptions, most_shards: int | None) -> EncodeSummary:
     torch.set_num_threads(1)
+    if most_shards is not None:
+        _wait_after(most_shards)
     return encode(options)
 
 
-def start_encodes(options: EncodeOptions, *, count: int) -> list[ForkServerProcess]:
-    """Start processes that encode into one folder, each with one thread."""
-    processes = [forking().Process(target=_encode, args=(options,)) for _ in range(count)]
+def _wait_after(shards: int) -> None:
+    """Have this process write so many shards and then wait to be killed."""
+    written, counter = ShardWork.written, itertools.count(1)
+
+    def counted(work: ShardWork, record: ShardRecord) -> None:
+        written(work, record)
+        if next(counter) == shards:
+            threading.Event().wait()
+
+    mock.patch.object(ShardWork, "written", counted).start()
+
+
+def start_encodes(options: EncodeOptions, *, count: int, most_shards: int | None = None) -> list[ForkServerProcess]:
+    """Start processes that encode into one folder, each with one thread; `most_shards` is for those to be killed."""
+    processes = [forking().Process(target=_encode, args=(options, most_shards)) for _ in range(count)]
     for process in processes:
         process.start()
     return processes
 
 
+def wait_for_shards(folder: Path, count: int) -> None:
+    """Wait until there are so many whole shards."""
+    until = time.monotonic() + SECONDS / 3
+    while len(list(folder.glob("latents-*.json"))) < count:
+        assert time.monotonic() < until, sorted(os.listdir(folder))
+        time.sleep(random.random() / 200)
+
+
 def finish(processes: list[ForkServerProcess]) -> list[int | None]:
-    """Wait for processes; return their exit codes."""
+    """Wait for processes; return their exit codes, none for those that hang, which are killed."""
+    until = time.monotonic() + SECONDS
+    codes = []
     for process in processes:
-        process.join(timeout=120)
-    return [process.exitcode for process in processes]
+        process.join(timeout=max(0.0, until - time.monotonic()))
+        codes.append(process.exitcode)
+        if process.is_alive():
+            process.kill()
+            process.join()
+    return codes

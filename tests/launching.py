@@ -24,6 +24,8 @@ ROOT = Path(__file__).parents[1]
 CHECKOUT = Path(os.environ.get("CHECKOUT", ROOT))
 """The checkout, where the package's source is."""
 SCRIPTS = ROOT / "scripts"
+SECONDS = 900
+"""How long processes are waited for: none that works takes as long, on any machine."""
 ENVIRONMENT = {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
@@ -48,12 +50,20 @@ def forking() -> ForkServerContext:
     return context
 
 
-def free_port() -> int:
-    """Return the number of a port that nothing listens on."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
-        return port
+_reserved: list[socket.socket] = []
+
+
+def reserve_port() -> int:
+    """Return a port for a server to be started, which nobody else is given until this process ends.
+
+    It stays bound here, but nobody listens: who binds it with SO_REUSEADDR, as torch's store does, still can.
+    """
+    reserved = socket.socket()
+    reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    reserved.bind(("127.0.0.1", 0))
+    _reserved.append(reserved)
+    port: int = reserved.getsockname()[1]
+    return port
 
 
 def start_forked(function: Callable[..., object], *arguments: object, output: Path, **environment: str) -> Process:
@@ -78,7 +88,7 @@ def start_launch(
 
     Each prints into a file of its own: launch.txt's are launch-0.txt, launch-1.txt and so on.
     """
-    shared = {"WORLD_SIZE": str(num_processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    shared = {"WORLD_SIZE": str(num_processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(reserve_port())}
     return [
         start_forked(
             function,
@@ -92,9 +102,9 @@ def start_launch(
     ]
 
 
-def finish(processes: Sequence[Process], *, folder: Path, seconds: float = 120) -> None:
+def finish(processes: Sequence[Process], *, folder: Path) -> None:
     """Wait until processes have ended, all of them well; what they printed into the folder is shown otherwise."""
-    until = time.monotonic() + seconds
+    until = time.monotonic() + SECONDS
     for process in processes:
         process.join(timeout=max(0.0, until - time.monotonic()))
         if process.is_alive():

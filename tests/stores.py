@@ -7,7 +7,6 @@ import http.client
 import itertools
 import math
 import random
-import subprocess
 import time
 import types
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from urllib.parse import urlsplit
 import fsspec
 import pytest
 
+from ldm_vae.system import leases
 from ldm_vae.system.remote_store import RemoteStore, Retries
 from ldm_vae.system.store import Store
 
@@ -153,9 +153,30 @@ class _FaultyFiles:
 
 def of_an_ended_process() -> types.SimpleNamespace:
     """Return what tells leases that they are an ended process's, where this one goes on living."""
-    ended = subprocess.Popen(["true"])
-    ended.wait()
-    return types.SimpleNamespace(getpid=lambda: ended.pid)
+    return types.SimpleNamespace(getpid=lambda: 2**22 + 1)  # more than any process's number
+
+
+class LeaseClock:
+    """The clock by which the leases of this process expire; it stands still but for what a test puts it forward."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.now = 0.0
+        patch.setattr(leases, "time", types.SimpleNamespace(monotonic=lambda: self.now))
+
+    def claimed_at(self, claiming: leases.Leases, *moments: float) -> list[str]:
+        """Return which of the leases "lost" and "shard" could be claimed until the last of some moments."""
+        claimed: dict[str, None] = {}
+        for self.now in moments:
+            claimed |= dict.fromkeys(name for name in ("lost", "shard") if claiming.claim(name))
+        return list(claimed)
+
+
+def wait_for_touch(store: Store, name: str) -> None:
+    """Wait until who holds a lease has touched it."""
+    before, until = store.stamp(name), time.monotonic() + 120
+    while store.stamp(name) == before:
+        assert time.monotonic() < until, f"{name} isn't touched"
+        time.sleep(0.01)
 
 
 def memory_contents(address: str) -> dict[str, bytes]:

@@ -42,7 +42,7 @@ def test_every_file_of_the_package_is_installed() -> None:
 def test_started_processes_import_the_same_package(arguments: list[str], tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text("import ldm_vae\nprint(ldm_vae.__file__)\n")
     printed = tmp_path / "printed.txt"
-    assert start(arguments, output=printed).wait(timeout=60) == 0
+    assert start(arguments, output=printed).wait(timeout=300) == 0
     assert printed.read_text().strip() == ldm_vae.__file__
 
 

@@ -83,6 +83,8 @@ def _replace(store: Store, *, plan: Plan, leases: Leases) -> None:
             raise busy
         time.sleep(_POLL_SECONDS)
     if leases.taken_elsewhere():
+        if _read_plan(store) == plan.to_json():  # the first of its job has ended, but not all the others
+            return
         raise busy
     _output(store).clear(mark_first=True)
 

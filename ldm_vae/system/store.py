@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -243,8 +244,9 @@ class LocalStore(Store):
         (self._folder / name).unlink(missing_ok=True)
 
     def touch(self, name: str, content: bytes) -> None:
-        """Change the time of a file."""
-        os.utime(self._folder / name)
+        """Change the time of a file, to one that isn't rounded to the system's last tick."""
+        now = time.time_ns()
+        os.utime(self._folder / name, ns=(now, now))
 
     def stamp(self, name: str) -> Any:
         """Return inode and time."""

@@ -94,7 +94,7 @@ def test_how_samples_are_divided_does_not_matter(ppca: Ppca) -> None:
     vae = ppca.autoencoder(shift=0.1)
     whole, parts = (bounds_of(vae, images, ppca, count=12, at_once=at_once) for at_once in (12, 5))
     for name in ("elbo", "iwae", "distortion", "rate"):
-        torch.testing.assert_close(getattr(whole, name), getattr(parts, name), rtol=1e-6, atol=0)
+        torch.testing.assert_close(getattr(whole, name), getattr(parts, name), rtol=1e-5, atol=0)
 
 
 def test_improbable_pictures_have_bounds(ppca: Ppca) -> None:

@@ -135,7 +135,7 @@ def test_neither_batches_nor_other_pictures_show(runs: dict[str, Path], photos: 
     whole = {row["name"]: row["bits"] for row in rows("whole", batch_size=8)}
     for name, options in (("one", {"batch_size": 1}), ("few", {"num_images": 2, "batch_size": 7})):
         for row in rows(name, **options):
-            assert row["bits"] == pytest.approx(whole[row["name"]], rel=1e-6)
+            assert row["bits"] == pytest.approx(whole[row["name"]], rel=1e-5)
     other = {row["name"]: row["bits"] for row in rows("other", seed=1)}
     assert all(abs(other[name]["elbo"] - bits["elbo"]) > 1e-6 for name, bits in whole.items())
 
@@ -151,7 +151,7 @@ def test_two_processes_find_what_one_finds(runs: dict[str, Path], photos: Path, 
     assert (both["data_fingerprint"], both["num_images"]) == (one["data_fingerprint"], 3)
     assert both["protocol"] == one["protocol"]
     for name, bound in alone.bounds.items():
-        assert both["metrics"][name]["value"] == pytest.approx(bound.value, rel=1e-9)
+        assert both["metrics"][name]["value"] == pytest.approx(bound.value, rel=1e-6)
     assert [row["index"] for row in figures(tmp_path / "both")] == [
         row["index"] for row in figures(tmp_path / "alone")
     ]

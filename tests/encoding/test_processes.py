@@ -1,9 +1,6 @@
 """`encode` by several processes that share nothing but a folder: killed, resumed, doubled by accident."""
 
-import os
-import random
 import signal
-import time
 from pathlib import Path
 
 import pytest
@@ -14,7 +11,7 @@ from ldm_vae.encoding.work import ShardWork
 from ldm_vae.latents.dataset import LatentDataset
 from ldm_vae.latents.shards import ShardRecord
 from ldm_vae.system.leases import Leases
-from tests.encodings import contents, finish, options, save_vae, start_encodes
+from tests.encodings import contents, finish, options, save_vae, start_encodes, wait_for_shards
 from tests.pictures import save_pictures
 
 NUM_IMAGES = 150
@@ -37,15 +34,13 @@ def undisturbed(vae: str, photos: str, tmp_path_factory: pytest.TempPathFactory)
 
 
 def kill_midway(arguments: EncodeOptions, *, count: int, after_shards: int) -> None:
-    """Kill encoding processes when they have written some more shards."""
+    """Kill encoding processes when they have written some more shards; they would never write all."""
     folder = Path(str(arguments.output))
     there = len(list(folder.glob("latents-*.json")))
-    processes = start_encodes(arguments, count=count)
-    deadline = time.monotonic() + 60
-    while len(list(folder.glob("latents-*.json"))) < there + after_shards and time.monotonic() < deadline:
-        time.sleep(random.random() / 200)
+    processes = start_encodes(arguments, count=count, most_shards=after_shards + 2)
+    wait_for_shards(folder, there + after_shards)
     for process in processes:
-        os.kill(int(process.pid or 0), signal.SIGKILL)
+        process.kill()
     assert set(finish(processes)) == {-signal.SIGKILL}
     assert not (folder / "index.json").exists()
 
@@ -69,10 +64,10 @@ def test_a_job_finishes_what_a_process_of_it_leaves(
 ) -> None:
     """One process of a running job dies; and another, on a node that can't be seen, holds a shard and says no more."""
     (tmp_path / ".latents-00020.lease").write_text("another-node/pid:[1] 1")
-    first, second = start_encodes(options(vae, photos, tmp_path, lease_seconds=1.0), count=2)
-    while not list(tmp_path.glob("latents-*.json")):
-        time.sleep(0.01)
-    os.kill(int(first.pid or 0), signal.SIGKILL)
+    job = options(vae, photos, tmp_path, lease_seconds=1.0)
+    first, second = *start_encodes(job, count=1, most_shards=5), *start_encodes(job, count=1)
+    wait_for_shards(tmp_path, 1)
+    first.kill()
     assert finish([first, second]) == [-signal.SIGKILL, 0]
     assert contents(tmp_path) == undisturbed
 
@@ -86,10 +81,18 @@ def test_two_jobs_that_both_replace_an_output(
     assert contents(tmp_path / "out") == undisturbed
 
 
+def test_a_late_process_joins_the_job_that_replaced_an_output(vae: str, photos: str, tmp_path: Path) -> None:
+    """The first of them has ended by then, and another, on a node that can't be seen, still holds a shard."""
+    encode(options(vae, photos, tmp_path, shard_size=60))
+    (tmp_path / ".latents-00001.lease").write_text("another-node/pid:[1] 1")
+    with pytest.raises(ValueError, match="another encode is at work there"):
+        encode(options(vae, photos, tmp_path, shard_size=50, overwrite=True))
+    assert encode(options(vae, photos, tmp_path, shard_size=60, overwrite=True)).encoded_shards == 0
+
+
 def test_a_job_does_not_replace_the_output_of_a_living_one(vae: str, photos: str, tmp_path: Path) -> None:
     running = start_encodes(options(vae, photos, tmp_path, shard_size=2), count=1)
-    while not list(tmp_path.glob("latents-*.json")):
-        time.sleep(0.01)
+    wait_for_shards(tmp_path, 1)
     intruder = start_encodes(options(vae, photos, tmp_path, shard_size=2, mode="mean", overwrite=True), count=1)
     assert finish(running) == [0]
     intruder_failed = finish(intruder) != [0]

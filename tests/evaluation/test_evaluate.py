@@ -172,7 +172,7 @@ def test_two_processes_find_what_one_finds(vaes: list[str], photos: Path, tmp_pa
         assert found["num_images"] == 5  # of six, one unreadable, over two processes
         assert found["data_fingerprint"] == expected.data_fingerprint
         for name, metric in expected.metrics.items():
-            assert found["metrics"][name]["value"] == pytest.approx(metric.value, rel=1e-6)
+            assert found["metrics"][name]["value"] == pytest.approx(metric.value, rel=1e-4)  # a level may flip
     assert [skipped["name"] for skipped in both["skipped"]] == ["broken.png"]
 
 

@@ -77,7 +77,7 @@ def run_mounted(function: Callable[[Path], None], run: Path, *, size: str, folde
     (folder / "mounted").mkdir()
     printed = folder / "printed.txt"
     process = start_forked(_call_mounted, function, run, size, output=printed)
-    process.join(timeout=120)
+    process.join(timeout=600)
     if process.exitcode == NOT_ALLOWED:
         pytest.skip("mounts aren't allowed here")
     assert process.exitcode == 0, printed.read_text()

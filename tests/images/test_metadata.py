@@ -46,7 +46,7 @@ def test_captions_are_text_whatever_they_look_like(tmp_path: Path, kind: str) ->
     assert list(texts(tmp_path).values()) == ODD
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(text=st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r")))
 def test_any_text_survives(tmp_path: Path, text: str) -> None:
     write_pictures(tmp_path, "a.png")

@@ -1,23 +1,51 @@
 """A stream's files: shared among processes, read again where they break off, and left out by rule."""
 
-import time
+import queue
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import datasets
 import fsspec
 import pytest
 
 from ldm_vae.config.data import DataConfig
+from ldm_vae.images import stream_files
 from ldm_vae.images.stream_files import FileRules, StreamError, StreamFiles
 from ldm_vae.images.streaming import StreamingImages, open_stream
 from tests.images.test_streaming import streaming_images, write_shards
 
 QUICK = {"first_seconds": 0.001}
-SILENT = -1
+
+
+class Silence:
+    """What a file that gives nothing waits in."""
+
+    begun, over = threading.Event(), threading.Event()
+    ended: ClassVar[list[bool]] = []
+
+    @classmethod
+    def keep(cls) -> None:
+        cls.begun.set()
+        cls.ended.append(cls.over.wait(timeout=60))
+
+
+class ImpatientQueue(queue.Queue[Any]):
+    """One whose time to wait is over as soon as a file has fallen silent, and never before."""
+
+    def get(self, block: bool = True, timeout: float | None = None) -> Any:
+        assert timeout == 1000
+        while True:
+            try:
+                return super().get(timeout=0.01)
+            except queue.Empty:
+                if Silence.begun.is_set():
+                    Silence.begun.clear()
+                    raise
 
 
 class Source:
@@ -40,7 +68,7 @@ class Source:
             for row in range(size):
                 if attempt < len(faults) and row == abs(faults[attempt]):
                     if faults[attempt] < 0:
-                        time.sleep(1)
+                        Silence.keep()
                     raise ConnectionError("the connection was lost")
                 yield {"n": 100 * file + row}
 
@@ -79,13 +107,18 @@ def test_a_dead_file_ends_the_run_or_its_rest_is_left_out() -> None:
     assert numbers(files, 1) == [0, 1, 2, 100, 101, 102, 103, 104, 200]  # alive again
 
 
-def test_a_silent_file_counts_as_dead() -> None:
+def test_a_silent_file_counts_as_dead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And nobody waits for it any more."""
+    monkeypatch.setattr(
+        stream_files, "queue", SimpleNamespace(Queue=ImpatientQueue, Empty=queue.Empty, Full=queue.Full)
+    )
     source = Source([2, 3, 1], faults={1: [-1, -1]})
-    files = source.files(dead_files="skip", timeout_seconds=0.1, attempts=2)
-    start = time.monotonic()
+    files = source.files(dead_files="skip", timeout_seconds=1000, attempts=2)
     assert numbers(files) == [0, 1, 100, 200]
-    assert time.monotonic() - start < 0.9
-    assert files.dead[0].reason.endswith("behind row 1: it gave nothing for 0.1 s")
+    assert files.dead[0].reason.endswith("behind row 1: it gave nothing for 1000 s")
+    assert source.opened == {0: 1, 1: 2, 2: 1}
+    assert Silence.ended == []
+    Silence.over.set()
 
 
 @pytest.mark.parametrize(("num_files", "of"), [(1, 3), (2, 3), (3, 3), (6, 3), (4, 3), (7, 3), (5, 2), (4, 1)])

@@ -118,7 +118,7 @@ def test_flips_and_noise(tmp_path: Path) -> None:
     assert values.unique().numel() > 0.95 * values.numel()
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     num_processes=st.integers(1, 4),
     micro_batch_size=st.integers(1, 3),
@@ -150,7 +150,7 @@ def test_samples_are_the_same_however_the_batch_is_cut(
 
 def test_workers_change_nothing_and_count_what_is_skipped(photos: Path) -> None:
     dataset = training_images(photos, channels=4)
-    state = torch.get_rng_state()
+    state, others = torch.get_rng_state(), multiprocessing.active_children()
     with closing(training_batches(dataset, start_step=5, batch_size=4, micro_batch_size=4, num_workers=2)) as batches:
         found = list(islice(batches, 5))
     assert torch.equal(torch.get_rng_state(), state)
@@ -162,7 +162,7 @@ def test_workers_change_nothing_and_count_what_is_skipped(photos: Path) -> None:
     assert [skipped for batch in found for skipped in batch.skipped] == [
         s for sample in samples for s in sample.skipped
     ]
-    assert not multiprocessing.active_children()
+    assert set(multiprocessing.active_children()) <= set(others)
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -236,24 +236,24 @@ def test_workers_that_die_everywhere_are_an_error(photos: Path, monkeypatch: pyt
 
 
 def test_a_stuck_worker_is_an_error(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ImageCollection, "read_crop", lambda *_, **__: time.sleep(100))  # as on dead storage
+    monkeypatch.setattr(ImageCollection, "read_crop", lambda *_, **__: time.sleep(300))  # as on dead storage
     batches = training_batches(
         training_images(photos), start_step=0, batch_size=2, micro_batch_size=2, num_workers=1, timeout_seconds=1
     )
     start = time.monotonic()
     with closing(batches), pytest.raises(RuntimeError, match=r"^a data worker gave nothing for 1 s; .*num_workers 0"):
         next(batches)
-    assert time.monotonic() - start < 30
+    assert time.monotonic() - start < 90
 
 
 def test_signals_to_all_processes_leave_the_workers_to_the_main_one(photos: Path) -> None:
     with running(photos) as (batches, workers):
         for name in ("TERM", "USR1", "INT"):
             subprocess.run(["kill", f"-{name}", *(str(worker.pid) for worker in workers)], check=True)
-        time.sleep(0.3)
         assert len(list(islice(batches, 12))) == 12
+        assert all(worker.is_alive() for worker in workers)
         workers[0].terminate()  # the main process's own
-        workers[0].join(5)
+        workers[0].join(60)
         assert not workers[0].is_alive()
 
 

@@ -62,9 +62,8 @@ def test_gradient_reaches_every_weight_after_one_update():
         ((autoencoder.decode(latents).sample - images) ** 2 + 1e-3 * posterior.kl().mean()).mean().backward()
         optimizer.step()
     still = [name for name, p in autoencoder.named_parameters() if p.grad is None or not p.grad.any()]
-    assert (
-        still == ["encoder.mid_block.attentions.0.to_k.bias", "decoder.mid_block.attentions.0.to_k.bias"] or not still
-    )
+    without_effect = {f"{half}.mid_block.attentions.0.to_k.bias" for half in ("encoder", "decoder")}  # but by rounding
+    assert set(still) <= without_effect
 
 
 def test_torch_is_the_default_and_a_pretrained_model_keeps_its_weights(tmp_path):

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+_MILLISECONDS = 180_000
+"""How long the browser and its pages are waited for, on a machine that others use too."""
 _OF_THE_TESTS = "Canvas2D: Multiple readback operations"
 """A warning about reading pixels back, which the page doesn't do, but the tests."""
 
@@ -68,7 +70,9 @@ class Browser:
 
     def open(self, path: Path, **context: object) -> Page:
         """Open a file, in a context of its own: `viewport`, `color_scheme`, `java_script_enabled`."""
-        browser_page = self._browser.new_context(**context).new_page()
+        opened = self._browser.new_context(**context)
+        opened.set_default_timeout(_MILLISECONDS)
+        browser_page = opened.new_page()
         page = Page(browser_page=browser_page)
         browser_page.on("request", lambda request: _note(page.requests, request.url))
         browser_page.on("console", lambda message: _complain(page, message))
@@ -85,7 +89,9 @@ def open_browser(chromium: str) -> Iterator[Browser]:
     """Yield a browser that has no network of its own to fall back on."""
     playwright = pytest.importorskip("playwright.sync_api", reason="pip install 'ldm-vae[test]' brings Playwright")
     with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        browser = started.chromium.launch(
+            executable_path=chromium, args=["--no-sandbox", "--disable-gpu"], timeout=_MILLISECONDS
+        )
         yield Browser(browser)
         browser.close()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -122,15 +123,27 @@ def test_a_run_that_hangs_ends_with_all_that_it_started(
 ) -> None:
     code = (
         "import subprocess, sys, time\n"
-        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
         "print(child.pid, flush=True)\n"
-        "time.sleep(60)\n"
+        "time.sleep(600)\n"
     )
+    wait = subprocess.Popen.wait
+
+    def wait_for_child(process: subprocess.Popen[bytes], timeout: float | None = None) -> int:
+        """Let the time be over when there is something to end, and never before."""
+        if timeout is None:
+            return wait(process)
+        while not (tmp_path / "slow.log").read_text().endswith("\n"):
+            assert process.poll() is None, (tmp_path / "slow.log").read_text()
+            time.sleep(0.01)
+        raise subprocess.TimeoutExpired(process.args, timeout)
+
     monkeypatch.setattr(training.Run, "command", lambda run, folder: ["-c", code])
-    monkeypatch.setattr(training, "SECONDS", 2)
-    assert training.perform(training.Run(name="slow"), tmp_path) == "not done within 2 s"
+    monkeypatch.setattr(subprocess.Popen, "wait", wait_for_child)
+    monkeypatch.setattr(training, "SECONDS", 1000)
+    assert training.perform(training.Run(name="slow"), tmp_path) == "not done within 1000 s"
     child = int((tmp_path / "slow.log").read_text())
-    until = time.monotonic() + 10
+    until = time.monotonic() + 120
     while time.monotonic() < until:
         state = Path(f"/proc/{child}/stat")
         if not state.exists() or state.read_text().rsplit(")", 1)[1].split()[0] == "Z":

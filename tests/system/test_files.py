@@ -6,16 +6,16 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from ldm_vae.system.files import remove_temporaries, whole_or_absent
 from ldm_vae.system.leases import Leases
+from tests.stores import LeaseClock, wait_for_touch
 
 HOLD = """
-import sys, time
+import sys
 from pathlib import Path
 from ldm_vae.system.files import whole_or_absent
 from ldm_vae.system.leases import Leases
@@ -25,13 +25,16 @@ with Leases(folder, seconds=float(sys.argv[2])) as leases:
     with whole_or_absent(folder / "shard.bin") as temporary:
         temporary.write_bytes(b"half")
         print("held", flush=True)
-        time.sleep(60)
+        sys.stdin.read()
 """
 
 
 def hold(folder: Path, *, seconds: float) -> subprocess.Popen:
     process = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(folder), str(seconds)], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", HOLD, str(folder), str(seconds)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "held\n"
@@ -90,25 +93,23 @@ def test_a_killed_process_leaves_no_file_and_its_lease_expires_at_once(tmp_path:
     assert os.listdir(tmp_path) == []
 
 
-def test_a_lease_expires_unless_it_is_renewed(tmp_path: Path) -> None:
-    """What another node's process holds: whether it lives can't be seen, only whether it touches the lease."""
-    seconds = 0.6
-    renewed = hold(tmp_path, seconds=seconds)
+def test_a_lease_expires_unless_it_is_renewed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What another node's process holds: whether it lives can't be seen, only whether it touches the lease.
+
+    That process goes by the true time, this one by a clock that the test puts forward.
+    """
+    clock = LeaseClock(monkeypatch)
+    renewed = hold(tmp_path, seconds=0.1)
     (tmp_path / ".lost.lease").write_text("another-node/pid:[1] 1")
-    (tmp_path / ".renewed.lease").write_text("another-node/pid:[1] 1")
     (tmp_path / ".shard.lease").write_text("another-node/pid:[1] 1")
-    claimed: dict[str, float] = {}
-    started = time.monotonic()
-    with Leases(tmp_path, seconds=seconds) as leases:
-        while time.monotonic() - started < 4 * seconds:
-            for name in ("lost", "shard"):
-                if name not in claimed and leases.claim(name):
-                    claimed[name] = time.monotonic() - started
-            time.sleep(0.02)
+    leases = Leases(tmp_path, seconds=1000)
+    assert clock.claimed_at(leases, 0, 999) == []
+    wait_for_touch(leases.store, ".shard.lease")
+    assert clock.claimed_at(leases, 1001) == ["lost"]
     renewed.kill()
     renewed.wait()
-    assert list(claimed) == ["lost"]
-    assert claimed["lost"] > seconds
+    assert clock.claimed_at(leases, 1001, 2000) == ["lost"]
+    assert clock.claimed_at(leases, 2002) == ["lost", "shard"]
 
 
 def test_only_one_of_many_gets_a_lease(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from accelerate import Accelerator
 from torch import nn
@@ -157,6 +158,8 @@ class WorkerKilledInStep(Change):
         def kill(_: TrainingStep) -> None:
             for worker in multiprocessing.active_children():
                 worker.kill()
+                assert worker.pid is not None
+                os.waitid(os.P_PID, worker.pid, os.WEXITED | os.WNOWAIT)  # it has died, and nobody has noticed
 
         if current_rank() == self.rank:
             before_step(self.step, kill)
@@ -164,14 +167,23 @@ class WorkerKilledInStep(Change):
 
 @dataclass(frozen=True)
 class SilentInStep(Change):
-    """One rank does nothing for five seconds when it begins a step."""
+    """One rank does nothing when it begins a step, until the others have given up on it."""
 
     rank: int
     step: int
 
     def apply(self) -> None:
+        def wait(_: TrainingStep) -> None:
+            until = time.monotonic() + 200
+            while time.monotonic() < until and any(process.pid != os.getpid() for process in siblings()):
+                time.sleep(0.1)
+
+        def siblings() -> list[psutil.Process]:
+            """Return the processes of the run, which the driver waits for."""
+            return psutil.Process(os.getppid()).children()
+
         if current_rank() == self.rank:
-            before_step(self.step, lambda _: time.sleep(5))
+            before_step(self.step, wait)
 
 
 @dataclass(frozen=True)

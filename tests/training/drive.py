@@ -23,17 +23,21 @@ from ldm_vae import cli
 from ldm_vae.config.parsing import dump_config
 from ldm_vae.training import loop, processes
 from ldm_vae.training.processes import weights_digest
-from tests.launching import finish, free_port, start_forked, start_launch
+from tests.launching import SECONDS, finish, reserve_port, start_forked, start_launch
 from tests.tiny import tiny_config
 from tests.training.jobs import ForkedJob, Job
 from tests.training.patching import after_step, current_rank, patches
 from tests.training.runs import damage
 
-JOB_SECONDS = 120
+JOB_SECONDS = SECONDS / 3
 
 
 def run_together(
-    folder: Path, *, launched: Mapping[int, Sequence[Job]] = MappingProxyType({}), forked: Sequence[ForkedJob] = ()
+    folder: Path,
+    *,
+    launched: Mapping[int, Sequence[Job]] = MappingProxyType({}),
+    forked: Sequence[ForkedJob] = (),
+    idle: Sequence[ForkedJob] = (),
 ) -> None:
     """Run jobs in launches of so many processes, and forked ones beside them; return when all have ended well.
 
@@ -41,11 +45,16 @@ def run_together(
         folder: Where what is run and what it prints is filed.
         launched: The jobs of each launch, by its number of processes.
         forked: Jobs in processes of their own, one after the other.
+        idle: The same, of jobs that mostly wait, beside the others.
     """
-    processes = [start_forked(run_forked, forked, output=folder / "forked.txt")] if forked else []
+    processes = [
+        start_forked(run_forked, jobs, output=folder / f"{name}.txt")
+        for name, jobs in (("forked", forked), ("idle", idle))
+        if jobs
+    ]
     for number, jobs in launched.items():
         processes += start_launch(number, run_in_launch, jobs, output=folder / f"launch-of-{number}.txt")
-    finish(processes, folder=folder, seconds=300)
+    finish(processes, folder=folder)
 
 
 def run_in_launch(jobs: Sequence[Job]) -> None:
@@ -82,7 +91,7 @@ def _run_forked(job: ForkedJob) -> None:
     if job.damage is not None:
         damage(run / job.damage.file, how=job.damage.how)
     Path(f"{output}.yaml").write_text(dump_config(config))
-    port = free_port()
+    port = reserve_port()
     children = []
     for index in range(job.num_processes if job.started is None else job.started):
         child = os.fork()

@@ -76,7 +76,7 @@ def assert_gradients(module: torch.nn.Module, expected: dict[str, Tensor], *, pr
     scale = max(grad.abs().max() for grad in expected.values())
     for name, gradient in trained.items():
         torch.testing.assert_close(gradient, expected[name], rtol=RTOL, atol=RTOL * scale.item(), msg=name)
-        assert gradient.norm() > 0, name
+        assert gradient.norm() > 0 or name.endswith("to_k.bias"), name  # which the softmax's result doesn't depend on
 
 
 @pytest.mark.parametrize("learn_logvar", [False, True])
