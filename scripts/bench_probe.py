@@ -48,14 +48,16 @@ def run(*command: str) -> None:
     subprocess.run([sys.executable, "-m", "ldm_vae", *command], check=True)
 
 
-def trained(name: str, flags: str, *, data: str, folder: Path, steps: int, options: str) -> str:
+def trained(name: str, flags: str, args: argparse.Namespace) -> str:
     """Return the export of an autoencoder, which is trained unless it is there."""
-    export = folder / "exports" / name
+    export = args.output / "exports" / name
     if not export.exists():
-        chosen = shlex.split(f"{COMMON} {options} --train.max_train_steps {steps} {flags.format(third=steps // 3)}")
-        output = str(folder / "runs" / name)
-        run("train", "--output_dir", output, "--data.train", data, *chosen, "--train.resume_from_checkpoint", "latest")
-        run("export", "--run", output, "--output", str(export), "--data", data)
+        steps = args.train_steps
+        chosen = f"{COMMON} {args.options} --train.max_train_steps {steps} {flags.format(third=steps // 3)}"
+        output = str(args.output / "runs" / name)
+        run("train", "--output_dir", output, "--data.train", args.data, *shlex.split(chosen),
+            "--train.resume_from_checkpoint", "latest")  # fmt: skip
+        run("export", "--run", output, "--output", str(export), "--data", args.data, *shlex.split(args.export))
     return str(export)
 
 
@@ -89,16 +91,14 @@ def main() -> None:
     parser.add_argument("--only", action="append", default=[], help="variants to take, of those there are")
     parser.add_argument("--train_steps", type=int, default=1500)
     parser.add_argument("--options", default="", help="further options of `ldm-vae train`, for all")
+    parser.add_argument("--export", default="", help="options of `ldm-vae export`")
     parser.add_argument("--budget", default="small")
     parser.add_argument("--probe", default="", help="further options of `ldm-vae probe`")
     args = parser.parse_args()
 
     variants = VARIANTS | {name.strip(): flags for name, _, flags in (each.partition(":") for each in args.variant)}
     chosen = {name: flags for name, flags in variants.items() if not args.only or name in args.only}
-    vaes = args.vae or [
-        trained(name, flags, data=args.data, folder=args.output, steps=args.train_steps, options=args.options)
-        for name, flags in chosen.items()
-    ]
+    vaes = args.vae or [trained(name, flags, args) for name, flags in chosen.items()]
     output = args.output / f"probe-{args.budget}"
     if not (output / "metrics.json").exists():
         command = ["probe", "--data", args.data, "--output", str(output), "--budget", args.budget, "--control"]
