@@ -138,7 +138,8 @@ class OutputFolder:
         parent that can't be written, is kept and filled, the mark last; a new one appears at once.
 
         Raises:
-            ValueError: The folder may not be written (`check`), found before the block runs.
+            ValueError: The folder may not be written (`check`), found before the block runs, or after it if another
+                process has written there meanwhile.
         """
         self.check(overwrite=overwrite)
         folder = self.path.resolve()
@@ -151,7 +152,8 @@ class OutputFolder:
         try:
             with naming_instead(self.path, temporary):
                 yield temporary
-            if exists:
+            self.check(overwrite=overwrite)
+            if folder.exists():
                 self._fill(folder, temporary)
             else:
                 temporary.rename(folder)

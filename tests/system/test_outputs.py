@@ -89,6 +89,27 @@ def test_a_replacement_that_fails_changes_nothing(tmp_path: Path, monkeypatch: p
     assert (folder / "config.json").read_text() == CONFIG
 
 
+@pytest.mark.parametrize("is_there", [False, True])
+def test_what_another_process_wrote_meanwhile_is_kept(tmp_path: Path, is_there: bool) -> None:
+    folder = tmp_path / "export"
+    if is_there:
+        folder.mkdir()
+    output = OutputFolder(folder, kind=EXPORT)
+
+    def beside_another(*, overwrite: bool) -> None:
+        with output.whole(overwrite=overwrite) as temporary:
+            (temporary / "config.json").write_text(CONFIG)
+            export_into(folder, weights="the other's", overwrite=overwrite)
+
+    with pytest.raises(ValueError, match="export holds an export already"):
+        beside_another(overwrite=False)
+    assert names(folder) == EXPORTED
+    assert (folder / "diffusion_pytorch_model.safetensors").read_text() == "the other's"
+    assert names(tmp_path) == {"export"}
+    beside_another(overwrite=True)
+    assert names(folder) == {"config.json"}
+
+
 def test_what_a_killed_process_left_is_cleared_away(tmp_path: Path) -> None:
     folder = tmp_path / "export"
     folder.mkdir()
