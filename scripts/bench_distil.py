@@ -4,7 +4,7 @@
 
 For each of both: parameters of the decoder, milliseconds to decode a picture, and PSNR. Without a GPU the time is the
 processor's, which other programs don't lengthen. The student's decoder is measured on the teacher's latents, where it
-takes the place of the teacher's, and on its own encoder's.
+takes the place of the teacher's, and on its own encoder's where that was taught too.
 """
 
 from __future__ import annotations
@@ -56,7 +56,10 @@ def main() -> None:
     options = parser.parse_args()
 
     device = local_device()
-    teacher, student = (load_vae(source).family.to(device) for source in (options.teacher, options.student))
+    teacher, student = (
+        load_vae(source, needs_encoder=source != options.student).family.to(device)
+        for source in (options.teacher, options.student)
+    )
     lessons = RunningTeacher(teacher, device=device)
     images = EvaluationImages(
         open_collection(options.data, held_out=True), channels=teacher.in_channels, resolution=options.resolution
@@ -65,30 +68,34 @@ def main() -> None:
     distances = []
     for index in range(len(images)):
         picture = images[index].image[None].to(device)
-        taught, own = lessons.latent(picture, None, {}), student.encode_latent(picture)
+        taught = lessons.latent(picture, None, {})
         decoded = {
             "teacher": teacher.reconstruct(picture).images,
             "student on its latents": student.decode(taught.mean),
-            "student on its own": student.decode(own.mean),
         }
+        if student.has_encoder:
+            own = student.encode_latent(picture)
+            decoded["student on its own"] = student.decode(own.mean)
+            distances.append((own.mean - taught.mean).square().mean().item())
         for name, made in decoded.items():
             quality[name].append(psnr(to_pixels(picture), to_pixels(made)).item())
-        distances.append((own.mean - taught.mean).square().mean().item())
 
     batch = torch.stack([images[index].image for index in range(min(4, len(images)))]).to(device)
     own_latents, normalised = teacher.encode_latent(batch).mean, lessons.latent(batch, None, {}).mean
-    means = {name: sum(values) / len(values) for name, values in quality.items()}
-    mse = sum(distances) / len(distances)
+    means = {name: sum(values) / len(values) for name, values in quality.items() if values}
     rows = [
         ["", "decoder's parameters", "decode (ms a picture)", "PSNR (dB)"],
         ["teacher", f"{decoder_parameters(teacher):,}", f"{milliseconds(teacher, own_latents):.1f}",
          f"{means['teacher']:.2f}"],
         ["student, on the teacher's latents", f"{decoder_parameters(student):,}",
          f"{milliseconds(student, normalised):.1f}", f"{means['student on its latents']:.2f}"],
-        ["student, on its own latents", "", "", f"{means['student on its own']:.2f}"],
     ]  # fmt: skip
+    distance = ""
+    if distances:
+        rows.append(["student, on its own latents", "", "", f"{means['student on its own']:.2f}"])
+        distance = f"; mean squared distance of latents {sum(distances) / len(distances):.4f}"
     print(markdown_table(rows))
-    print(f"\n{len(images)} pictures of {options.resolution} pixels; mean squared distance of latents {mse:.4f}")
+    print(f"\n{len(images)} pictures of {options.resolution} pixels{distance}")
 
 
 if __name__ == "__main__":

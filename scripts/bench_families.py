@@ -34,7 +34,8 @@ FAMILIES = {
     "VQ f8": "--model.family vq --model.latent_channels 4 --model.codebook_size 1024",
     "FSQ f8": "--model.family vq --model.latent_channels 4 --model.bottleneck fsq --model.fsq_levels [8,5,5,5]",
     "DC f32": "--model.family dc --model.init torch --model.attention_levels [4,5]",
-    "Tiny distilled": "--model.family tiny --model.init torch --model.layers_per_block 2 --model.teacher TEACHER",
+    "Tiny distilled": "--model.family tiny --model.init torch --model.layers_per_block 2 --model.teacher TEACHER"
+    " --model.teach_encoder true",
 }
 TEACHER = "KL f8c4"
 """Whose latents the distilled one decodes, and learns to make."""

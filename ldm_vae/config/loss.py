@@ -219,7 +219,7 @@ class ImitationFields(TermFields):
 
     imitation_weight: Weight = at_least(0, 1.0)
     """Weight of the mean squared distance of the encoder's latents, and of their standard deviations where they have
-    any, from those of `model.teacher`: a number or a ramp."""
+    any, from those of `model.teacher`, with `model.teach_encoder`: a number or a ramp."""
 
 
 @dataclass(kw_only=True)

@@ -35,9 +35,12 @@ class ModelConfig(Options):
     (`deterministic`, for tiny and dc), the nearest of a codebook's learnt codes (`vq`) or a level for each channel
     (`fsq`, both for the family vq). Without it the family's first one is taken."""
     teacher: Optional[str] = source(None)
-    """Folder, hub id or single file of a frozen autoencoder whose normalised latents the model learns to make and to
-    decode, or the folder of latents that `encode` wrote with it of the images in data.train. The model has the
-    teacher's latent channels and factor, and any family but vq. Without it the model has latents of its own."""
+    """Folder, hub id or single file of a frozen autoencoder whose normalised latents the model learns to decode, or
+    the folder of latents that `encode` wrote with it of the images in data.train. The model has the teacher's latent
+    channels and factor, and any family but vq. Without it the model has latents of its own."""
+    teach_encoder: bool = False
+    """Train the encoder too, to make the teacher's latents. Without it a teacher has the decoder alone trained: the
+    encoder isn't run, the export is for decoding, and whatever encodes refuses it."""
     latent_channels: Optional[int] = positive(None)
     """Channels of the latent. Without it they are 4 from scratch (32 for flux2 and dc), or those of the pretrained
     model. Another number keeps the channels of a pretrained kl or flux2 and adds new ones, or drops the last ones."""
@@ -142,8 +145,16 @@ class ModelConfig(Options):
 
     def _check_teacher(self) -> None:
         """Raise `FieldError` where the model can't learn a teacher's latents."""
+        require(
+            self.teacher is not None or not self.teach_encoder,
+            "<model.teach_encoder> trains an encoder to make the latents of <model.teacher>, which isn't named",
+        )
         if self.teacher is None:
             return
+        require(
+            not (self.decoder_only and self.teach_encoder),
+            "<model.decoder_only> keeps the encoder as it is, and <model.teach_encoder> trains it; leave one out",
+        )
         require(
             self.family != "vq",
             "<model.teacher> is for families whose latents are free numbers; <model.family> is vq",
@@ -154,7 +165,8 @@ class ModelConfig(Options):
         )
         require(
             self.pretrained is not None or not self.decoder_only,
-            "<model.decoder_only> keeps the encoder as it is, which hasn't learnt from <model.teacher>; leave one out",
+            "<model.decoder_only> keeps the encoder of <model.pretrained>, which isn't named; leave it out: without "
+            "<model.teach_encoder> the decoder is trained alone",
         )
 
     def _check_codes(self) -> None:
@@ -171,6 +183,11 @@ class ModelConfig(Options):
             self.use_quant_conv or self.family != "vq",
             "<model.use_quant_conv> is false; the family vq always has these convolutions",
         )
+
+    @property
+    def trains_encoder(self) -> bool:
+        """Whether the encoder is trained, not the decoder alone."""
+        return not self.decoder_only and (self.teacher is None or self.teach_encoder)
 
     @property
     def made_channels(self) -> int:

@@ -116,15 +116,22 @@ class Config(Options):
                 self.loss.alignment == "none" or not place,
                 f"<loss.alignment> trains the encoder's latents, which {why}; set it to none",
             )
+        require(
+            self.loss.spectrum_weight == 0 or self.model.teacher is None,
+            "<loss.spectrum_weight> shapes the latents, which are those of <model.teacher>; leave it out",
+        )
+        whose = "decoder_only" if self.model.decoder_only else "teacher"
         for name in ("consistency_weight", "spectrum_weight"):
             require(
-                getattr(self.loss, name) == 0 or not self.model.decoder_only,
-                f"<loss.{name}> trains the encoder, which <model.decoder_only> leaves as it is; set it to 0",
+                getattr(self.loss, name) == 0 or self.model.trains_encoder,
+                f"<loss.{name}> trains the encoder, which <model.{whose}> leaves as it is; set it to 0",
             )
         require(
-            (self.loss.spectrum_weight == 0 and self.loss.alignment == "none") or self.model.teacher is None,
-            f"<loss.{'alignment' if self.loss.spectrum_weight == 0 else 'spectrum_weight'}> shapes the latents, which "
-            f"are those of <model.teacher>; leave it out",
+            self.model.teacher is None
+            or self.model.trains_encoder
+            or self.loss.imitation_weight == type(self.loss).imitation_weight,
+            f"<loss.imitation_weight> is {self.loss.imitation_weight}, but the encoder isn't trained; set "
+            f"<model.teach_encoder> to true, or leave it out",
         )
 
     def _check_targets(self) -> None:

@@ -7,13 +7,15 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import PurePosixPath
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ldm_vae.config.commands.decode import DecodeOptions
 from ldm_vae.config.rules import require
@@ -25,6 +27,7 @@ from ldm_vae.models.families.family import Family
 from ldm_vae.models.fingerprint import fingerprint
 from ldm_vae.models.inference import InferenceAutoencoder, local_device
 from ldm_vae.models.load import load_vae
+from ldm_vae.models.normalisation import Normalisation
 from ldm_vae.models.precision import use_bf16
 from ldm_vae.system.output_kinds import DECODED
 from ldm_vae.system.output_stores import is_marked_store, output_at
@@ -73,10 +76,11 @@ class DecodeSummary:
 def decode(options: DecodeOptions) -> DecodeSummary:
     """Decode latents as they are stored, the mean where they are moments, and write a picture a row.
 
-    Stored latents are the VAE's own, not scaled for diffusion, so nothing is undone before they are decoded. A picture
-    is called as its source is; where several sources would give one name, by their numbers in the collection. Where
-    the decoder gives values that are no finite numbers, no picture is written; such latents are listed in
-    skipped.jsonl, and the summary says that not all went well.
+    Stored latents are the VAE's own, not scaled for diffusion, so nothing is undone before they are decoded; a decoder
+    that was distilled alone takes them as its teacher's pipelines normalise them. A picture is called as its source
+    is; where several sources would give one name, by their numbers in the collection. Where the decoder gives values
+    that are no finite numbers, no picture is written; such latents are listed in skipped.jsonl, and the summary says
+    that not all went well.
 
     Raises:
         ValueError: In one line, naming the option, for what a user can mend.
@@ -84,7 +88,7 @@ def decode(options: DecodeOptions) -> DecodeSummary:
     output = output_at(options.output, kind=DECODED)
     output.check(overwrite=options.overwrite)
     dataset = LatentDataset(options.latents, normalize="none")
-    family = load_vae(options.vae, needs_scaling=False, **options.vae_arguments).family
+    family = load_vae(options.vae, needs_scaling=False, needs_encoder=False, **options.vae_arguments).family
     _check_fits(options, dataset, family)
     count = len(dataset) if options.num_images is None else min(options.num_images, len(dataset))
     form = decoded_form(options, dataset, channels=family.out_channels)
@@ -94,7 +98,15 @@ def decode(options: DecodeOptions) -> DecodeSummary:
     output.begin(names, mark=_listing(dataset, names), listed=_listed(store))
     bf16 = use_bf16(options.mixed_precision, device=local_device())
     decoder = InferenceAutoencoder(family, bf16=bf16, memory_gib=options.memory_gib)
-    skipped = _write_all(dataset, names, decoder=decoder, form=form, store=store, batch_size=options.batch_size)
+    skipped = _write_all(
+        dataset,
+        names,
+        to_own=_to_own(dataset, family),
+        decoder=decoder,
+        form=form,
+        store=store,
+        batch_size=options.batch_size,
+    )
     sources = [dataset.row(row)["source"] for row in skipped]
     if skipped:
         reason = "it decodes to no finite numbers"
@@ -120,10 +132,19 @@ def _check_fits(options: DecodeOptions, dataset: LatentDataset, family: Family) 
     )
 
 
+def _to_own(dataset: LatentDataset, family: Family) -> Callable[[Tensor], Tensor]:
+    """Return what makes the decoder's own latents of stored ones."""
+    if family.has_encoder:
+        return lambda stored: stored
+    teacher = Normalisation.from_config(dataset.index["vae"])
+    return partial(teacher.translate, to=family.normalisation)
+
+
 def _write_all(
     dataset: LatentDataset,
     names: Sequence[str],
     *,
+    to_own: Callable[[Tensor], Tensor],
     decoder: InferenceAutoencoder,
     form: DecodedForm,
     store: Store,
@@ -134,7 +155,7 @@ def _write_all(
     unwritten: list[Future[None]] = []
     with ThreadPoolExecutor(_WRITING_THREADS) as threads, progress(len(names), what="decode", unit="img") as bar:
         for rows in _batches(dataset, count=len(names), batch_size=batch_size):
-            images = decoder.decode(torch.stack([dataset[row].latents for row in rows])).cpu()
+            images = decoder.decode(to_own(torch.stack([dataset[row].latents for row in rows]))).cpu()
             finite = torch.isfinite(images).flatten(1).all(dim=1).tolist()
             skipped += [row for row, is_finite in zip(rows, finite, strict=True) if not is_finite]
             unwritten += [

@@ -21,6 +21,7 @@ from ldm_vae.exporting.measurements import RunMeasurements
 from ldm_vae.exporting.snippet import scaling_formula, usage_snippet
 from ldm_vae.models.exact.check import NUM_STRIPS
 from ldm_vae.models.families.family import Family
+from ldm_vae.models.families.wrapped import ENCODER_IS_TRAINED
 from ldm_vae.system.markdown import markdown_block, markdown_code, markdown_table, markdown_text
 from ldm_vae.system.text import short_name
 from ldm_vae.training.run_autoencoder import RunAutoencoder
@@ -46,6 +47,8 @@ class CardContent:
     measured: RunMeasurements
     versions: Mapping[str, str]
     license: str | None
+    made_latents: str | None
+    """The autoencoder that made the latents in place of an encoder that isn't trained; None where there is one."""
 
     @property
     def config(self) -> dict[str, Any]:
@@ -56,6 +59,11 @@ class CardContent:
     def recipe(self) -> Config:
         """The run's settings."""
         return self.run.config
+
+    @property
+    def teacher(self) -> str:
+        """What made the latents in place of an encoder that isn't trained, in Markdown."""
+        return markdown_code(short_name(self.made_latents or ""))
 
 
 def model_card(content: CardContent) -> ModelCard:
@@ -101,7 +109,18 @@ def _introduction(content: CardContent) -> str:
     return (
         f"{exported.summary} for latent diffusion: {images}, a spatial factor of {exported.spatial_factor}, "
         f"{config['latent_channels']} latent channels. Trained and exported with ldm-vae; "
-        f"`diffusers.{config['_class_name']}` loads it.{_numbers(content)}"
+        f"`diffusers.{config['_class_name']}` loads it.{_numbers(content)}{_decoder_alone(content)}"
+    )
+
+
+def _decoder_alone(content: CardContent) -> str:
+    """Say what an export is without an encoder, where it has none that is trained."""
+    if content.exported.has_encoder:
+        return ""
+    return (
+        f"\n\n**It only decodes**, the normalised latents of {content.teacher}, which taught it. Its encoder is there "
+        f"because the class has one, with the weights that it began with (`{ENCODER_IS_TRAINED}` is false in "
+        f"`config.json`, of which diffusers warns); encode with its teacher."
     )
 
 
@@ -133,12 +152,13 @@ def _scaling(content: CardContent) -> str:
         [["channel", *columns], *([str(i), *(f"{value:.4f}" for value in row)] for i, row in enumerate(rows))]
     )
     data = _data(measured.latents_data)
+    whose = "" if content.exported.has_encoder else f" ({content.teacher}'s, normalised)"
     formula = markdown_block(f"latents = {normalise}\nz = {denormalise}", language="python")
     return (
         f"{formula}\n\n"
         f"Measured on {read.num_images} images of {data} ({_skipped(read)}), cropped to "
         f"{_shapes(content)}, in float64 over all elements of the "
-        f"posterior: mean {latents.mean:.6g}, standard deviation {latents.std:.6g}, 1/std "
+        f"posterior{whose}: mean {latents.mean:.6g}, standard deviation {latents.std:.6g}, 1/std "
         f"{latents.scaling_factor:.6g}. {latents.active_channels} of {len(latents.channel_mean)} channels are "
         f"active.\n\n{channels}"
     )
@@ -175,30 +195,35 @@ def _channel_table(content: CardContent) -> str:
 
 def _sizes(content: CardContent) -> str:
     strips = content.measured.strips
+    errors = "" if strips.latent_error is None else f"{strips.latent_error:.1e} (encoder) and "
     return (
         f"The reconstruction was measured at {_shapes(content)} alone. Larger images in bounded memory: "
         f"`ldm_vae.enable_exact_tiling(vae, memory_gib=2)`. It was checked at {strips.width}x{strips.height} on a "
         f"mosaic of measured images: with every layer in {NUM_STRIPS} strips the values are at most "
-        f"{strips.latent_error:.1e} (encoder) and {strips.picture_error:.1e} (decoder) of their range from the whole "
-        f"image's, in float32."
+        f"{errors}{strips.picture_error:.1e} (decoder) of their range from the whole image's, in float32."
     )
 
 
 def _precision(content: CardContent) -> str:
     report = content.measured.precision
     rows = [["network", "layer", "largest magnitude", "part of float16's limit"]]
-    for network in ("encoder", "decoder"):
+    for network in report.networks:
         for layer, magnitude in report.layers(network)[:_LARGEST_LAYERS]:
             rows.append([network, f"`{layer}`", f"{magnitude:.4g}", f"{magnitude / FLOAT16_LIMIT:.2%}"])
-    errors = [["type", "finite", "PSNR against float32 (dB)", "largest error (of 255)", "relative latent error"]]
-    for name, error in report.errors.items():
-        numbers = [f"{error.psnr:.2f}", f"{error.max_error:.3g}", f"{error.latent_error:.2e}"]
-        errors.append([name, "yes" if error.finite else "no", *numbers])
+    errors = [["type", "finite", "PSNR against float32 (dB)", "largest error (of 255)"]]
+    errors += [
+        [name, "yes" if error.finite else "no", f"{error.psnr:.2f}", f"{error.max_error:.3g}"]
+        for name, error in report.errors.items()
+    ]
+    if content.exported.has_encoder:
+        latents = ["relative latent error", *(f"{error.latent_error:.2e}" for error in report.errors.values())]
+        errors = [[*row, latent] for row, latent in zip(errors, latents, strict=True)]
     upcast = content.config.get("force_upcast")
     upcast = "" if upcast is None else f"`force_upcast` is {str(upcast).lower()}: "
     return (
         f"Measured on {report.num_images} images on {report.device}: the activations of float32 (float16 ends at "
-        f"{FLOAT16_LIMIT:.0f}, bfloat16 at 3.4e38), and encoder and decoder computed in each type against float32.\n\n"
+        f"{FLOAT16_LIMIT:.0f}, bfloat16 at 3.4e38), and {' and '.join(report.networks)} computed in each type against "
+        f"float32.\n\n"
         f"{markdown_table(rows)}\n\n{markdown_table(errors)}\n\n"
         f"{upcast}{content.measured.precision_statement} (Safe means "
         f"finite, {MARGIN:g} times the largest magnitude within the limit, and an error below one 8-bit level.)"

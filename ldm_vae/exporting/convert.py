@@ -19,6 +19,7 @@ from torch import Tensor
 from ldm_vae.config.commands.convert import ConvertOptions
 from ldm_vae.config.rules import FieldError, require, within
 from ldm_vae.exporting.readers import reader_notes
+from ldm_vae.models.families.wrapped import ENCODER_IS_TRAINED
 from ldm_vae.models.layouts.folder import CONFIG_NAME, WEIGHTS_NAME, FolderWeights, read_config, read_folder
 from ldm_vae.models.layouts.ldm import (
     CONFIG_METADATA,
@@ -31,6 +32,10 @@ from ldm_vae.system.output_kinds import EXPORT
 from ldm_vae.system.outputs import OutputFolder
 from ldm_vae.system.tensors import write_tensors
 from ldm_vae.system.text import printable
+
+ONE_HALF = (
+    "its encoder isn't trained, which a single LDM file can't say to those who read it; keep the diffusers folder"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +125,7 @@ def _read_kl_folder(source: Path) -> FolderWeights:
     try:
         weights = read_folder(source)
         check_fields({"_class_name": weights.config["_class_name"]})
+        require(weights.config.get(ENCODER_IS_TRAINED) is not False, f"{source}: {ONE_HALF}")
     except ValueError as error:
         raise within("<input>", error) from None
     return weights

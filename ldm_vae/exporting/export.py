@@ -11,12 +11,14 @@ from ldm_vae.config.rules import require
 from ldm_vae.evaluation.measure import MeasuredLatents
 from ldm_vae.evaluation.results import Score, package_versions
 from ldm_vae.exporting.card import CardContent
+from ldm_vae.exporting.convert import ONE_HALF
 from ldm_vae.exporting.fields import scaling_fields, taught_fields, tile_size
 from ldm_vae.exporting.files import config_of, export_place, variant, with_fields, write_card, write_weights
 from ldm_vae.exporting.headroom import PrecisionReport
 from ldm_vae.exporting.hub import push_folder
 from ldm_vae.exporting.measurements import RunMeasurements, measure_run
 from ldm_vae.exporting.readers import reader_notes
+from ldm_vae.exporting.stand_in import stand_in_for_encoder
 from ldm_vae.images.guard import SkippedImage
 from ldm_vae.latents.statistics import ChannelMoments
 from ldm_vae.metrics.latents import LatentSummary
@@ -82,6 +84,7 @@ def export(options: ExportOptions) -> ExportSummary:
     exact_float32()
     run = load_run_autoencoder(Path(options.run).expanduser(), checkpoint=options.checkpoint, weights=options.weights)
     _check_target(options, family=run.family)
+    stand_in_for_encoder(run, teacher=options.teacher, device=processes.device)
     with export_place(options, is_main=processes.is_main_process) as place:
         measured = measure_run(run, options)
         exported = _exported(run, measured, options)
@@ -128,6 +131,7 @@ def _card(run: RunAutoencoder, measured: RunMeasurements, exported: Family, opti
         measured=measured,
         versions=package_versions(),
         license=options.license,
+        made_latents=None if exported.has_encoder else options.teacher or run.config.model.teacher,
     )
 
 
@@ -144,6 +148,10 @@ def _check_target(options: ExportOptions, *, family: Family) -> None:
         options.format == "diffusers" or family.has_single_file,
         f"<format>: the LDM layout is for {' and '.join(_single_file_classes())}; for {family.class_name()} take "
         f"diffusers",
+    )
+    require(
+        options.format == "diffusers" or family.has_encoder,
+        f"<format>: {options.run} trained a decoder alone: {ONE_HALF}",
     )
     unread = [name for name in ("shift", "per_channel") if getattr(options, name) and name not in family.scalings]
     require(

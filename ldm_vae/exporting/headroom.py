@@ -56,9 +56,14 @@ class PrecisionReport:
         return self.layers(network)[0]
 
     @property
+    def networks(self) -> list[str]:
+        """Which of `encoder` and `decoder` were run."""
+        return [network for network in ("encoder", "decoder") if self.layers(network)]
+
+    @property
     def float16_has_room(self) -> bool:
         """Whether `MARGIN` times the largest magnitude is below 65504."""
-        largest = max(_nan_is_infinite(self.largest(network)[1]) for network in ("encoder", "decoder"))
+        largest = max(_nan_is_infinite(self.largest(network)[1]) for network in self.networks)
         return largest * MARGIN <= FLOAT16_LIMIT
 
     @property
@@ -69,9 +74,7 @@ class PrecisionReport:
 
     def why_float16_is_unsafe(self) -> str:
         """The first of the reasons, as a clause."""
-        layer, magnitude = max(
-            (self.largest(network) for network in ("encoder", "decoder")), key=lambda layer: layer[1]
-        )
+        layer, magnitude = max((self.largest(network) for network in self.networks), key=lambda layer: layer[1])
         if not magnitude * MARGIN <= FLOAT16_LIMIT:
             return f"{layer} reaches {magnitude:.4g} of {FLOAT16_LIMIT:.0f}"
         error = self.errors["float16"]
@@ -111,7 +114,8 @@ def measure_precision(family: Family, batches: Iterable[Tensor], *, span: Span =
 
 
 def _reconstruct(family: Family, images: Tensor) -> tuple[Tensor, Tensor]:
-    reconstruction = family.reconstruct(images.to(family.device, family.dtype))
+    dtype = family.dtype if family.has_encoder else torch.float32  # which a teacher keeps
+    reconstruction = family.reconstruct(images.to(family.device, dtype))
     return reconstruction.mean, reconstruction.images
 
 

@@ -19,7 +19,7 @@ def usage_snippet(
     value_range: Sequence[float],
     target_channels: Sequence[int] = (),
 ) -> str:
-    """Return Python that encodes and decodes a picture with the export; a test runs it.
+    """Return Python that encodes and decodes a picture with the export, or decodes alone; a test runs it.
 
     Args:
         exported: The autoencoder as it is written.
@@ -35,6 +35,9 @@ def usage_snippet(
         dtype = ".to(vae.dtype)"
     normalise, denormalise = scaling_formula(exported.scaling)
     kind = exported.class_name()
+    if not exported.has_encoder:
+        is_picture = mel_frames is None and not value_range and exported.out_channels in (1, 3, 4)
+        return _decoding_snippet(exported, load=load, denormalise=denormalise, is_picture=is_picture)
     made_range = range_of(value_range, target_channels)
     imports, read, write = _reading(exported, mel_frames=mel_frames, value_range=value_range, made_range=made_range)
     return f"""{imports.replace("DIFFUSERS", kind)}
@@ -50,6 +53,23 @@ with torch.no_grad():
 
 {write}
 """
+
+
+def _decoding_snippet(exported: Family, *, load: str, denormalise: str, is_picture: bool) -> str:
+    """Return Python that decodes latents with an export whose encoder isn't trained."""
+    channels, kind = exported.latent_channels * exported.patch_size**2, exported.class_name()
+    imports = "from diffusers.image_processor import VaeImageProcessor\n" if is_picture else ""
+    write = '\nVaeImageProcessor().postprocess(picture)[0].save("picture.png")\n' if is_picture else ""
+    return f"""import torch
+from diffusers import {kind}
+{imports}
+vae = {kind}.from_pretrained({load}).eval()
+latents = torch.randn(1, {channels}, 32, 32)  # in place of what a diffusion model makes
+
+with torch.no_grad():
+    z = {denormalise}
+    picture = vae.decode(z.to(vae.dtype)).sample  # [1, {exported.out_channels}, height, width], about in [-1, 1]
+{write}"""
 
 
 def _reading(

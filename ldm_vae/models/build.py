@@ -26,6 +26,13 @@ def build_autoencoder(config: ModelConfig) -> Family:
     family = _built_or_loaded(config)
     if config.teacher is not None:
         family.take_as_normalised()
+    if not config.decoder_only:
+        family.mark_encoder(trained=config.trains_encoder)
+    require(
+        family.has_encoder or config.teacher is not None,
+        f"<model.pretrained> {config.pretrained} holds a decoder alone, whose encoder isn't trained; name the "
+        f"<model.teacher> of its latents, or set <model.decoder_only> to false",
+    )
     require(
         config.posterior == "learnt" or family.bottleneck.has_posterior,
         f"<model.posterior> is {config.posterior}, but the family {family.name} has no posterior; leave it out",
@@ -49,7 +56,11 @@ def _built_or_loaded(config: ModelConfig) -> Family:
         family.configure(config)
         return quiet_(family) if config.init == "quiet" else family
     family = load_vae(
-        config.pretrained, field="model.pretrained", config=config.pretrained_config, needs_scaling=False
+        config.pretrained,
+        field="model.pretrained",
+        config=config.pretrained_config,
+        needs_scaling=False,
+        needs_encoder=False,
     ).family.train()
     require(
         config.family in (None, family.name),

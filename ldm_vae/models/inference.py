@@ -107,6 +107,8 @@ class InferenceAutoencoder:
     def encode_latent(self, images: Tensor) -> Latent:
         """Return the whole latent, without noise, of images [B, C, H, W] in [-1, 1]."""
         images = images.to(self.device, non_blocking=True).contiguous(memory_format=torch.channels_last)
+        if not self.family.has_encoder:
+            return self.family.encode_latent(images)
         return self.family.bottleneck(self._encode(images))
 
     def encode_pixels(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:

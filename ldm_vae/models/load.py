@@ -81,7 +81,10 @@ def load_autoencoder(
     Raises:
         FieldError: There is nothing of that name, or it is no autoencoder of a known class.
     """
-    return load_vae(source, field=field, config=config, scaling_factor=scaling_factor, shift_factor=shift_factor).model
+    return load_vae(
+        source, field=field, config=config, scaling_factor=scaling_factor, shift_factor=shift_factor,
+        needs_encoder=False,
+    ).model  # fmt: skip
 
 
 def load_vae(
@@ -92,6 +95,7 @@ def load_vae(
     scaling_factor: float | None = None,
     shift_factor: float | None = None,
     needs_scaling: bool = True,
+    needs_encoder: bool = True,
 ) -> LoadedVae:
     """Load an autoencoder behind the interface of its family.
 
@@ -103,14 +107,15 @@ def load_vae(
         shift_factor: As in `load_autoencoder`.
         needs_scaling: Whether the scaling matters, so that a file of which several scalings were published is an
             error unless it is given. Training and reconstruction don't need it.
+        needs_encoder: Whether it is to encode, so that one whose encoder isn't trained is an error.
 
     Raises:
-        FieldError: As in `load_autoencoder`.
+        FieldError: As in `load_autoencoder`, and for want of a scaling or an encoder.
     """
     if is_address(source):
         return _load_from_address(
             str(source), field=field, config=config, scaling_factor=scaling_factor, shift_factor=shift_factor,
-            needs_scaling=needs_scaling,
+            needs_scaling=needs_scaling, needs_encoder=needs_encoder,
         )  # fmt: skip
     path = Path(source).expanduser()
     given = {"scaling_factor": scaling_factor, "shift_factor": shift_factor}
@@ -134,6 +139,11 @@ def load_vae(
             require(
                 not (needs_scaling and unscaled),
                 f"{source}: its {CONFIG_NAME} has no scaling_factor (null); give scaling_factor",
+            )
+            require(
+                loaded.family.has_encoder or not needs_encoder,
+                f"{source} only decodes: its encoder isn't trained, as its {CONFIG_NAME} says; encode with the "
+                f"autoencoder whose latents it decodes",
             )
     except ValueError as error:
         raise within(mark(field), error) from None

@@ -51,3 +51,8 @@ class Normalisation:
     def restore(self, latents: Tensor) -> Tensor:
         """Return latents / scale + shift, [B, c, h, w], of normalised latents [B, c·p·p, h / p, w / p]."""
         return pixel_shuffle(latents / self.scale + self.shift, self.patch_size)
+
+    def translate(self, z: Tensor, *, to: Normalisation) -> Tensor:
+        """Return the latents of another model, [B, c, h, w], that are the same as these once both are normalised."""
+        normalised = pixel_shuffle(self.normalise(z), self.patch_size)
+        return to.restore(pixel_unshuffle(normalised, to.patch_size))

@@ -56,7 +56,7 @@ def rescale_activations(family: Family, magnitudes: dict[str, float]) -> Family 
     """
     rescaled = copy.deepcopy(family)
     changed = False
-    for network_name in ("encoder", "decoder"):
+    for network_name in ("encoder", "decoder") if family.has_encoder else ("decoder",):
         network = getattr(rescaled.model, network_name)
         largest = 0.0
         for name, module in network.named_modules():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -54,25 +55,23 @@ class Teacher(ABC):
         z = mean if noise is None else pixel_shuffle(normalise(own + own_std * noise), patch_size)
         return Latent(z=z, mean=mean, stored={"mean": mean, "std": std})
 
-    def teach(self, latent: Latent | None, images: Tensor, noise: Tensor, stored: Mapping[str, Tensor]) -> Latent:
+    def teach(self, latent: Latent, images: Tensor, noise: Tensor, stored: Mapping[str, Tensor]) -> Latent:
         """Return the teacher's latent, with how far the student's is from it, `imitation`, as a loss.
 
         It is the mean squared distance of the means; where the student has a posterior, plus that of the standard
         deviations: the squared 2-Wasserstein distance of both normal distributions, an element.
 
         Args:
-            latent: The student's; None where its encoder isn't trained, and there is no such loss.
+            latent: The student's.
             images: See `latent`.
             noise: See `latent`.
             stored: See `latent`.
         """
         taught = self.latent(images, noise, stored)
-        losses = {}
-        if latent is not None:
-            losses["imitation"] = mse_loss(latent.mean, taught.mean)
-            if latent.posterior_logvar is not None:
-                losses["imitation"] += mse_loss(torch.exp(0.5 * latent.posterior_logvar), taught.stored["std"])
-        return Latent(z=taught.z, mean=taught.mean, losses=losses, stored=taught.stored)
+        imitation = mse_loss(latent.mean, taught.mean)
+        if latent.posterior_logvar is not None:
+            imitation += mse_loss(torch.exp(0.5 * latent.posterior_logvar), taught.stored["std"])
+        return replace(taught, losses={"imitation": imitation})
 
     def compile_networks(self) -> None:
         """Compile what runs, in place; nothing does where latents are stored."""

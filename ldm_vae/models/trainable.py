@@ -92,7 +92,8 @@ class TrainableAutoencoder(nn.Module):
         term_networks: Networks that terms of the objective train, by the terms' names.
         interventions: They run one after the other in the forward of every batch that comes with draws.
         pair: What is computed of images and latents transformed alike, in the same forward.
-        teacher: Whose latents are decoded in place of the family's own, and imitated; None: its own are decoded.
+        teacher: Whose latents are decoded in place of the family's own; None: its own are decoded.
+        teach_encoder: Whether the encoder learns to make the teacher's latents. Otherwise it isn't run beside one.
         aligned: Whether an alignment of the latents is balanced at the encoder's last layer.
         target_channels: Channels of the images that the model makes, in its order; none: all of them.
     """
@@ -108,6 +109,7 @@ class TrainableAutoencoder(nn.Module):
         interventions: Sequence[Intervention] = (),
         pair: PairRules | None = None,
         teacher: Teacher | None = None,
+        teach_encoder: bool = False,
         aligned: bool = False,
         target_channels: Sequence[int] = (),
     ):
@@ -115,6 +117,7 @@ class TrainableAutoencoder(nn.Module):
         self.family = family
         self.autoencoder: nn.Module = family.model
         self.decoder_only = decoder_only
+        self.trains_encoder = not decoder_only and (teacher is None or teach_encoder)
         self.likelihood_logvar = nn.Parameter(torch.tensor(logvar_init), requires_grad=learn_logvar)
         self.term_networks = nn.ModuleDict(dict(term_networks or {}))
         self.interventions = interventions
@@ -122,7 +125,7 @@ class TrainableAutoencoder(nn.Module):
         self.teacher = teacher
         self.aligned = aligned
         self.target_channels = tuple(target_channels)
-        if decoder_only:
+        if not self.trains_encoder:
             for module in family.encoder_side:
                 module.requires_grad_(False)
         speed_up_blocks(family.model)
@@ -149,18 +152,9 @@ class TrainableAutoencoder(nn.Module):
             draws: What the interventions take.
             stored: The teacher's latents, where it is one of stored latents.
         """
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.decoder_only):
-            features, hidden = self._encode(images)
-            latent = self.family.bottleneck(hidden, noise)
-        if self.teacher is not None:
-            latent = self.teacher.teach(None if self.decoder_only else latent, images, noise, stored or {})
+        latent, encoder_end = self._latent(images, noise, stored or {})
         pair = self._pair(images, latent, draws or {})
-        z, encoder_end = latent.z, None
-        if features is not None:
-            z = z.view_as(z)
-            if z.requires_grad:
-                z.retain_grad()
-            encoder_end = EncoderEnd(features=features.detach(), hidden=hidden.detach(), decoded=z)
+        z = latent.z if encoder_end is None else encoder_end.decoded
         for intervention in self.interventions if draws else ():
             z, images = intervention(z, images, draws or {})
         last_features = self.decode_features(z)
@@ -177,6 +171,22 @@ class TrainableAutoencoder(nn.Module):
     def targets(self, images: Tensor) -> Tensor:
         """Return of images that are encoded, [B, C, H, W], the channels that the model makes."""
         return chosen_channels(images, self.target_channels)
+
+    def _latent(self, images: Tensor, noise: Tensor, stored: Mapping[str, Tensor]) -> tuple[Latent, EncoderEnd | None]:
+        """Return the latent to decode, and the encoder's end where an alignment asks for it."""
+        if self.teacher is not None and not self.trains_encoder:
+            return self.teacher.latent(images, noise, stored), None
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.trains_encoder):
+            features, hidden = self._encode(images)
+            latent = self.family.bottleneck(hidden, noise)
+        if self.teacher is not None:
+            latent = self.teacher.teach(latent, images, noise, stored)
+        if features is None:
+            return latent, None
+        decoded = latent.z.view_as(latent.z)
+        if decoded.requires_grad:
+            decoded.retain_grad()
+        return latent, EncoderEnd(features=features.detach(), hidden=hidden.detach(), decoded=decoded)
 
     def _encode(self, images: Tensor) -> tuple[Tensor | None, Tensor]:
         """Return the encoder's output, and before it the last layer's input where an alignment asks for it."""

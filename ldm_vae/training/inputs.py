@@ -172,6 +172,12 @@ def validation_images(
     """Return the images to validate on, sized for the model; None where there are none."""
     if source is None:
         return None
+    teacher = config.model.teacher
+    require(
+        teacher is None or state.family.has_encoder or not is_stored_teacher(teacher),
+        f"<data.validation>: the encoder isn't trained, and <model.teacher> {teacher} holds latents of <data.train> "
+        f"alone; leave it out, name the autoencoder as the teacher, or set <model.teach_encoder> to true",
+    )
     return sized_for_model(source, config.data, family=state.family, whole=config.data.whole_validation)
 
 

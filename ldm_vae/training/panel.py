@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from ldm_vae.audio.collection import SoundCollection
+from ldm_vae.config.rules import require
 from ldm_vae.config.run import Config
 from ldm_vae.images.collection import ImageCollection
 from ldm_vae.images.evaluation import EvaluationImages
@@ -28,6 +29,10 @@ def panel_images(
     """Return the validation images as the panel measures them, square; None where the run measures none."""
     if source is None or config.train.panel_steps is None:
         return None
+    require(
+        state.family.has_encoder,
+        "<train.panel_steps> measures latents that are trained, and those of <model.teacher> aren't; leave it out",
+    )
     assert isinstance(source, ImageCollection), "Config refuses a panel of sounds"
     return PanelImages(
         dataset=EvaluationImages(

@@ -37,7 +37,10 @@ def _computes_finite_values(state: TrainingState, config: Config) -> bool:
     rng = torch.Generator().manual_seed(0)
     picture = torch.rand(1, config.model.in_channels, height, width, generator=rng) * 2 - 1  # [1, C, H, W]
     picture = picture.to(device, memory_format=torch.channels_last)
-    reconstruction = reconstruct(state, picture, train=config.train)
+    family = state.family
+    shape = (1, family.latent_channels, height // family.spatial_factor, width // family.spatial_factor)
+    stored = {"mean": torch.randn(shape, generator=rng).to(device)}  # for a teacher of stored latents
+    reconstruction = reconstruct(state, picture, train=config.train, stored=stored)
     results = [reconstruction.images, reconstruction.mean]
     if state.discriminator is not None:
         with autocast(device, enabled=use_bf16(config.train.mixed_precision, device=device)):

@@ -228,6 +228,7 @@ def _trainable(config: Config, family: Family, objective: Objective, *, device: 
         interventions=build_interventions(config, family=family),
         pair=pair_rules(config.loss),
         teacher=open_teacher(config.model, student=family, device=device),
+        teach_encoder=config.model.teach_encoder,
         aligned=objective.alignment is not None,
         target_channels=config.data.target_channels,
     )

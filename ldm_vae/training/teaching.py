@@ -36,13 +36,34 @@ def open_teacher(config: ModelConfig, *, student: Family, device: torch.device) 
         return None
     if is_stored_teacher(config.teacher):
         dataset = _open_latents(config.teacher)
+        preprocessing, is_moments = dataset.index["preprocessing"], dataset.index["mode"] == "moments"
         channels, factor = dataset.shape(0)[0], dataset.index["vae"]["spatial_factor"]
-        _check_shapes(config, student, in_channels=dataset.index["preprocessing"]["channels"],
-                      latent_channels=channels, factor=factor, has_std=dataset.index["mode"] == "moments")  # fmt: skip
+        _check_shapes(config.teacher, student, in_channels=preprocessing["channels"], latent_channels=channels,
+                      factor=factor)  # fmt: skip
+        _check_posterior(config, student, has_std=is_moments)
         return StoredTeacher(Normalisation.from_config(dataset.index["vae"]).to(device))
-    family = load_vae(config.teacher, field="model.teacher").family
-    _check_shapes(config, student, in_channels=family.in_channels, latent_channels=family.latent_channels,
-                  factor=family.spatial_factor, has_std=family.bottleneck.has_posterior)  # fmt: skip
+    teacher = open_running_teacher(config.teacher, student=student, device=device)
+    _check_posterior(config, student, has_std=teacher.family.bottleneck.has_posterior)
+    return teacher
+
+
+def open_running_teacher(
+    teacher: str, *, student: Family, device: torch.device, field: str = "model.teacher"
+) -> RunningTeacher:
+    """Load an autoencoder as a teacher.
+
+    Args:
+        teacher: A folder, hub id or single file.
+        student: The model that decodes its latents.
+        device: Where it runs.
+        field: The option that names it, for the error.
+
+    Raises:
+        FieldError: There is none, or the student's latents have another shape.
+    """
+    family = load_vae(teacher, field=field).family
+    _check_shapes(teacher, student, in_channels=family.in_channels, latent_channels=family.latent_channels,
+                  factor=family.spatial_factor, field=field)  # fmt: skip
     return RunningTeacher(family, device=device)
 
 
@@ -54,8 +75,9 @@ def is_stored_teacher(teacher: str) -> bool:
 
 
 def _check_shapes(
-    config: ModelConfig, student: Family, *, in_channels: int, latent_channels: int, factor: int, has_std: bool
+    teacher: str, student: Family, *, in_channels: int, latent_channels: int, factor: int, field: str = "model.teacher"
 ) -> None:
+    """Raise `FieldError` unless the student's latents have a teacher's shape."""
     for name, of_teacher, of_student in (
         ("channels of images", in_channels, student.in_channels),
         ("latent channels", latent_channels, student.latent_channels),
@@ -63,11 +85,15 @@ def _check_shapes(
     ):
         require(
             of_teacher == of_student,
-            f"{_FIELD} {config.teacher} and the model differ in their {name}: {of_teacher} and {of_student}; "
+            f"{mark(field)} {teacher} and the model differ in their {name}: {of_teacher} and {of_student}; "
             f"take <model.latent_channels> {latent_channels} and as many levels as give its factor",
         )
+
+
+def _check_posterior(config: ModelConfig, student: Family, *, has_std: bool) -> None:
+    """Raise `FieldError` where the student's encoder is to imitate a posterior, and the teacher gives none."""
     require(
-        has_std or not student.bottleneck.has_posterior,
+        has_std or not config.trains_encoder or not student.bottleneck.has_posterior,
         f"{_FIELD} {config.teacher} gives latents without a posterior, which the family {student.name} has; take a "
         f"<model.family> without one, such as tiny, or moments of latents",
     )

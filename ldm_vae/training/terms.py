@@ -111,7 +111,7 @@ def _terms(config: Config, *, bottleneck: Bottleneck) -> Iterator[Term]:
         yield Term(name="equivariance", on="latents", weight=weight(loss.equivariance_weight), of=of)
     if loss.consistency_weight != 0:
         yield Term(name="consistency", on="latents", weight=weight(loss.consistency_weight), of=_consistency)
-    if config.model.teacher is not None and not config.model.decoder_only:
+    if config.model.teacher is not None and config.model.trains_encoder:
         yield Term(name="imitation", on="latents", weight=weight(loss.imitation_weight), of=_imitation)
 
 

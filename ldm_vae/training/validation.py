@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -96,10 +96,22 @@ def validate(
     return metrics.compute()
 
 
-def reconstruct(state: TrainingState, images: Tensor, *, train: TrainConfig) -> Reconstruction:
-    """Encode images, [B, C, H, W] in [-1, 1], and decode the posterior's mean, in the precision of the run."""
+def reconstruct(
+    state: TrainingState, images: Tensor, *, train: TrainConfig, stored: Mapping[str, Tensor] | None = None
+) -> Reconstruction:
+    """Encode images and decode the posterior's mean, in the precision of the run.
+
+    Args:
+        state: The weights. Where their encoder isn't trained, the teacher makes the latents.
+        images: [B, C, H, W] in [-1, 1].
+        train: The run's settings.
+        stored: The teacher's latents of the images, where it is one of stored latents.
+    """
     with autocast(images.device, enabled=use_bf16(train.mixed_precision, device=images.device)):
-        return state.family.reconstruct(images)
+        if state.family.has_encoder:
+            return state.family.reconstruct(images)
+        assert state.trainable.teacher is not None
+        return state.family.decode_mean(state.trainable.teacher.latent(images, None, stored or {}))
 
 
 @torch.compiler.set_stance("force_eager")
@@ -117,12 +129,19 @@ def draw_samples(
     """
     if not accelerator.is_main_process or isinstance(dataset, StreamingImages):
         return
-    crops = [dataset[dataset.first_of_full_size + i].image for i in range(NUM_SAMPLES)]
-    batches = [torch.stack(crops)] if len(config.data.sizes) == 1 else [crop[None] for crop in crops]
+    samples = [dataset[dataset.first_of_full_size + i] for i in range(NUM_SAMPLES)]
+    together = len(samples) if len(config.data.sizes) == 1 else 1
+    made: list[Tensor] = []
     with averaged_weights(state):
-        made = [reconstruct(state, batch.to(accelerator.device), train=config.train).images for batch in batches]
-    targets = [state.trainable.targets(crop) for crop in crops]
-    pairs = zip(targets, (image for batch in made for image in batch), strict=True)
+        for batch in (samples[start : start + together] for start in range(0, len(samples), together)):
+            images = torch.stack([sample.image for sample in batch]).to(accelerator.device)
+            stored = {
+                name: torch.stack([sample.stored[name] for sample in batch]).to(accelerator.device)
+                for name in batch[0].stored
+            }
+            made += reconstruct(state, images, train=config.train, stored=stored).images
+    targets = [state.trainable.targets(sample.image) for sample in samples]
+    pairs = zip(targets, made, strict=True)
     save_samples([to_shown(as_pictures(image, dataset.span), config.view) for pair in pairs for image in pair], path)
 
 

@@ -34,7 +34,8 @@ def test_families_differ_in_their_models_alone_and_build(bench: ModuleType) -> N
         assert (config.data, config.loss, config.train, config.seed) == (first.data, first.loss, first.train, 3)
     assert (first.train.max_train_steps, first.data.resolution, first.train.mixed_precision) == (70, 64, "no")
     assert configs["DC f32"].model.block_out_channels == [16, 32, 32, 32, 64, 64]
-    assert configs["Tiny distilled"].model.teacher == "out put/exports/kl-f8c4"
+    distilled = configs["Tiny distilled"].model
+    assert (distilled.teacher, distilled.teach_encoder) == ("out put/exports/kl-f8c4", True)
     built = {name: build_autoencoder(config.model) for name, config in configs.items()}
     found = {name: (family.name, family.spatial_factor, family.latent_channels) for name, family in built.items()}
     assert found == {

@@ -121,7 +121,7 @@ def test_a_student_of_sounds_and_its_teacher_compile_once_and_learn_as_eager_one
             tiny_config(
                 output_dir=tmp_path / name,
                 model={"family": "tiny", "block_out_channels": [4], "layers_per_block": 1, "in_channels": 1,
-                       "latent_channels": 2, "teacher": str(tmp_path / "teacher")},
+                       "latent_channels": 2, "teacher": str(tmp_path / "teacher"), "teach_encoder": True},
                 data={"train": str(sounds), "validation": str(sounds), "mel_frames": 8, "flip": False},
                 loss={"disc_weight": 0.0},
                 train=SMOOTH | train_fields,

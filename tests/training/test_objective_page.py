@@ -34,7 +34,7 @@ def test_every_column_is_named(pictures: Path, tmp_path: Path) -> None:
         config, output_dir=str(tmp_path / "codes"), model=replace(config.model, family="vq", codebook_size=16)
     )
     columns = set()
-    student = replace(config.model, family="tiny", teacher=str(tmp_path / "teacher"))
+    student = replace(config.model, family="tiny", teacher=str(tmp_path / "teacher"), teach_encoder=True)
     loss = replace(config.loss, alignment="none", spectrum_weight=0.0, learn_logvar=False, likelihood="laplace")
     taught = replace(config, output_dir=str(tmp_path / "taught"), model=student, loss=loss)
     for run in (config, with_codes, taught):

@@ -71,7 +71,7 @@ def variants(folder: Path, pictures: Path) -> dict[str, dict[str, dict[str, Any]
         "decoder_only": {"model": {"decoder_only": True}},
         "likelihood": {"loss": {"likelihood": "logistic", "learn_logvar": False, "logvar_init": -2.0, "kl_weight": 1}},
         "taught": {
-            "model": {"teacher": str(latents), "latent_channels": 3},
+            "model": {"teacher": str(latents), "teach_encoder": True, "latent_channels": 3},
             "data": {"resolution": RESOLUTION, "crop": "center", **UNCUT},
         },
         "sounds": {"model": {"in_channels": 1}, "data": of_sounds | UNCUT},

@@ -41,7 +41,7 @@ def teacher(tmp_path: Path) -> Path:
 
 
 def fields(teacher: Path, **model: Any) -> dict[str, Any]:
-    return {"model": STUDENT | {"teacher": str(teacher), "latent_channels": 3} | model}
+    return {"model": STUDENT | {"teacher": str(teacher), "teach_encoder": True, "latent_channels": 3} | model}
 
 
 @pytest.mark.parametrize("family", ["tiny", "kl", "flux2"])
@@ -235,8 +235,16 @@ def test_what_does_not_fit_is_refused(teacher: Path) -> None:
         build(block_out_channels=[8, 8, 8])
     with pytest.raises(ValueError, match=r"model.teacher is for families whose .* model.family is vq"):
         build(family="vq")
-    with pytest.raises(ValueError, match=r"model.decoder_only keeps the encoder as it is"):
+    with pytest.raises(ValueError, match=r"model.decoder_only keeps the encoder as it is, and model.teach_encoder tr"):
         build(decoder_only=True)
+    with pytest.raises(ValueError, match=r"model.decoder_only keeps the encoder of model.pretrained, which isn't na"):
+        build(decoder_only=True, teach_encoder=False)
+    with pytest.raises(ValueError, match=r"model.teach_encoder trains an encoder .* of model.teacher, which isn't na"):
+        build(teacher=None)
+    with pytest.raises(ValueError, match=r"loss.imitation_weight is 2.0, but the encoder isn't trained; set model.te"):
+        build({"imitation_weight": 2.0}, teach_encoder=False)
+    with pytest.raises(ValueError, match=r"loss.consistency_weight trains the encoder, which model.teacher leaves as"):
+        build({"consistency_weight": 0.1}, teach_encoder=False)
     with pytest.raises(ValueError, match=r"model.posterior is fixed, but model.teacher teaches a posterior"):
         build(family="kl", posterior="fixed")
     with pytest.raises(ValueError, match=r"loss asks for a rate .*, but a teacher's latents keep theirs"):

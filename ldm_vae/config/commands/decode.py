@@ -41,6 +41,7 @@ class DecodeOptions(ReadsVae, RunsAutoencoder):
     mixed_precision: MixedPrecision = "no"
     """Precision of the convolutions: `no` is float32, `auto` takes bf16 where the hardware has it."""
     other_vae: bool = False
-    """Decode even where the latents are from another autoencoder."""
+    """Decode even where the latents are from another autoencoder. A decoder that was distilled alone, whose latents
+    always are, gets them as its teacher's pipelines normalise them."""
     overwrite: bool = False
     """Replace an earlier decode in the output folder."""

@@ -38,6 +38,10 @@ class ExportOptions(ReadsImages):
     data: Optional[str] = source(None)
     """Images to measure on. Without it the scaling is measured on the run's training images, and the rest on its
     validation images."""
+    teacher: Optional[str] = source(None)
+    """Autoencoder whose latents are decoded to measure a run that trained the decoder alone. Without it that is the
+    run's model.teacher; where this names a folder of latents, the autoencoder that they were encoded with has to be
+    named."""
     split: Optional[str] = None
     """Split of the data. Without it `train` is taken, or the only split."""
     num_images: int = positive(1000)

@@ -20,8 +20,8 @@ class StripsCheck:
 
     width: int
     height: int
-    latent_error: float
-    """Largest difference of the encoder's output, as a part of its range."""
+    latent_error: float | None
+    """Largest difference of the encoder's output, as a part of its range; None where the encoder isn't trained."""
     picture_error: float
     """Largest difference of the decoded picture, as a part of its range."""
 
@@ -39,7 +39,7 @@ def check_strips(family: Family, image: Tensor) -> StripsCheck:
     return StripsCheck(
         width=image.shape[3],
         height=image.shape[2],
-        latent_error=_error(model.encoder, image),
+        latent_error=_error(model.encoder, image) if family.has_encoder else None,
         picture_error=_error(model.decoder, _input_of_decoder(family, latents)),
     )
 

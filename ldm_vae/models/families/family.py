@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Self, TypeAlias
+from typing import Any, ClassVar, Self
 
 import torch
-from diffusers import ModelMixin
 from torch import Tensor, nn
 
 from ldm_vae.config.model import ModelConfig
 from ldm_vae.models.bottlenecks.bottleneck import Bottleneck, Latent
 from ldm_vae.models.families.parts import Half, Reconstruction, weight_gradient
+from ldm_vae.models.families.wrapped import ENCODER_IS_TRAINED, DiffusersModel, WrappedModel
 from ldm_vae.models.normalisation import SCALING_FIELDS, Normalisation
 
-DiffusersModel: TypeAlias = ModelMixin
-"""An autoencoder as diffusers knows it, of any class in `FAMILIES`."""
+__all__ = ["DiffusersModel", "Family"]
 
 
-class Family(ABC):
+class Family(WrappedModel, ABC):
     """One diffusers model behind the interface that training, encoding, exporting and evaluation use.
 
     A family is a class of diffusers' autoencoders; an object of it is one model with its bottleneck. A new family is
@@ -60,6 +59,8 @@ class Family(ABC):
     def __init__(self, model: DiffusersModel, bottleneck: Bottleneck) -> None:
         self.model = model
         self.bottleneck = bottleneck
+        self.stand_in: Callable[[Tensor, Tensor | None], Latent] | None = None
+        """Makes latents of images and noise in place of an encoder that isn't trained; None: nothing does."""
 
     # Construction
 
@@ -81,9 +82,12 @@ class Family(ABC):
     @classmethod
     def from_config(cls, fields: Mapping[str, Any], *, device: str = "cpu") -> Self:
         """Build the model of a config.json; on the device `meta` it takes no memory."""
-        taken = {name: value for name, value in fields.items() if name not in cls.derived_fields}
+        untaken = (*cls.derived_fields, ENCODER_IS_TRAINED)
+        taken = {name: value for name, value in fields.items() if name not in untaken}
         with torch.device(device):
-            return cls.of(cls.diffusers_class.from_config(taken))  # type: ignore[attr-defined]
+            family = cls.of(cls.diffusers_class.from_config(taken))  # type: ignore[attr-defined]
+        family.mark_encoder(trained=fields.get(ENCODER_IS_TRAINED) is not False)
+        return family
 
     @classmethod
     def from_pretrained(cls, source: str | Path, **arguments: Any) -> Self:
@@ -247,8 +251,18 @@ class Family(ABC):
 
     @torch.no_grad()
     def encode_latent(self, images: Tensor, noise: Tensor | None = None) -> Latent:
-        """Return the latent of images [B, C, H, W] in [-1, 1]."""
-        return self.bottleneck(self.encode(images), noise)
+        """Return the latent of images [B, C, H, W] in [-1, 1].
+
+        Raises:
+            ValueError: The encoder isn't trained, and nothing stands in for it.
+        """
+        if self.has_encoder:
+            return self.bottleneck(self.encode(images), noise)
+        if self.stand_in is None:
+            raise ValueError(
+                f"this {self.class_name()} only decodes, its teacher's latents; its encoder isn't trained"
+            )
+        return self.stand_in(images, noise)
 
     def encode_moments(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return the posterior's mean and standard deviation (None where nothing is random), float32 [B, c, h, w].
@@ -267,33 +281,9 @@ class Family(ABC):
     @torch.no_grad()
     def reconstruct(self, images: Tensor) -> Reconstruction:
         """Encode images [B, C, H, W] in [-1, 1] and decode the posterior's mean."""
-        latent = self.encode_latent(images)
+        return self.decode_mean(self.encode_latent(images))
+
+    def decode_mean(self, latent: Latent) -> Reconstruction:
+        """Decode a latent's mean."""
         decoded = self.decode(latent.mean.to(self.dtype))
         return Reconstruction(latent.mean, latent.stored.get("std"), decoded, latent.stored.get("indices"))
-
-    # As a torch module
-
-    @property
-    def device(self) -> torch.device:
-        """Where the model is."""
-        return self.model.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The weights' floating-point type."""
-        return self.model.dtype
-
-    def to(self, *args: Any, **kwargs: Any) -> Self:
-        """Move the model, in place, as torch's `Module.to` does."""
-        nn.Module.to(self.model, *args, **kwargs)
-        return self
-
-    def eval(self) -> Self:
-        """Put the model into eval mode, in place."""
-        self.model.eval()
-        return self
-
-    def train(self, mode: bool = True) -> Self:
-        """Put the model into training mode, in place."""
-        self.model.train(mode)
-        return self
