@@ -30,6 +30,8 @@ class SoundCollection:
         rules: What decoding may cost.
     """
 
+    noun = "sound"
+
     def __init__(self, root: str, paths: Sequence[str], *, rules: ReadingRules) -> None:
         self._root, self._paths, self._rules = root, list(paths), rules
 

@@ -67,6 +67,7 @@ class EvaluationSounds(EvaluationSamples):
         frames: Frames of each sample.
     """
 
+    noun = "sound"
     span = MEL_RANGE
 
     def __init__(self, sounds: SoundCollection, *, frames: int) -> None:

@@ -153,7 +153,7 @@ def _write_all(
     """Decode and write the first rows, as many as there are names; return those that give no finite numbers."""
     skipped: list[int] = []
     unwritten: list[Future[None]] = []
-    with ThreadPoolExecutor(_WRITING_THREADS) as threads, progress(len(names), what="decode", unit="img") as bar:
+    with ThreadPoolExecutor(_WRITING_THREADS) as threads, progress(len(names), what="decode", unit=form.kind) as bar:
         for rows in _batches(dataset, count=len(names), batch_size=batch_size):
             images = decoder.decode(to_own(torch.stack([dataset[row].latents for row in rows]))).cpu()
             finite = torch.isfinite(images).flatten(1).all(dim=1).tolist()

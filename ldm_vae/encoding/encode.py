@@ -108,7 +108,7 @@ class _Encode:
         self.codes = None if codes is None else codes.cpu()
         self.layout = shard_layout(plan, codes=self.codes)
         total = None if isinstance(images, ImageStream) else len(images) * options.crops
-        self.bar = progress(total, what="encode", unit="img")
+        self.bar = progress(total, what="encode", unit=images.noun)
         self.encoded_images = self.encoded_shards = self.written_bytes = self.skipped = self.num_by_device = 0
         self.checked_shards = self.damaged_shards = 0
         self.nodes: dict[str, NodeShare] = {}
@@ -150,7 +150,8 @@ class _Encode:
             seconds=time.monotonic() - started,
             skipped_list=self.store.called(SKIPPED) if len(self.work.stems) < MANY_SHARDS else "the shards' records",
             num_by_device=None if self.options.jpeg_decoder == "pillow" else self.num_by_device,
-            nodes=told_nodes(self.nodes, seconds=time.monotonic() - started),
+            noun=self.images.noun,
+            nodes=told_nodes(self.nodes, seconds=time.monotonic() - started, noun=self.images.noun),
         )
 
     def _work(self, leases: Leases) -> PendingShards:

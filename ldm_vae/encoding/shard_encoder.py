@@ -74,10 +74,13 @@ class ShardEncoder:
         try:
             yield
         except torch.OutOfMemoryError:
+            options = self._options
+            size = f"images of <resolution> {options.resolution}"
+            if options.mel_frames is not None:
+                size = f"sounds of <mel_frames> {options.mel_frames}"
             raise FieldError(
-                f"<batch_size> is {self._options.batch_size}, and so many images of <resolution> "
-                f"{self._options.resolution} don't fit in the device's memory; take fewer, or bound the memory with "
-                f"<memory_gib>"
+                f"<batch_size> is {options.batch_size}, and so many {size} don't fit in the device's memory; take "
+                f"fewer, or bound the memory with <memory_gib>"
             ) from None
 
     def _stored(self, images: Tensor, noise: Tensor | None) -> dict[str, Tensor]:

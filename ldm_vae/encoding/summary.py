@@ -31,6 +31,8 @@ class EncodeSummary:
     seconds: float
     skipped_list: str
     """What lists the images that were skipped."""
+    noun: str = "image"
+    """What each of them is: an image or a sound."""
     num_by_device: int | None = None
     """Images of `encoded_images` whose JPEG files the device decoded; None where it wasn't asked to."""
     nodes: list[str] = field(default_factory=list)
@@ -38,7 +40,7 @@ class EncodeSummary:
 
     def __str__(self) -> str:
         size = f"{self.num_bytes / 1e6:,.1f} MB"
-        of = f"{self.num_rows:,} latents of {counted(self.num_images, 'image')}"
+        of = f"{self.num_rows:,} latents of {counted(self.num_images, self.noun)}"
         of += f", {self.crops} crops each," if self.crops > 1 else ""
         done = f"{of} in {counted(self.num_shards, 'shard')}, {size}"
         skipped = f"; {self.num_skipped:,} skipped, listed in {self.skipped_list}" if self.num_skipped else ""
@@ -48,6 +50,6 @@ class EncodeSummary:
         told = "" if by_device is None else f"; the device decoded the files of {by_device:,}, Pillow the others"
         return (
             f"{self.output}: {done}{skipped}\n"
-            f"this process encoded {self.encoded_images:,} images in {self.seconds:,.1f} s, {rate:,.1f} images/s{told}"
-            + "".join(f"\n{line}" for line in self.nodes)
+            f"this process encoded {counted(self.encoded_images, self.noun)} in {self.seconds:,.1f} s, "
+            f"{rate:,.1f} {self.noun}s/s{told}" + "".join(f"\n{line}" for line in self.nodes)
         )

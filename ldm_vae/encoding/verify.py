@@ -55,14 +55,16 @@ class VerifyReport:
     num_rows: int
     num_shards: int
     deep_images: int
-    """Images encoded again."""
+    """Images, or sounds, encoded again."""
     largest_error: float
-    """Largest error of these images: the root of the summed squared differences, relative to that of the latents."""
+    """Largest error of these: the root of the summed squared differences, relative to that of the latents."""
+    noun: str = "image"
+    """What was encoded: images or sounds."""
 
     def __str__(self) -> str:
         text = f"{self.folder}: {self.num_rows:,} latents in {counted(self.num_shards, 'shard')}, all whole"
         if self.deep_images:
-            text += f"; {self.deep_images} images encoded again agree to {self.largest_error:.1e}"
+            text += f"; {counted(self.deep_images, self.noun)} encoded again agree to {self.largest_error:.1e}"
         return text
 
 
@@ -97,6 +99,7 @@ def verify(options: LatentsVerifyOptions) -> VerifyReport:
         num_shards=len(ShardTable.of(index, store)),
         deep_images=len(errors),
         largest_error=max(errors, default=0.0),
+        noun="sound" if "mel_frames" in index["preprocessing"] else "image",
     )
 
 
@@ -124,8 +127,8 @@ def _encode_again(dataset: LatentDataset, options: LatentsVerifyOptions, problem
     collection = _opened(options, index["preprocessing"])
     require(
         len(collection) == index["data"]["num_images"],
-        f"<data> {options.data} has {len(collection)} images; {options.latents} was made from "
-        f"{index['data']['num_images']}",
+        f"<data> {options.data} has {counted(len(collection), collection.noun)}; {options.latents} was made "
+        f"from {index['data']['num_images']:,}",
     )
     precision = index["preprocessing"]["precision"]
     tolerance = TOLERANCE[precision] + STORED.get(index["dtype"], 0.02)

@@ -88,6 +88,7 @@ def _evaluate(options: EvaluateOptions, output: OutputFolder, *, ray: Any) -> Ev
         table=output.path / TABLE,
         grids=grids if options.num_pictures > 0 else [],
         report=output.path / REPORT if options.report else None,
+        noun=inputs.evaluated.collection.noun,
     )
     if processes.is_main_process:
         name, device = inputs.networks.perceptual_name, inputs.device

@@ -138,7 +138,7 @@ def measure_on_ray(
 
     early: dict[int, list[list[dict[str, Tensor]]]] = {}
     following = 0
-    with progress(len(images.indices), what="reconstructions", unit="image", leave=False) as bar:
+    with progress(len(images.indices), what="reconstructions", unit=images.dataset.noun, leave=False) as bar:
         for measured in actors.each(call, enumerate(pieces)):
             whole.take(measured.measuring)
             early[measured.number] = measured.states

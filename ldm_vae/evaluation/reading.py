@@ -69,7 +69,8 @@ class ImagePass:
             num_workers=self.num_workers,
             pin_memory=processes.device.type == "cuda",
         )
-        with progress(len(self.share), what=title, unit="image", show=processes.is_main_process, leave=False) as bar:
+        unit, is_main = self.dataset.noun, processes.is_main_process
+        with progress(len(self.share), what=title, unit=unit, show=is_main, leave=False) as bar:
             for batch in batches:
                 yield batch
                 bar.update(len(batch.indices) + len(batch.skipped))
@@ -83,6 +84,8 @@ class ImageReader:
     rounded: bool
     """Whether images are pictures of 8 bits."""
     span: Span
+    noun: str = "image"
+    """What messages call what is read."""
     digests: dict[int, bytes] = field(default_factory=dict)
     features: dict[int, list[Tensor]] = field(default_factory=dict)
     skipped: list[SkippedImage] = field(default_factory=list)
@@ -91,7 +94,7 @@ class ImageReader:
     def of(images: ImagePass) -> ImageReader:
         """Return a reader that has read nothing yet."""
         dataset = images.dataset
-        return ImageReader(strict=images.strict, rounded=not dataset.value_range, span=dataset.span)
+        return ImageReader(strict=images.strict, rounded=not dataset.value_range, span=dataset.span, noun=dataset.noun)
 
     @property
     def num_images(self) -> int:
@@ -106,7 +109,7 @@ class ImageReader:
         """
         self.skipped += batch.skipped
         if self.strict and self.skipped:
-            raise ValueError(f"{self.skipped[0].name} can't be read as an image: {self.skipped[0].reason}")
+            raise ValueError(f"the {self.noun} {self.skipped[0].name} can't be read: {self.skipped[0].reason}")
         if batch.images is None:
             return None
         seen = to_pixels(as_pictures(batch.images, self.span)).byte() if self.rounded else batch.images

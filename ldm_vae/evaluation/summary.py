@@ -47,6 +47,8 @@ class EvaluateSummary:
     grids: list[Path]
     report: Path | None
     """None where none was asked for."""
+    noun: str = "image"
+    """What was reconstructed: images or sounds."""
 
     @property
     def problem(self) -> str | None:
@@ -66,7 +68,7 @@ class EvaluateSummary:
         lines = [format_table(self.evaluations), *(f"\n{table}\n" for table in more_tables(self.evaluations))]
         if self.skipped:
             first = self.skipped[0]
-            number = counted(len(self.skipped), "image")
+            number = counted(len(self.skipped), self.noun)
             lines.append(f"{number} skipped, listed in {self.metrics}; the first: {first}")
         lines += [f"metrics: {self.metrics}", f"table: {self.table}"]
         lines += [f"pictures: {grid}" for grid in self.grids]

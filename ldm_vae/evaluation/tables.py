@@ -13,7 +13,9 @@ def format_table(evaluations: Sequence[Evaluation]) -> str:
     """Return a Markdown table, a row an evaluation, a column a metric that any of them has."""
     columns = dict.fromkeys(name for evaluation in evaluations for name in evaluation.metrics)
     names = [name for name in columns if name not in ("kl", "latent_mean")]
-    rows = [["vae", "resolution", "images", *(f"{name} (dB)" if name == "psnr" else name for name in names)]]
+    are_sounds = any("mel_frames" in evaluation.protocol for evaluation in evaluations)
+    counted = ("frames", "sounds") if are_sounds else ("resolution", "images")
+    rows = [["vae", *counted, *(f"{name} (dB)" if name == "psnr" else name for name in names)]]
     for evaluation in evaluations:
         resolution = "whole" if evaluation.resolution is None else str(evaluation.resolution)
         scores = [evaluation.metrics.get(name) for name in names]

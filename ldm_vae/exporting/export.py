@@ -53,6 +53,8 @@ class ExportSummary:
     """Where it was uploaded to."""
     notes: list[str]
     """What other programs do otherwise with a single LDM file."""
+    noun: str = "image"
+    """What it was measured on: images or sounds."""
 
     def __str__(self) -> str:
         """Return what was written and measured, in lines."""
@@ -64,12 +66,13 @@ class ExportSummary:
         elif self.scaling["latents_mean"] is not None:
             scaling += ", latents_mean and latents_std a channel"
         lines = [
-            f"{printable(str(self.output))}: {self.checkpoint.name}, {scaling} over {self.latents.num_images} images",
+            f"{printable(str(self.output))}: {self.checkpoint.name}, {scaling} over "
+            f"{counted(self.latents.num_images, self.noun)}",
             f"PSNR {self.metrics['psnr'].value:.2f} dB; {self.precision_statement}",
         ]
         if self.skipped:
             first = self.skipped[0]
-            lines.append(f"{counted(len(self.skipped), 'image')} skipped; the first: {first}")
+            lines.append(f"{counted(len(self.skipped), self.noun)} skipped; the first: {first}")
         return "\n".join([*lines, *self.notes, *([f"uploaded to {self.url}"] if self.url else [])])
 
 
@@ -110,6 +113,7 @@ def export(options: ExportOptions) -> ExportSummary:
         skipped=measured.latents.images.skipped,
         url=url,
         notes=reader_notes(config) if options.format == "ldm" else [],
+        noun=measured.latents_data.images.noun,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Unpack
+from typing import Any, ClassVar, Unpack
 
 import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset
@@ -46,6 +46,9 @@ def open_collection(source: str, **options: Unpack[SourceOptions]) -> ImageColle
 
 class ImageCollection:
     """Images by number, with whatever else the data set knows of each. Can be pickled, for data workers."""
+
+    noun: ClassVar[str] = "image"
+    """What messages call each of them."""
 
     def __init__(self, source: Source) -> None:
         assert isinstance(source.dataset, Dataset)

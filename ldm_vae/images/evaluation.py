@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -67,6 +67,8 @@ class EvaluationSamples(Dataset, ABC):
         target_channels: Channels that a reconstruction has, in its order; none: all.
     """
 
+    noun: ClassVar[str] = "image"
+    """What messages call each of them."""
     span: Span = PICTURES
     """The values of black and white."""
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import count
-from typing import Any, Unpack
+from typing import Any, ClassVar, Unpack
 
 import numpy as np
 from datasets import ClassLabel, Dataset
@@ -33,6 +33,8 @@ _AHEAD = 4
 @dataclass(kw_only=True)
 class ImageStream:
     """A stream of undecoded images."""
+
+    noun: ClassVar[str] = "image"
 
     source: str
     """What the user named."""

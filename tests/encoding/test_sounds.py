@@ -32,7 +32,11 @@ def test_latents_are_those_of_the_mels_and_decode_to_their_sounds(
     encoding = ["encode", "--vae", "vae", "--data", "data", "--mel_frames", str(FRAMES), "--mixed_precision", "no",
                 "--dtype", "float32", "--shard_size", "2", "--batch_size", "2"]  # fmt: skip
     main([*encoding, "--output", "latents", "--num_workers", "0"])
-    assert "5 latents of 6 images in 3 shards" in capsys.readouterr().out
+    told = capsys.readouterr()
+    assert "5 latents of 6 sounds in 3 shards" in told.out
+    assert "this process encoded 6 sounds in" in told.out
+    assert "6 of 6 sound," in told.err
+    assert "image" not in told.out + told.err
 
     model = AutoencoderKL.from_pretrained("vae").eval()
     mels = torch.stack([read_mels(data / f"{i}.wav", frames=FRAMES) for i in range(5)])
@@ -53,8 +57,9 @@ def test_latents_are_those_of_the_mels_and_decode_to_their_sounds(
     assert len(shards) == 3
     assert all(of_workers[name] == of_one[name] for name in shards)
 
-    main(["latents", "verify", "latents", "--deep", "--vae", "vae", "--data", "data"])
     capsys.readouterr()
+    main(["latents", "verify", "latents", "--deep", "--vae", "vae", "--data", "data"])
+    assert "; 5 sounds encoded again agree" in capsys.readouterr().out
     soundfile.write(data / "1.wav", np.zeros(9600, dtype=np.float32) + 0.1, 16_000)
     with pytest.raises(SystemExit):
         main(["latents", "verify", "latents", "--deep", "--vae", "vae", "--data", "data"])
@@ -91,9 +96,9 @@ def test_a_changed_sound_is_encoded_again_and_the_others_are_not(
     (data / "3.wav").write_bytes((tmp_path / "other/2.wav").read_bytes())
     capsys.readouterr()
     main(encoding)
-    assert "this process encoded 2 images" in capsys.readouterr().out
+    assert "this process encoded 2 sounds in" in capsys.readouterr().out
     main(encoding)
-    assert "this process encoded 0 images" in capsys.readouterr().out
+    assert "this process encoded 0 sounds in" in capsys.readouterr().out
 
 
 def test_what_is_not_for_sounds_is_told_in_one_line(

@@ -59,6 +59,6 @@ def test_mistakes_are_one_line(cluster: Any, tmp_path: Path) -> None:
     on_ray: dict[str, Any] = {"vae": [vae], "data": photos, "output": str(tmp_path / "out"), "engine": "ray"}
     with pytest.raises(ValueError, match="panel is not for engine ray; give it to a local evaluate"):
         EvaluateOptions(**on_ray, panel=True, resolution=[16])
-    with pytest.raises(ValueError, match=r"0001\.png can't be read as an image"):
+    with pytest.raises(ValueError, match=r"the image 0001\.png can't be read: "):
         evaluate(EvaluateOptions(**on_ray, strict=True, ray=RayOptions(address=cluster.address)))
     assert not (tmp_path / "out").exists()

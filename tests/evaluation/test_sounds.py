@@ -67,6 +67,9 @@ def test_evaluate_measures_the_mels_of_sounds(tmp_path: Path, vae: Path, capsys:
     words = ["evaluate", "--vae", str(vae), "--vae", str(tmp_path / "other"), "--data", str(data),
              "--output", str(tmp_path / "evaluation"), "--perceptual", "none", "--num_workers", "0"]  # fmt: skip
     main([*words, "--mel_frames", "32"])
+    told = capsys.readouterr().out
+    assert "| vae | frames | sounds |" in told
+    assert "1 sound skipped, listed in" in told
     metrics = json.loads((tmp_path / "evaluation/metrics.json").read_text())
     assert [skipped["name"] for skipped in metrics["skipped"]] == ["broken.wav"]
     mels = torch.stack([read_mels(data / f"{i}.wav", frames=32) for i in range(3)])

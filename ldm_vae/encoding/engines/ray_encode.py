@@ -28,6 +28,7 @@ from ldm_vae.models.precision import use_bf16
 from ldm_vae.system.places import open_store
 from ldm_vae.system.ray_actors import RayActor, RayActors, in_tasks
 from ldm_vae.system.ray_cluster import on_device
+from ldm_vae.system.telling import counted
 
 _POLL_SECONDS = 0.5
 
@@ -179,10 +180,11 @@ class RayEngine:
         self.on_encoded(encoded)
 
 
-def told_nodes(nodes: dict[str, NodeShare], *, seconds: float) -> list[str]:
+def told_nodes(nodes: dict[str, NodeShare], *, seconds: float, noun: str) -> list[str]:
     """Return a line for each node, with its throughput."""
     rates = {node: share.images / max(seconds, 1e-9) for node, share in nodes.items()}
     return [
-        f"{node} encoded {share.images:,} images in {share.shards:,} shards, {rates[node]:,.1f} images/s"
+        f"{node} encoded {counted(share.images, noun)} in {counted(share.shards, 'shard')}, "
+        f"{rates[node]:,.1f} {noun}s/s"
         for node, share in sorted(nodes.items())
     ]
