@@ -9,7 +9,8 @@ import math
 import random
 import time
 import types
-from collections.abc import Iterator
+import uuid
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Lock, Thread
@@ -20,6 +21,7 @@ import fsspec
 import pytest
 
 from ldm_vae.system import leases
+from ldm_vae.system.places import open_store
 from ldm_vae.system.remote_store import RemoteStore, Retries
 from ldm_vae.system.store import Store
 
@@ -110,6 +112,35 @@ class StoppingStore(Store):
 
     def stamp(self, name: str) -> Any:
         return self._call("stamp", name)
+
+
+def stopped_at_each_call(
+    run: Callable[[StoppingStore], None], *, fresh: Callable[[int], Store], after: bool | None, every: int = 1
+) -> Iterator[StoppingStore]:
+    """Run something on a new store again and again, and end it at another call of the store each time.
+
+    Args:
+        run: What is run. It is over once it comes to its end.
+        fresh: Makes the store of a run that ends at the n-th call.
+        after: Whether that call is made; None: of every other one.
+        every: How many calls further the next run ends.
+
+    Yields:
+        The store that a run left, for each that ended early.
+    """
+    for stop in itertools.count(0, every):
+        stopping = StoppingStore(fresh(stop), stop=stop, after=stop % 2 == 0 if after is None else after)
+        try:
+            run(stopping)
+        except Killed:
+            yield stopping
+        else:
+            return
+
+
+def fresh_places(folder: Path, *, place: str) -> Callable[[int], Store]:
+    """Return what makes a store for each number: a folder where `place` is `here`, or an address in memory."""
+    return lambda n: open_store(str(folder / f"out-{n}") if place == "here" else f"memory://{uuid.uuid4().hex}/out")
 
 
 class FaultyStore(RemoteStore):

@@ -6,6 +6,7 @@ The notation is that of `losses/objective.py`; docs/objective.md has the formula
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 
 import torch
@@ -185,8 +186,10 @@ class TrainingStep:
             "likelihood_logvar": state.trainable.likelihood_logvar.detach(),
             "grad_norm": norms[0],
             "disc_grad_norm": norms[-1],
-            "lam_clamped": next_lam >= 0.999 * self.loss_config.disc_weight * ADAPTIVE_WEIGHT_MAX / num_elements,
         }
+        adaptive = self.loss_config.adaptive_weight != "off"
+        clamp = self.loss_config.disc_weight * ADAPTIVE_WEIGHT_MAX / num_elements if adaptive else math.inf
+        figures["lam_clamped"] = figures["lam"] >= 0.999 * clamp
         checked = {**figures, "gradient": sum(norms)}
         if codes is not None:
             figures |= bottleneck.measure(codes)

@@ -3,7 +3,6 @@
 import json
 import shutil
 import unicodedata
-import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,11 +25,10 @@ from ldm_vae.latents.dataset import LatentDataset
 from ldm_vae.latents.layouts.export import export_latents
 from ldm_vae.system.output_stores import output_at
 from ldm_vae.system.paths import inside
-from ldm_vae.system.places import open_store
 from tests.encodings import contents, options, save_vae
 from tests.faults import full_disk
 from tests.pictures import picture, save_pictures
-from tests.stores import Killed, StoppingStore
+from tests.stores import StoppingStore, fresh_places, stopped_at_each_call
 
 
 @pytest.fixture(scope="module")
@@ -64,24 +62,22 @@ def test_a_process_may_end_at_any_call_of_the_store(
     monkeypatch.setattr(decode_module, "load_vae", lambda *_, **__: loaded)
     arguments: dict[str, Any] = {"vae": vae, "latents": latents, "num_images": 3}
     decode(DecodeOptions(output=str(tmp_path / "whole"), **arguments))
-    expected, stop = contents(tmp_path / "whole"), 0
-    while True:
-        output = str(tmp_path / f"out-{stop}") if place == "here" else f"memory://{uuid.uuid4().hex}/decoded"
-        store = open_store(output)
-        stopping = StoppingStore(store, stop=stop, after=after)
+    expected, number = contents(tmp_path / "whole"), 0
+
+    def run(store: StoppingStore) -> None:
         with monkeypatch.context() as patch:
-            patch.setattr(decode_module, "open_store", lambda place, store=stopping: store)
-            patch.setattr(decode_module, "output_at", lambda place, kind, store=stopping: output_at(store, kind=kind))
-            try:
-                decode(DecodeOptions(output=output, **arguments))
-                break
-            except Killed:
-                pass
+            patch.setattr(decode_module, "open_store", lambda place: store)
+            patch.setattr(decode_module, "output_at", lambda place, kind: output_at(store, kind=kind))
+            decode(DecodeOptions(output=store.place(), **arguments))
+
+    places = fresh_places(tmp_path, place=place)
+    for stopped in stopped_at_each_call(run, fresh=places, after=after):
+        number += 1
+        store = stopped.store
         assert {n: store.read(n) for n in store.names() if n != ".ldm-vae-probe"}.items() <= expected.items()
-        decode(DecodeOptions(output=output, overwrite=True, **arguments))
+        decode(DecodeOptions(output=store.place(), overwrite=True, **arguments))
         assert {name: store.read(name) for name in store.names()} == expected
-        stop += 1
-    assert stop >= 3
+    assert number >= 3
 
 
 def test_buckets_grey_and_subfolders(tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ import io
 import json
 import shutil
 import tarfile
-import uuid
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +22,10 @@ from ldm_vae.latents.dataset import LatentDataset
 from ldm_vae.latents.layouts.columns import OTHERS, Columns, common_kind
 from ldm_vae.latents.layouts.export import export_latents
 from ldm_vae.system import leases as leases_module
-from ldm_vae.system.places import open_store
 from tests.encodings import contents, options, save_captioned
 from tests.latents.test_layouts import check_rows, read_mds
 from tests.pictures import encoded, picture, save_pictures
-from tests.stores import Killed, StoppingStore, memory_contents, of_an_ended_process
+from tests.stores import StoppingStore, fresh_places, memory_contents, of_an_ended_process, stopped_at_each_call
 from tests.test_every_family import MODELS
 from tests.tiny import tiny_family
 
@@ -115,28 +113,26 @@ def test_a_process_may_end_at_any_call_of_the_store(
     """The next one finishes; and while a shard isn't whole, there is no list that names it."""
     loaded = encode_module.load_vae(vae)
     monkeypatch.setattr(encode_module, "load_vae", lambda *_, **__: loaded)
-    ended, stop = of_an_ended_process(), 0
+    ended, number = of_an_ended_process(), 0
     listed = {"mds": "index.json", "lightningdit": "latents_stats.pt"}[layout]
     changes: dict[str, Any] = {"flip": True, "layout": layout, "shard_size": 7, "batch_size": 7}
     encode(options(vae, data, tmp_path / "whole", **changes))
-    while True:
-        output = str(tmp_path / f"out-{stop}") if place == "here" else f"memory://{uuid.uuid4().hex}/latents"
+
+    def run(store: StoppingStore) -> None:
         with monkeypatch.context() as patch:
             patch.setattr(leases_module, "os", ended)
-            stopping = StoppingStore(open_store(output), stop=stop, after=stop % 2 == 0)
-            patch.setattr(encode_module, "open_store", lambda place, store=stopping: store)
-            try:
-                encode(options(vae, data, output, **changes))
-                break
-            except Killed:
-                pass
-        there = set(open_store(output).names())
+            patch.setattr(encode_module, "open_store", lambda place: store)
+            encode(options(vae, data, store.place(), **changes))
+
+    places = fresh_places(tmp_path, place=place)
+    for stopped in stopped_at_each_call(run, fresh=places, after=None, every=3):
+        number += 1
+        output, there = stopped.place(), set(stopped.store.names())
         assert listed not in there or f"{HIDDEN}latents-00000.json" in there
         encode(options(vae, data, output, **changes))
         found = contents(Path(output)) if place == "here" else memory_contents(output)
-        assert found == contents(tmp_path / "whole"), stopping.calls[stop]
-        stop += 3
-    assert stop > 30
+        assert found == contents(tmp_path / "whole"), stopped.calls[stopped.stop]
+    assert number > 10
 
 
 @pytest.mark.parametrize("layout", ["mds", "parquet"])

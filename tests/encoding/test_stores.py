@@ -29,6 +29,7 @@ from tests.stores import (
     memory_contents,
     of_an_ended_process,
     s3_server,
+    stopped_at_each_call,
 )
 from tests.test_every_family import MODELS
 from tests.tiny import tiny_family
@@ -117,22 +118,23 @@ def check_stops(
     """End a process at its calls of the store in turn, and have the next finish; return the calls' methods."""
     loaded = encode_module.load_vae(arguments.vae)
     patch.setattr(encode_module, "load_vae", lambda *_, **__: loaded)
-    ended, stop, methods = of_an_ended_process(), 0, list[str]()
-    while True:
-        to_here = replace(arguments, output=f"{arguments.output}-{stop}")
+    ended, methods = of_an_ended_process(), []
+
+    def run(store: StoppingStore) -> None:
         with patch.context() as stopped:
             stopped.setattr(leases_module, "os", ended)
-            stopping = StoppingStore(open_store(to_here.output), stop=stop, after=after)
-            use_store(stopped, stopping)
-            try:
-                encode(to_here)
-                return methods
-            except Killed:
-                methods.append(stopping.calls[stop][0])
-        encode(to_here)
-        store = open_store(to_here.output)
-        assert {name: store.read(name) for name in store.names()} == whole, stopping.calls[stop]
-        stop += every
+            use_store(stopped, store)
+            encode(replace(arguments, output=store.place()))
+
+    def fresh(number: int) -> Store:
+        return open_store(f"{arguments.output}-{number}")
+
+    for stopped in stopped_at_each_call(run, fresh=fresh, after=after, every=every):
+        call, store = stopped.calls[stopped.stop], stopped.store
+        methods.append(call[0])
+        encode(replace(arguments, output=store.place()))
+        assert {name: store.read(name) for name in store.names()} == whole, call
+    return methods
 
 
 @pytest.mark.parametrize(("place", "after"), [("here", True), ("memory", False)])

@@ -6,6 +6,7 @@ import threading
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from ldm_vae.system.places import open_store
 from ldm_vae.system.remote_store import RemoteStore, Retries
 from ldm_vae.system.store import LocalStore, Store, StoreError
 from ldm_vae.system.store_errors import redacted
-from tests.stores import SECRET, FaultyStore, Killed, LeaseClock, StoppingStore, s3_server, wait_for_touch
+from tests.stores import SECRET, FaultyStore, LeaseClock, s3_server, stopped_at_each_call, wait_for_touch
 
 
 @pytest.fixture(scope="module")
@@ -203,29 +204,29 @@ def test_an_output_of_several_objects_has_its_mark_or_is_none(after: bool) -> No
             (folder / "diffusion_pytorch_model.safetensors").write_bytes(weights)
             (folder / "config.json").write_bytes(b'{"_class_name": "AutoencoderKL", "of": "' + weights + b'"}')
 
-    stop, ends = 0, set()
-    while True:
+    def fresh(number: int) -> Store:
         store = open_store(f"memory://{uuid.uuid4().hex}/export")
         export(store, weights=b"old", overwrite=False)
         with pytest.raises(ValueError, match="holds an export already; overwrite replaces it"):
             export(store, weights=b"new", overwrite=False)
-        try:
-            export(StoppingStore(store, stop=stop, after=after), weights=b"new", overwrite=True)
-            break
-        except Killed:
-            stop += 1
+        return store
+
+    ends = []
+    overwrite = partial(export, weights=b"new", overwrite=True)
+    for stopped in stopped_at_each_call(overwrite, fresh=fresh, after=after):
+        store = stopped.store
         is_marked = is_marked_store(store, EXPORT)
         if is_marked:
             weights = store.read("diffusion_pytorch_model.safetensors")
             assert weights in store.read("config.json")
-            ends.add(weights)
+            ends.append(weights)
         else:
-            ends.add(None)
+            ends.append(None)
         export(store, weights=b"newest", overwrite=is_marked)
         assert store.names() == ["config.json", "diffusion_pytorch_model.safetensors"]
         assert store.read("diffusion_pytorch_model.safetensors") == b"newest"
-    assert ends == {b"old", None, b"new"}
-    assert stop > 10
+    assert set(ends) == {b"old", None, b"new"}
+    assert len(ends) > 10
 
 
 def test_addresses_that_can_not_be_used() -> None:

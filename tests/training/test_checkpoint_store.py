@@ -12,13 +12,14 @@ import pytest
 from ldm_vae.config.run import Config
 from ldm_vae.system.places import open_store
 from ldm_vae.system.remote_store import RemoteStore, Retries
+from ldm_vae.system.store import Store
 from ldm_vae.training import checkpoint_store
 from ldm_vae.training.checkpoint_files import check_whole
 from ldm_vae.training.checkpoint_store import CheckpointStore
 from ldm_vae.training.loop import train
 from ldm_vae.training.run_folder import RunFolder
 from ldm_vae.training.state import TrainingState
-from tests.stores import Killed, StoppingStore
+from tests.stores import StoppingStore, stopped_at_each_call
 from tests.tiny import tiny_config
 from tests.training.checkpoints import CONFIG, save_at, trained
 from tests.training.runs import assert_bit_equal
@@ -72,24 +73,25 @@ def test_a_process_may_end_at_any_call_of_an_upload(
     """What is fetched then is whole: the new checkpoint, or the one before."""
     run = RunFolder(tmp_path / "run")
     first, second = (save_at(state, run.path, step) for step in (1, 2))
-    stop, fetched = 0, set()
-    while True:
-        store = CheckpointStore(f"{address}-{stop}", run)
+    fetched = []
+
+    def fresh(number: int) -> Store:
+        store = CheckpointStore(f"{address}-{number}", run)
         store.upload(first)
-        stopping = StoppingStore(store.store, stop=stop, after=after)
+        return store.store
+
+    def upload(stopping: StoppingStore) -> None:
+        store = CheckpointStore(stopping.place(), run)
         store.store = stopping
-        try:
-            store.upload(second)
-            break
-        except Killed:
-            pass
+        store.upload(second)
+
+    for stopped in stopped_at_each_call(upload, fresh=fresh, after=after):
         shutil.rmtree(tmp_path / "new", ignore_errors=True)
-        name, _ = fetch(f"{address}-{stop}", tmp_path / "new")
+        name, _ = fetch(stopped.place(), tmp_path / "new")
         check_whole(tmp_path / "new" / str(name))
-        fetched.add(name)
-        stop += 1
-    assert stop > 10
-    assert fetched >= {"checkpoint-000001"}
+        fetched.append(name)
+    assert len(fetched) > 10
+    assert "checkpoint-000001" in fetched
     assert CONFIG.train.checkpoint_store is None
 
 

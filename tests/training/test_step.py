@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ldm_vae.config.run import Config
 from ldm_vae.images.training import TrainingBatch
+from ldm_vae.training.health import Health
 from ldm_vae.training.state import TrainingState
 from tests.tiny import tiny_config
 from tests.training.steps import LAM_BEFORE, make, make_batch
@@ -184,6 +185,23 @@ def test_first_adversarial_step_gives_the_generator_no_g() -> None:
     assert measured > 0
     step(iter([make_batch(seed=2)]))
     assert state.meter.read().means["lam"] == pytest.approx(measured, rel=1e-6)
+
+
+def test_lam_is_at_its_clamp_only_where_the_generator_has_it() -> None:
+    """D's gradient is so small at first that the lam measured is at the clamp; the first update's own is 0."""
+    state, step, _ = make(tiny_config(data={"resolution": 64}, loss={"disc_warmup_steps": 3}))
+    with torch.no_grad():
+        for weight in state.discriminator.parameters:
+            weight.mul_(1e-3)
+    state.lam.zero_()
+    clamped = []
+    for seed in range(4):
+        step(iter([make_batch(seed=seed)]))
+        means = state.meter.read().means
+        clamped.append(means["lam_clamped"])
+        said = Health(disc_loss="hinge", adaptive=True, max_nonfinite_steps=3).judge(means)
+        assert said.startswith("lam is at its clamp") == (means["lam"] > 0)
+    assert clamped == [0, 0, 1, 1]  # steps 3 and 4 are warm-up, disc_start being 2
 
 
 def test_disc_warmup_keeps_g_from_the_generator() -> None:

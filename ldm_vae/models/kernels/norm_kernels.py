@@ -1,8 +1,7 @@
 """Triton kernels of group norm and SiLU over channels_last maps; `group_norm.py` launches them.
 
-Arguments are pointers and numbers, for which Triton's compiler allows no annotations but its own. ROWS positions of
-GROUPS groups are a tile, [ROWS, GROUPS · WIDTH], where WIDTH is the next power of two from the channels of a group on.
-A part of an image's map is TILES tiles; CHUNKS · PARTS parts are at least all of them.
+Arguments are pointers and numbers, for which Triton's compiler allows no annotations but its own. A part of an image's
+map is TILES tiles, as `norm_tiles.py` has them; CHUNKS · PARTS parts are at least all of them.
 """
 
 from __future__ import annotations
@@ -10,34 +9,15 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-
-@triton.jit
-def _channels(
-    block,
-    NUM_GROUPS: tl.constexpr,
-    PER_GROUP: tl.constexpr,
-    GROUPS: tl.constexpr,
-    WIDTH: tl.constexpr,
-):
-    """The channel at each place of a block of groups, its group, and whether there is such a channel."""
-    place = tl.arange(0, GROUPS * WIDTH)
-    if PER_GROUP == WIDTH:  # said apart, so that the compiler sees that channels lie in a row
-        channel = block * GROUPS * WIDTH + place
-        group = channel // WIDTH
-        there = channel < NUM_GROUPS * PER_GROUP
-    else:
-        group = block * GROUPS + place // WIDTH
-        within = place % WIDTH
-        channel = group * PER_GROUP + within
-        there = (group < NUM_GROUPS) & (within < PER_GROUP)
-    return channel, group, there
-
-
-@triton.jit
-def _over_group(values, GROUPS: tl.constexpr, WIDTH: tl.constexpr):
-    """The sum over each group, at each of its places."""
-    sums = tl.sum(tl.reshape(values, [GROUPS, WIDTH]), axis=1)
-    return tl.reshape(tl.broadcast_to(sums[:, None], [GROUPS, WIDTH]), [GROUPS * WIDTH])
+from ldm_vae.models.kernels.norm_tiles import (
+    channels_of_block,
+    load_channels,
+    load_gradient,
+    load_normalised,
+    over_group,
+    share_of_map,
+    tile_of_map,
+)
 
 
 @triton.jit
@@ -55,17 +35,15 @@ def statistics(
 ):
     """Write the mean and the sum of squared deviations of each group in a part of an image's map."""
     part, image, block = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    channel, group, there = _channels(block, NUM_GROUPS, PER_GROUP, GROUPS, WIDTH)
+    channel, group, there = channels_of_block(block, NUM_GROUPS, PER_GROUP, GROUPS, WIDTH)
+    CHANNELS: tl.constexpr = NUM_GROUPS * PER_GROUP
     row = tl.arange(0, ROWS)
-    place = row[:, None] * (NUM_GROUPS * PER_GROUP) + channel[None, :]
+    place = row[:, None] * CHANNELS + channel[None, :]
     seen = tl.zeros([ROWS], tl.float32)
     mean = tl.zeros([ROWS, GROUPS * WIDTH], tl.float32)
     squares = tl.zeros([ROWS, GROUPS * WIDTH], tl.float32)
     for tile in range(TILES):
-        start = (part * TILES + tile) * ROWS
-        valid = start + row < num_positions
-        first = (image.to(tl.int64) * num_positions + start) * (NUM_GROUPS * PER_GROUP)
-        mask = valid[:, None] & there[None, :]
+        first, valid, mask = tile_of_map(part * TILES + tile, row, there, image, num_positions, CHANNELS, ROWS)
         values = tl.load(hidden + first + place, mask=mask, other=0.0).to(tl.float32)
         seen += tl.where(valid, 1.0, 0.0)
         delta = tl.where(mask, values - mean, 0.0)
@@ -75,9 +53,9 @@ def statistics(
     channel_mean = tl.sum(mean * (seen / count)[:, None], axis=0)
     apart = mean - channel_mean[None, :]
     squares = tl.sum(squares + apart * apart * seen[:, None], axis=0)
-    group_mean = _over_group(channel_mean, GROUPS, WIDTH) / PER_GROUP
+    group_mean = over_group(channel_mean, GROUPS, WIDTH) / PER_GROUP
     away = tl.where(there, channel_mean - group_mean, 0.0)
-    squares = _over_group(tl.where(there, squares, 0.0) + away * away * count, GROUPS, WIDTH)
+    squares = over_group(tl.where(there, squares, 0.0) + away * away * count, GROUPS, WIDTH)
     to = (image * tl.num_programs(0) + part) * NUM_GROUPS + group
     first_of_group = there & (tl.arange(0, GROUPS * WIDTH) % WIDTH == 0)
     tl.store(means + to, group_mean, mask=first_of_group)
@@ -107,17 +85,15 @@ def merge_statistics(
     total = tl.zeros([GROUPS], tl.float32)
     for chunk in range(CHUNKS):
         part = chunk * PARTS + tl.arange(0, PARTS)
+        share = share_of_map(part, rows_of_part, num_positions)
         mask = (part < num_parts)[:, None] & (group < NUM_GROUPS)[None, :]
-        rows = tl.maximum(tl.minimum(num_positions - part * rows_of_part, rows_of_part), 0)
-        share = rows.to(tl.float32) / num_positions
         value = tl.load(means + base + part[:, None] * NUM_GROUPS + group[None, :], mask=mask, other=0.0)
         total += tl.sum(value * share[:, None], axis=0)
     squares = tl.zeros([GROUPS], tl.float32)
     for chunk in range(CHUNKS):
         part = chunk * PARTS + tl.arange(0, PARTS)
+        share = share_of_map(part, rows_of_part, num_positions)
         mask = (part < num_parts)[:, None] & (group < NUM_GROUPS)[None, :]
-        rows = tl.maximum(tl.minimum(num_positions - part * rows_of_part, rows_of_part), 0)
-        share = rows.to(tl.float32) / num_positions
         at = base + part[:, None] * NUM_GROUPS + group[None, :]
         apart = tl.where(mask, tl.load(means + at, mask=mask, other=0.0) - total[None, :], 0.0)
         own = tl.load(deviations + at, mask=mask, other=0.0) / (num_positions * PER_GROUP)
@@ -147,33 +123,19 @@ def normalise(
     """Write weight · (x - mean) / std + bias, through SiLU where it follows."""
     part = tl.num_programs(0) - 1 - tl.program_id(0)
     image, block = tl.num_programs(1) - 1 - tl.program_id(1), tl.program_id(2)
-    channel, group, there = _channels(block, NUM_GROUPS, PER_GROUP, GROUPS, WIDTH)
+    channel, group, there = channels_of_block(block, NUM_GROUPS, PER_GROUP, GROUPS, WIDTH)
+    CHANNELS: tl.constexpr = NUM_GROUPS * PER_GROUP
     row = tl.arange(0, ROWS)
-    place = row[:, None] * (NUM_GROUPS * PER_GROUP) + channel[None, :]
-    of_image = image * NUM_GROUPS + group
-    centre = tl.load(mean + of_image, mask=there, other=0.0)
-    factor = tl.load(rstd + of_image, mask=there, other=0.0)
-    factor *= tl.load(weight + channel, mask=there, other=0.0).to(tl.float32)
-    shift = tl.load(bias + channel, mask=there, other=0.0).to(tl.float32)
+    place = row[:, None] * CHANNELS + channel[None, :]
+    centre, scale, gain, shift = load_channels(weight, bias, mean, rstd, channel, image * NUM_GROUPS + group, there)
+    factor = scale * gain
     for tile in range(TILES):
-        start = (part * TILES + tile) * ROWS
-        first = (image.to(tl.int64) * num_positions + start) * (NUM_GROUPS * PER_GROUP)
-        mask = (start + row < num_positions)[:, None] & there[None, :]
+        first, _, mask = tile_of_map(part * TILES + tile, row, there, image, num_positions, CHANNELS, ROWS)
         values = tl.load(hidden + first + place, mask=mask, other=0.0).to(tl.float32)
         values = (values - centre[None, :]) * factor[None, :] + shift[None, :]
         if SILU:
             values = values * tl.sigmoid(values)
         tl.store(output + first + place, values.to(output.dtype.element_ty), mask=mask)
-
-
-@triton.jit
-def _before_silu(gradient, normalised, weight, bias, SILU: tl.constexpr):
-    """The gradient at what SILU takes, of the gradient at its result."""
-    if SILU:
-        taken = normalised * weight[None, :] + bias[None, :]
-        gate = tl.sigmoid(taken)
-        return gradient * gate * (1.0 + taken * (1.0 - gate))
-    return gradient
 
 
 @triton.jit
@@ -196,29 +158,22 @@ def channel_sums(
 ):
     """Write the sums over a part that the gradients of weight, bias and map are made of."""
     part, image, block = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    channel, group, there = _channels(block, NUM_GROUPS, PER_GROUP, GROUPS, WIDTH)
+    channel, group, there = channels_of_block(block, NUM_GROUPS, PER_GROUP, GROUPS, WIDTH)
+    CHANNELS: tl.constexpr = NUM_GROUPS * PER_GROUP
     row = tl.arange(0, ROWS)
-    place = row[:, None] * (NUM_GROUPS * PER_GROUP) + channel[None, :]
-    of_image = image * NUM_GROUPS + group
-    centre = tl.load(mean + of_image, mask=there, other=0.0)
-    scale = tl.load(rstd + of_image, mask=there, other=0.0)
-    gain = tl.load(weight + channel, mask=there, other=0.0).to(tl.float32)
-    shift = tl.load(bias + channel, mask=there, other=0.0).to(tl.float32)
+    place = row[:, None] * CHANNELS + channel[None, :]
+    centre, scale, gain, shift = load_channels(weight, bias, mean, rstd, channel, image * NUM_GROUPS + group, there)
     plain = tl.zeros([ROWS, GROUPS * WIDTH], tl.float32)
     weighted = tl.zeros([ROWS, GROUPS * WIDTH], tl.float32)
     for tile in range(TILES):
-        start = (part * TILES + tile) * ROWS
-        first = (image.to(tl.int64) * num_positions + start) * (NUM_GROUPS * PER_GROUP)
-        mask = (start + row < num_positions)[:, None] & there[None, :]
-        values = tl.load(hidden + first + place, mask=mask, other=0.0).to(tl.float32)
-        upstream = tl.load(gradient + first + place, mask=mask, other=0.0).to(tl.float32)
-        normalised = (values - centre[None, :]) * scale[None, :]
-        upstream = _before_silu(upstream, normalised, gain, shift, SILU)
+        first, _, mask = tile_of_map(part * TILES + tile, row, there, image, num_positions, CHANNELS, ROWS)
+        normalised = load_normalised(hidden + first + place, mask, centre, scale)
+        upstream = load_gradient(gradient + first + place, mask, normalised, gain, shift, SILU)
         plain += upstream
         weighted += upstream * normalised
-    to = (image * tl.num_programs(0) + part) * 2 * NUM_GROUPS * PER_GROUP + channel
+    to = (image * tl.num_programs(0) + part) * 2 * CHANNELS + channel
     tl.store(sums + to, tl.sum(plain, axis=0), mask=there)
-    tl.store(sums + to + NUM_GROUPS * PER_GROUP, tl.sum(weighted, axis=0), mask=there)
+    tl.store(sums + to + CHANNELS, tl.sum(weighted, axis=0), mask=there)
 
 
 @triton.jit
@@ -238,7 +193,7 @@ def merge_sums(
 ):
     """Add up the parts' sums, and write what they are over each group."""
     image, kind, block = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    channel, group, there = _channels(block, NUM_GROUPS, PER_GROUP, GROUPS, WIDTH)
+    channel, group, there = channels_of_block(block, NUM_GROUPS, PER_GROUP, GROUPS, WIDTH)
     CHANNELS: tl.constexpr = NUM_GROUPS * PER_GROUP
     total = tl.zeros([GROUPS * WIDTH], tl.float32)
     for chunk in range(CHUNKS):
@@ -248,7 +203,7 @@ def merge_sums(
         total += tl.sum(tl.load(sums + at, mask=mask, other=0.0), axis=0)
     tl.store(of_image + (image * 2 + kind) * CHANNELS + channel, total, mask=there)
     gain = tl.load(weight + channel, mask=there, other=0.0).to(tl.float32)
-    mean = _over_group(total * gain, GROUPS, WIDTH) / (num_positions * PER_GROUP)
+    mean = over_group(total * gain, GROUPS, WIDTH) / (num_positions * PER_GROUP)
     first_of_group = there & (tl.arange(0, GROUPS * WIDTH) % WIDTH == 0)
     tl.store(of_groups + (image * 2 + kind) * NUM_GROUPS + group, mean, mask=first_of_group)
 
@@ -275,23 +230,16 @@ def hidden_gradient(
     """Write rstd·(γg - mean(γg) - x̂·mean(γg·x̂)), where x̂ = (x - mean)·rstd and means are over a group."""
     part = tl.num_programs(0) - 1 - tl.program_id(0)
     image, block = tl.num_programs(1) - 1 - tl.program_id(1), tl.program_id(2)
-    channel, group, there = _channels(block, NUM_GROUPS, PER_GROUP, GROUPS, WIDTH)
+    channel, group, there = channels_of_block(block, NUM_GROUPS, PER_GROUP, GROUPS, WIDTH)
+    CHANNELS: tl.constexpr = NUM_GROUPS * PER_GROUP
     row = tl.arange(0, ROWS)
-    place = row[:, None] * (NUM_GROUPS * PER_GROUP) + channel[None, :]
-    of_image = image * NUM_GROUPS + group
-    centre = tl.load(mean + of_image, mask=there, other=0.0)
-    scale = tl.load(rstd + of_image, mask=there, other=0.0)
-    gain = tl.load(weight + channel, mask=there, other=0.0).to(tl.float32)
-    shift = tl.load(bias + channel, mask=there, other=0.0).to(tl.float32)
+    place = row[:, None] * CHANNELS + channel[None, :]
+    centre, scale, gain, shift = load_channels(weight, bias, mean, rstd, channel, image * NUM_GROUPS + group, there)
     plain = tl.load(of_groups + image * 2 * NUM_GROUPS + group, mask=there, other=0.0)
     weighted = tl.load(of_groups + (image * 2 + 1) * NUM_GROUPS + group, mask=there, other=0.0)
     for tile in range(TILES):
-        start = (part * TILES + tile) * ROWS
-        first = (image.to(tl.int64) * num_positions + start) * (NUM_GROUPS * PER_GROUP)
-        mask = (start + row < num_positions)[:, None] & there[None, :]
-        values = tl.load(hidden + first + place, mask=mask, other=0.0).to(tl.float32)
-        upstream = tl.load(gradient + first + place, mask=mask, other=0.0).to(tl.float32)
-        normalised = (values - centre[None, :]) * scale[None, :]
-        upstream = _before_silu(upstream, normalised, gain, shift, SILU) * gain[None, :]
+        first, _, mask = tile_of_map(part * TILES + tile, row, there, image, num_positions, CHANNELS, ROWS)
+        normalised = load_normalised(hidden + first + place, mask, centre, scale)
+        upstream = load_gradient(gradient + first + place, mask, normalised, gain, shift, SILU) * gain[None, :]
         result = (upstream - plain[None, :] - normalised * weighted[None, :]) * scale[None, :]
         tl.store(output + first + place, result.to(output.dtype.element_ty), mask=mask)
