@@ -19,6 +19,7 @@ from ldm_vae.images.draws import DrawRules
 from ldm_vae.images.training import TrainingBatch, grey_batch
 from ldm_vae.images.transforms import Size
 from ldm_vae.losses.adversarial import ADAPTIVE_WEIGHT_MAX
+from ldm_vae.losses.objective import Loss
 from ldm_vae.losses.rate import channel_kl, posterior_moments
 from ldm_vae.models.bottlenecks.bottleneck import Latent
 from ldm_vae.models.precision import autocast, use_bf16
@@ -84,15 +85,10 @@ class TrainingStep:
             output = state.generator.wrapped(batch.images, batch.noise, batch.draws, batch.stored)
         x = output.images
         y = output.reconstruction.detach().requires_grad_()
-        likelihood_logvar = output.likelihood_logvar.detach().requires_grad_()
         num_elements = x[0].numel()
 
-        # Terms on images, down to y and s. Where s isn't learnt no gradient comes for it, and zero is taken instead.
-        with autocast(device, enabled=self.bf16):
-            image_loss = objective.image_loss(x, y, likelihood_logvar=likelihood_logvar, step=state.stage_step)
-        grad_y, grad_likelihood_logvar = torch.autograd.grad(
-            image_loss.total, [y, likelihood_logvar], allow_unused=True, materialize_grads=True
-        )
+        # Terms on images, down to y and s.
+        image_loss, grad_y, grad_s = self._image_terms(x, y, output.likelihood_logvar.detach())
         figures = dict(image_loss.figures)
 
         # Adversarial loss g, down to y, and lam from the gradients of both at W.
@@ -111,14 +107,12 @@ class TrainingStep:
         targets = state.trainable.targets(batch.images)
         latent_loss = objective.latent_loss(output, targets, step=state.stage_step)
         aligned = align(objective, output, targets, step=state.stage_step, accumulation=self.accumulation)
-        roots = [
+        backward(
             (output.reconstruction, grad_y / self.accumulation),
-            (output.likelihood_logvar, grad_likelihood_logvar / self.accumulation),
+            (output.likelihood_logvar, grad_s / self.accumulation),
             (latent_loss.total, torch.full_like(latent_loss.total, 1 / self.accumulation)),
             *([] if aligned is None else aligned.roots),
-        ]
-        outputs, gradients = zip(*((root, grad) for root, grad in roots if root.requires_grad), strict=True)
-        torch.autograd.backward(outputs, gradients)
+        )
         figures |= latent_loss.figures | {"loss": image_loss.total + latent_loss.total}
         figures |= {} if aligned is None else aligned.figures
 
@@ -137,6 +131,14 @@ class TrainingStep:
             codes=output.latent.statistics,
             grad_encoder=None if aligned is None else aligned.gradients(state.family, batch.noise),
         )
+
+    def _image_terms(self, x: Tensor, y: Tensor, s: Tensor) -> tuple[Loss, Tensor, Tensor]:
+        """Return the terms on images with their gradients at y and at s, which is zero where s isn't learnt."""
+        s.requires_grad_()
+        with autocast(y.device, enabled=self.bf16):
+            loss = self.state.objective.image_loss(x, y, likelihood_logvar=s, step=self.state.stage_step)
+        grad_y, grad_s = torch.autograd.grad(loss.total, [y, s], allow_unused=True, materialize_grads=True)
+        return loss, grad_y, grad_s
 
     def _in_order(self, figures: dict[str, Tensor]) -> Tensor:
         """Return a micro-batch's figures in the order of `averaged`, 0 for those that it doesn't have."""
@@ -276,3 +278,9 @@ class TrainingStep:
         """Discard the gradients that micro-batches left in the networks."""
         for network in self.state.networks:
             network.optimizer.zero_grad()
+
+
+def backward(*roots: tuple[Tensor, Tensor]) -> None:
+    """Run one backward from tensors, each with the gradient that comes to it; those without a graph are left out."""
+    tensors, gradients = zip(*((tensor, grad) for tensor, grad in roots if tensor.requires_grad), strict=True)
+    torch.autograd.backward(tensors, gradients)
