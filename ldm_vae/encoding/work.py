@@ -56,7 +56,7 @@ class PendingShards(ABC):
 
     @abstractmethod
     def find_vanished(self) -> None:
-        """Take up again the shards that are not whole any more."""
+        """Count the shards that are not whole any more as left to do again."""
 
     def _claim_unless(self, is_done: Callable[[], bool], *, name: str) -> bool:
         """Claim a piece of work, unless it is done: before, or by another process between the look and the claim."""
@@ -139,7 +139,7 @@ class ShardWork(PendingShards):
         self._leases.finish(record.stem)
 
     def find_vanished(self) -> None:
-        """Take up again the shards that are not whole any more."""
+        """Count the shards that are not whole any more as left to do again."""
         self._left = {stem: None for stem in self.stems if self._record(stem) is None}
 
     def _remove_surplus(self) -> None:

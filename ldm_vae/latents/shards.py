@@ -151,7 +151,7 @@ class ShardRecord:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> ShardRecord:
-        """Take up what the record's file holds.
+        """Make a record of what its file holds.
 
         Raises:
             ValueError, KeyError, TypeError or AttributeError: It is no record.

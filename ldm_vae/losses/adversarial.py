@@ -74,7 +74,7 @@ class LogitAnchors:
         return begun * distance
 
     def update(self, logits_real: Tensor, logits_fake: Tensor, *, finite: Tensor) -> None:
-        """Take up an update's mean logits, two scalars of the global batch, if the update is finite."""
+        """Move the averages towards an update's mean logits, scalars of the global batch, if the update is finite."""
         now = torch.stack([logits_real, logits_fake, torch.ones_like(logits_real)])
         moved = torch.where(self.state[2] > 0, torch.lerp(now, self.state, self._decay), now)
         self.state = torch.where(finite, moved, self.state)

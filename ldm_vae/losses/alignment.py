@@ -49,7 +49,7 @@ class AlignmentBalance:
         self.ratio = torch.zeros((), device=device)
 
     def update(self, grad_images: Tensor, grad_alignment: Tensor, *, num_elements: int, finite: Tensor) -> None:
-        """Take up an update's gradients at V, if the update is finite.
+        """Measure the ratio in an update's gradients at V, if the update is finite.
 
         Args:
             grad_images: Of R, over the global batch.

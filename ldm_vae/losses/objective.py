@@ -64,6 +64,7 @@ class Objective:
     lecam: LogitAnchors | None = None
     """What D's logits are drawn to, where they are."""
     lecam_weight: float = 0.0
+    """Weight of how far they are from there."""
     r1_weight: float = 0.0
     """Weight of D's gradient penalty in the updates that have one."""
 

@@ -98,7 +98,7 @@ class RateControl:
         return self._free_bits > 0 or self._capacity is not None
 
     def update(self, kl: Tensor, *, step: int, finite: Tensor) -> None:
-        """Take up the divergences [c] of an update, in nats an element, for the one after `step` updates."""
+        """Set the factors of the update after `step` ones, by the divergences [c] before it in nats an element."""
         if self._capacity is not None:
             wanted = self._capacity.at(step) if isinstance(self._capacity, Schedule) else self._capacity
             gates = torch.sign(kl.mean() - wanted).expand_as(kl)

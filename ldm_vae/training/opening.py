@@ -79,7 +79,7 @@ def open_stage(session: Session, stage: Stage, *, checkpoint: Path | None, closi
             lambda: compare_data(run, config, training, checkpoint=checkpoint), purpose="to list the training data"
         )
     plan = RunPlan(config=session.config, stage=stage, data=session.names)
-    lines = take_up(state, stage, checkpoint)
+    lines = restore_state(state, stage, checkpoint)
     check_ranks_agree(state, processes=processes)
     if session.tracking is None:
         processes.on_main(
@@ -130,8 +130,8 @@ def build_networks(session: Session, config: Config) -> TrainingState:
         return build_state(config, accelerator=session.processes.accelerator)
 
 
-def take_up(state: TrainingState, stage: Stage, checkpoint: Path | None) -> list[str]:
-    """Put into the state what a stage goes on with; return lines about what differs."""
+def restore_state(state: TrainingState, stage: Stage, checkpoint: Path | None) -> list[str]:
+    """Load what a stage goes on from into the state; return lines about what the checkpoint has otherwise."""
     if checkpoint is None:
         return []
     if stage.begins:

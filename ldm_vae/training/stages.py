@@ -148,7 +148,7 @@ def opening_lines(stage: Stage, config: Config) -> list[str]:
 
 
 def _shown(value: object) -> str:
-    """Return a setting as it is told; of a ramp, what it has."""
+    """Return a setting as messages show it; of a ramp, the fields that are set."""
     if not isinstance(value, dict):
         return str(value)
     return f"{{{', '.join(f'{name}: {part}' for name, part in value.items() if part is not None)}}}"

@@ -35,7 +35,7 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 MOST_GRAPHS = 128
-"""That the networks of a run are compiled to: for each network, size and mode of its gradient one, or two."""
+"""The most graphs that a run's networks are compiled to: one or two for each network, image size and gradient mode."""
 
 
 @dataclass(kw_only=True)

@@ -214,9 +214,9 @@ class TrainingStep:
             bottleneck.learn(codes, finite=finite)
         if state.ema is not None:
             state.ema.step(state.ema_parameters)
-        self._take_up_posterior(results, finite=finite)
+        self._update_posterior(results, finite=finite)
 
-    def _take_up_posterior(self, results: list[MicroBatchResult], *, finite: Tensor) -> None:
+    def _update_posterior(self, results: list[MicroBatchResult], *, finite: Tensor) -> None:
         """Average the posterior's moments over micro-batches and processes, for the report and the next update."""
         state = self.state
         moments = [result.posterior for result in results if result.posterior is not None]

@@ -102,7 +102,7 @@ class Family(WrappedModel, ABC):
         return copy
 
     def configure(self, config: ModelConfig) -> None:
-        """Take up what settings say of how the bottleneck is trained.
+        """Set the bottleneck up as settings say that it is trained.
 
         Raises:
             ValueError: The model isn't as they say.
