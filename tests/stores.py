@@ -21,6 +21,8 @@ import fsspec
 import pytest
 
 from ldm_vae.system import leases
+from ldm_vae.system.output_stores import output_at
+from ldm_vae.system.places import open_store
 from ldm_vae.system.places import open_store
 from ldm_vae.system.remote_store import RemoteStore, Retries
 from ldm_vae.system.store import Store
@@ -136,6 +138,44 @@ def stopped_at_each_call(
             yield stopping
         else:
             return
+
+
+def check_ends_of_writing(
+    module: types.ModuleType,
+    write: Callable[[str, bool], object],
+    *,
+    expected: dict[str, bytes],
+    fresh: Callable[[int], Store],
+    after: bool,
+) -> list[dict[str, bytes]]:
+    """End a command at each call of its output's store in turn, and have it overwrite what is left.
+
+    Args:
+        module: The command's, which opens the output.
+        write: Runs it, with the output and whether it overwrites.
+        expected: Files of a whole output. Each that a process leaves must be one of these.
+        fresh: As in `stopped_at_each_call`.
+        after: Likewise.
+
+    Returns:
+        The files that each process left.
+    """
+
+    def run(store: StoppingStore) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(module, "open_store", lambda place: store)
+            patch.setattr(module, "output_at", lambda place, kind: output_at(store, kind=kind))
+            write(store.place(), False)
+
+    left = []
+    for stopped in stopped_at_each_call(run, fresh=fresh, after=after):
+        store = stopped.store
+        there = {name: store.read(name) for name in store.names() if name != ".ldm-vae-probe"}
+        assert there.items() <= expected.items(), stopped.calls[-1]
+        left.append(there)
+        write(store.place(), True)
+        assert {name: store.read(name) for name in store.names()} == expected, stopped.calls[-1]
+    return left
 
 
 def fresh_places(folder: Path, *, place: str) -> Callable[[int], Store]:

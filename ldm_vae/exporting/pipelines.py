@@ -15,6 +15,7 @@ from typing import Any, Literal
 from ldm_vae.config.commands.pipeline_check import PipelineCheckOptions
 from ldm_vae.config.rules import FieldError, mark, within
 from ldm_vae.models.families import family_from_config
+from ldm_vae.models.families.wrapped import ENCODER_IS_TRAINED
 from ldm_vae.models.layouts.ldm import check_fields, full_config
 
 
@@ -157,6 +158,8 @@ def _picture_misfits(config: dict[str, Any], *, kind: _Pipeline, own: dict[str, 
     misfits = []
     if kind.encodes and config["in_channels"] != 3:
         misfits.append(Misfit("in_channels", f"is {config['in_channels']}, and the pipeline encodes pictures of 3"))
+    if kind.encodes and config.get(ENCODER_IS_TRAINED) is False:
+        misfits.append(Misfit(ENCODER_IS_TRAINED, "is false, and the pipeline encodes pictures"))
     if own is not None and _spatial_factor(own) != _spatial_factor(config):
         reason = (
             f"gives a spatial factor of {_spatial_factor(config)}, and the pipeline's own VAE {_spatial_factor(own)}"

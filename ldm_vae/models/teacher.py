@@ -55,6 +55,16 @@ class Teacher(ABC):
         z = mean if noise is None else pixel_shuffle(normalise(own + own_std * noise), patch_size)
         return Latent(z=z, mean=mean, stored={"mean": mean, "std": std})
 
+    def mean_latent(self, images: Tensor, stored: Mapping[str, Tensor]) -> Latent:
+        """Return the mean of the teacher's latent, as one that nothing is random in: what a decoder is measured on.
+
+        Args:
+            images: See `latent`.
+            stored: See `latent`.
+        """
+        mean = self.latent(images, None, stored).mean
+        return Latent(z=mean, mean=mean)
+
     def teach(self, latent: Latent, images: Tensor, noise: Tensor, stored: Mapping[str, Tensor]) -> Latent:
         """Return the teacher's latent, with how far the student's is from it, `imitation`, as a loss.
 

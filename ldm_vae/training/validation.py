@@ -111,7 +111,7 @@ def reconstruct(
         if state.family.has_encoder:
             return state.family.reconstruct(images)
         assert state.trainable.teacher is not None
-        return state.family.decode_mean(state.trainable.teacher.latent(images, None, stored or {}))
+        return state.family.decode_mean(state.trainable.teacher.mean_latent(images, stored or {}))
 
 
 @torch.compiler.set_stance("force_eager")

@@ -23,12 +23,11 @@ from ldm_vae.encoding.decode import decode, picture_names
 from ldm_vae.encoding.encode import encode
 from ldm_vae.latents.dataset import LatentDataset
 from ldm_vae.latents.layouts.export import export_latents
-from ldm_vae.system.output_stores import output_at
 from ldm_vae.system.paths import inside
 from tests.encodings import contents, options, save_vae
 from tests.faults import full_disk
 from tests.pictures import picture, save_pictures
-from tests.stores import StoppingStore, fresh_places, stopped_at_each_call
+from tests.stores import check_ends_of_writing, fresh_places
 
 
 @pytest.fixture(scope="module")
@@ -62,22 +61,14 @@ def test_a_process_may_end_at_any_call_of_the_store(
     monkeypatch.setattr(decode_module, "load_vae", lambda *_, **__: loaded)
     arguments: dict[str, Any] = {"vae": vae, "latents": latents, "num_images": 3}
     decode(DecodeOptions(output=str(tmp_path / "whole"), **arguments))
-    expected, number = contents(tmp_path / "whole"), 0
-
-    def run(store: StoppingStore) -> None:
-        with monkeypatch.context() as patch:
-            patch.setattr(decode_module, "open_store", lambda place: store)
-            patch.setattr(decode_module, "output_at", lambda place, kind: output_at(store, kind=kind))
-            decode(DecodeOptions(output=store.place(), **arguments))
-
-    places = fresh_places(tmp_path, place=place)
-    for stopped in stopped_at_each_call(run, fresh=places, after=after):
-        number += 1
-        store = stopped.store
-        assert {n: store.read(n) for n in store.names() if n != ".ldm-vae-probe"}.items() <= expected.items()
-        decode(DecodeOptions(output=store.place(), overwrite=True, **arguments))
-        assert {name: store.read(name) for name in store.names()} == expected
-    assert number >= 3
+    left = check_ends_of_writing(
+        decode_module,
+        lambda output, overwrite: decode(DecodeOptions(output=output, overwrite=overwrite, **arguments)),
+        expected=contents(tmp_path / "whole"),
+        fresh=fresh_places(tmp_path, place=place),
+        after=after,
+    )
+    assert len(left) >= 3
 
 
 def test_buckets_grey_and_subfolders(tmp_path: Path) -> None:

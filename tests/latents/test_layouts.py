@@ -18,10 +18,9 @@ from ldm_vae.encoding.encode import encode
 from ldm_vae.latents.dataset import LatentDataset
 from ldm_vae.latents.layouts import export as export_module
 from ldm_vae.latents.layouts.export import export_latents
-from ldm_vae.system.output_stores import output_at
 from ldm_vae.system.places import open_store
 from tests.encodings import contents, options, save_captioned, save_vae
-from tests.stores import StoppingStore, fresh_places, memory_contents, stopped_at_each_call
+from tests.stores import check_ends_of_writing, fresh_places, memory_contents
 
 SIZES = [(24, 20), (20, 30), (16, 16), (40, 20), (30, 20), (21, 20)]
 
@@ -192,24 +191,19 @@ def test_a_process_may_end_at_any_call_of_the_store(
     """Each file that is there then is whole, a list comes after what it names, and `overwrite` finishes."""
     arguments: dict[str, Any] = {"latents": latents, "layout": layout}
     export_latents(LatentsExportOptions(output=str(tmp_path / "whole"), **arguments))
-    expected, number = contents(tmp_path / "whole"), 0
-
-    def run(store: StoppingStore) -> None:
-        with monkeypatch.context() as patch:
-            patch.setattr(export_module, "open_store", lambda place: store)
-            patch.setattr(export_module, "output_at", lambda place, kind: output_at(store, kind=kind))
-            export_latents(LatentsExportOptions(output=store.place(), **arguments))
-
-    places = fresh_places(tmp_path, place=place)
-    for stopped in stopped_at_each_call(run, fresh=places, after=after):
-        number += 1
-        store = stopped.store
-        there = {name: store.read(name) for name in store.names() if name != ".ldm-vae-probe"}
-        assert there.items() <= expected.items()
+    expected = contents(tmp_path / "whole")
+    left = check_ends_of_writing(
+        export_module,
+        lambda output, overwrite: export_latents(
+            LatentsExportOptions(output=output, overwrite=overwrite, **arguments)
+        ),
+        expected=expected,
+        fresh=fresh_places(tmp_path, place=place),
+        after=after,
+    )
+    assert len(left) >= 3
+    for there in left:
         assert not there.keys() & {"index.json", "latents_stats.pt"} or len(there) == len(expected)
-        export_latents(LatentsExportOptions(output=store.place(), overwrite=True, **arguments))
-        assert {name: store.read(name) for name in store.names()} == expected
-    assert number >= 3
 
 
 @pytest.mark.parametrize("layout", ["lightningdit", "mds", "parquet", "webdataset"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from ldm_vae.encoding.decode import decode
 from ldm_vae.encoding.encode import encode
 from ldm_vae.evaluation.evaluate import evaluate
 from ldm_vae.exporting.convert import convert
+from ldm_vae.exporting.pipelines import pipeline_check
 from ldm_vae.images.transforms import to_tensor
 from ldm_vae.models.build import build_autoencoder
 from ldm_vae.models.families.wrapped import ENCODER_IS_TRAINED
@@ -62,7 +64,13 @@ def config(folder: Path, *, run: str = "run", data: dict[str, Any] | None = None
         data={"train": photos, "validation": photos, "resolution": SIDE, "crop": "center", "flip": False}
         | (data or {}),
         loss={"disc_num_layers": 1},
-        train={"max_train_steps": 3, "validation_steps": 3, "ema_decay": 0.0, "max_grad_norm": 0.0},
+        train={
+            "max_train_steps": 3,
+            "validation_steps": 3,
+            "ema_decay": 0.0,
+            "max_grad_norm": 0.0,
+            "adam_epsilon": 1e-4,
+        },
     )
 
 
@@ -113,7 +121,7 @@ def test_validation_decodes_the_teachers_latents(folder: Path) -> None:
 
 
 def test_the_export_says_that_it_only_decodes_and_its_snippet_does(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stated = json.loads((folder / "export" / "config.json").read_text())
     assert (stated[ENCODER_IS_TRAINED], stated["scaling_factor"], stated["shift_factor"]) == (False, 1.0, 0.0)
@@ -127,9 +135,12 @@ def test_the_export_says_that_it_only_decodes_and_its_snippet_does(
     assert "encode" not in snippet
     (tmp_path / "export").symlink_to(folder / "export")
     monkeypatch.chdir(tmp_path)
+    told: list[str] = []
+    logger = logging.getLogger("diffusers.configuration_utils")
+    monkeypatch.setattr(logger, "filters", [lambda record: told.append(record.getMessage()) or True])
     exec(compile(snippet, "README.md", "exec"), {})
     assert Image.open("picture.png").size == (64, 64)
-    assert ENCODER_IS_TRAINED in capfd.readouterr().err  # diffusers warns of it, so that its users know too
+    assert ENCODER_IS_TRAINED in told[0]  # diffusers warns of it, so that its users know too
 
 
 def test_what_encodes_refuses_it_in_a_line(folder: Path, tmp_path: Path) -> None:
@@ -168,7 +179,7 @@ def test_a_student_of_stored_latents_has_no_validation_and_is_measured_by_the_au
         train(config(folder, run="refused", teacher=latents))
     train(config(folder, run="stored", teacher=latents, data={"validation": None}))
     for name, weight in weights(folder / "run").items():  # whose teacher ran
-        torch.testing.assert_close(weights(folder / "stored")[name], weight, rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(weights(folder / "stored")[name], weight, rtol=1e-3, atol=1e-4)
     assert (folder / "stored" / "samples" / "step-000003.png").exists()
     with pytest.raises(ValueError, match=r"teacher is missing: the run learnt from the latents in"):
         export_run(folder / "stored", tmp_path / "vae")
@@ -190,7 +201,7 @@ def test_its_encoder_can_be_taught_later_and_then_is_one(folder: Path) -> None:
     assert ENCODER_IS_TRAINED not in taught.model.config
 
 
-def test_a_single_file_of_it_is_refused(folder: Path, tmp_path: Path) -> None:
+def test_a_single_file_of_it_and_a_pipeline_that_encodes_are_refused(folder: Path, tmp_path: Path) -> None:
     """Who reads such a file doesn't see the mark."""
     train(config(folder, run="kl", family="kl"))
     export_run(folder / "kl", folder / "kl-export")
@@ -200,3 +211,9 @@ def test_a_single_file_of_it_is_refused(folder: Path, tmp_path: Path) -> None:
         export_run(folder / "kl", tmp_path / "vae.safetensors", format="ldm")
     with pytest.raises(ValueError, match=r"kl-export: its encoder isn't trained, which a single LDM file can't say"):
         convert(ConvertOptions(input=str(folder / "kl-export"), output=str(tmp_path / "vae.safetensors")))
+    (tmp_path / "unet").mkdir()
+    (tmp_path / "unet" / "config.json").write_text('{"in_channels": 3}')
+    for name, fits in (("StableDiffusionPipeline", True), ("StableDiffusionImg2ImgPipeline", False)):
+        (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": name, "unet": []}))
+        check = pipeline_check(folder / "kl-export", tmp_path)
+        assert [misfit.field for misfit in check.misfits] == ([] if fits else [ENCODER_IS_TRAINED])

@@ -59,8 +59,8 @@ class Family(WrappedModel, ABC):
     def __init__(self, model: DiffusersModel, bottleneck: Bottleneck) -> None:
         self.model = model
         self.bottleneck = bottleneck
-        self.stand_in: Callable[[Tensor, Tensor | None], Latent] | None = None
-        """Makes latents of images and noise in place of an encoder that isn't trained; None: nothing does."""
+        self.stand_in: Callable[[Tensor], Latent] | None = None
+        """Makes latents of images in place of an encoder that isn't trained; None: nothing does."""
 
     # Construction
 
@@ -262,7 +262,7 @@ class Family(WrappedModel, ABC):
             raise ValueError(
                 f"this {self.class_name()} only decodes, its teacher's latents; its encoder isn't trained"
             )
-        return self.stand_in(images, noise)
+        return self.stand_in(images)
 
     def encode_moments(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return the posterior's mean and standard deviation (None where nothing is random), float32 [B, c, h, w].

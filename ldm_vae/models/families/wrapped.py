@@ -29,6 +29,8 @@ class WrappedModel:
 
     def mark_encoder(self, *, trained: bool) -> None:
         """Have the model's config say whether its encoder is trained."""
+        if trained == self.has_encoder:
+            return
         config = {name: value for name, value in self.model.config.items() if name != ENCODER_IS_TRAINED}
         # diffusers' own way, register_to_config, adds fields and takes none away.
         self.model._internal_dict = FrozenDict(config if trained else config | {ENCODER_IS_TRAINED: False})
