@@ -80,7 +80,7 @@ def _files(environment: dict[str, str]) -> Any:
 
 def _serve(endpoint: str, rate: str, slow_seconds: str, faults: str) -> None:
     sys.path.insert(0, str(Path(__file__).parents[1]))
-    from tests.stores import bad_proxy
+    from tests.s3 import bad_proxy
 
     with (
         bad_proxy(endpoint, rate=float(rate), slow_seconds=float(slow_seconds)) as (address, made),

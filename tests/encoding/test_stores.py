@@ -21,14 +21,13 @@ from ldm_vae.system.remote_store import RemoteStore, Retries
 from ldm_vae.system.store import Store, StoreError
 from tests.encodings import contents, options, save_photos
 from tests.images.test_addresses import write_tars
+from tests.s3 import bad_proxy, s3_server
 from tests.stores import (
     FaultyStore,
     Killed,
     StoppingStore,
-    bad_proxy,
     memory_contents,
     of_an_ended_process,
-    s3_server,
     stopped_at_each_call,
 )
 from tests.test_every_family import MODELS

@@ -68,7 +68,7 @@ def test_evaluate_measures_the_mels_of_sounds(tmp_path: Path, vae: Path, capsys:
              "--output", str(tmp_path / "evaluation"), "--perceptual", "none", "--num_workers", "0"]  # fmt: skip
     main([*words, "--mel_frames", "32"])
     told = capsys.readouterr().out
-    assert "| vae | frames | sounds |" in told
+    assert "| frames | sounds | psnr (dB) |" in told
     assert "1 sound skipped, listed in" in told
     metrics = json.loads((tmp_path / "evaluation/metrics.json").read_text())
     assert [skipped["name"] for skipped in metrics["skipped"]] == ["broken.wav"]

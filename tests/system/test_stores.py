@@ -19,7 +19,8 @@ from ldm_vae.system.places import open_store
 from ldm_vae.system.remote_store import RemoteStore, Retries
 from ldm_vae.system.store import LocalStore, Store, StoreError
 from ldm_vae.system.store_errors import redacted
-from tests.stores import SECRET, FaultyStore, LeaseClock, s3_server, stopped_at_each_call, wait_for_touch
+from tests.s3 import SECRET, s3_server
+from tests.stores import FaultyStore, LeaseClock, stopped_at_each_call, wait_for_touch
 
 
 @pytest.fixture(scope="module")

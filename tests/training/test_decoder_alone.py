@@ -132,7 +132,7 @@ def test_the_export_says_that_it_only_decodes_and_its_snippet_does(
     assert "relative latent error" not in card
     assert json.loads((folder / "export" / "measurements.json").read_text())["strips"]["latent_error"] is None
     (snippet,) = re.findall(r"```python\n(import.*?)```", card, flags=re.DOTALL)
-    assert "encode" not in snippet
+    assert ".encode(" not in snippet
     (tmp_path / "export").symlink_to(folder / "export")
     monkeypatch.chdir(tmp_path)
     told: list[str] = []

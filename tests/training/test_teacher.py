@@ -240,7 +240,7 @@ def test_what_does_not_fit_is_refused(teacher: Path) -> None:
     with pytest.raises(ValueError, match=r"model.decoder_only keeps the encoder of model.pretrained, which isn't na"):
         build(decoder_only=True, teach_encoder=False)
     with pytest.raises(ValueError, match=r"model.teach_encoder trains an encoder .* of model.teacher, which isn't na"):
-        build(teacher=None)
+        ModelConfig(teach_encoder=True)
     with pytest.raises(ValueError, match=r"loss.imitation_weight is 2.0, but the encoder isn't trained; set model.te"):
         build({"imitation_weight": 2.0}, teach_encoder=False)
     with pytest.raises(ValueError, match=r"loss.consistency_weight trains the encoder, which model.teacher leaves as"):
