@@ -20,8 +20,8 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 @pytest.mark.parametrize("dimension", [1, 2, 5])
 def test_dimension_of_a_plane_in_a_larger_space(dimension: int) -> None:
     points = uniform(800, dimension) @ normal(dimension, 20)
-    assert intrinsic_dimension(points) == pytest.approx(dimension, rel=0.15)
-    assert intrinsic_dimension(torch.cat([points, points[:5]])) == pytest.approx(dimension, rel=0.15)  # doubles
+    assert intrinsic_dimension(points) == pytest.approx(dimension, rel=0.18)
+    assert intrinsic_dimension(torch.cat([points, points[:5]])) == pytest.approx(dimension, rel=0.18)  # doubles
 
 
 def test_points_that_have_no_dimension() -> None:

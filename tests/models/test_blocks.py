@@ -113,7 +113,7 @@ def test_convolutions_add_to_the_shortcut_as_they_are_written(monkeypatch: pytes
     images = torch.randn(2, 3, 32, 24).to(memory_format=torch.channels_last)
     untouched = images.clone()
     with torch.no_grad():
-        torch.testing.assert_close(fast(images).sample, plain(images).sample, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(fast(images).sample, plain(images).sample, rtol=1e-4, atol=1e-5)
     assert torch.equal(images, untouched)
     assert len(added) == sum(isinstance(module, ResnetBlock2D) for module in plain.modules())
     added.clear()
