@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench_probe import COMMON, run
+from bench_probe import COMMON, hold_to, run
 
 from ldm_vae.models.load import load_vae
 from ldm_vae.system.files import write_whole
@@ -142,6 +142,8 @@ def main() -> None:
     parser.add_argument("--probe", default="--budget small", help="options of `ldm-vae probe`")
     args = parser.parse_args()
 
+    names = ("train", "updates", "resolution", "width", "options")
+    hold_to({name: getattr(args, name) for name in names}, folder=args.output)
     if args.only and "Tiny distilled" in args.only:
         trained(TEACHER, args)
     exports = {name: trained(name, args) for name in FAMILIES if not args.only or name in args.only}

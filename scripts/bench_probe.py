@@ -22,6 +22,7 @@ from typing import Any
 
 from ldm_vae.panel.measures import MEASURES
 from ldm_vae.probing.correlation import rank_correlation
+from ldm_vae.system.files import write_whole
 from ldm_vae.system.markdown import markdown_table
 
 COMMON = (
@@ -46,6 +47,15 @@ VARIANTS = {
 
 def run(*command: str) -> None:
     subprocess.run([sys.executable, "-m", "ldm_vae", *command], check=True)
+
+
+def hold_to(settings: dict[str, Any], *, folder: Path) -> None:
+    """Keep beside the autoencoders what they are trained with; end where those that are there have other settings."""
+    file = folder / "settings.json"
+    if file.exists() and json.loads(file.read_text()) != settings:
+        raise SystemExit(f"{file} has other settings of what is trained there; give the same, or another --output")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(file, json.dumps(settings, indent=1).encode())
 
 
 def trained(name: str, flags: str, args: argparse.Namespace) -> str:
@@ -98,6 +108,8 @@ def main() -> None:
 
     variants = VARIANTS | {name.strip(): flags for name, _, flags in (each.partition(":") for each in args.variant)}
     chosen = {name: flags for name, flags in variants.items() if not args.only or name in args.only}
+    if not args.vae:
+        hold_to({"train_steps": args.train_steps, "options": args.options, "data": args.data}, folder=args.output)
     vaes = args.vae or [trained(name, flags, args) for name, flags in chosen.items()]
     output = args.output / f"probe-{args.budget}"
     if not (output / "metrics.json").exists():
