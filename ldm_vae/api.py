@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ldm_vae.config.rules import require_one_of
 from ldm_vae.exploring.augment import augment_pictures
 from ldm_vae.exploring.directions import edit_pictures, latent_direction
 from ldm_vae.exploring.interpolate import interpolate_latents, interpolate_pictures
@@ -82,6 +83,7 @@ def encode_images(
     Raises:
         ValueError: In one line, for pictures of another range, number of channels or, among themselves, size.
     """
+    require_one_of(Normalize, normalize=normalize)
     family = family_of(autoencoder)
     channels, factor = family.in_channels, family.image_multiple
     pictures = [to_image_tensor(picture, channels=channels, resolution=resolution) for picture in unbatched(images)]
@@ -136,6 +138,7 @@ def decode_latents(
     Raises:
         ValueError: In one line, where the latents don't have this shape, or the pictures hold NaN or infinity.
     """
+    require_one_of(Normalize, normalize=normalize)
     batch = latents[None] if latents.ndim == 3 else latents
     family = family_of(autoencoder)
     channels = family.latent_channels * (family.patch_size**2 if normalize == "scaling" else 1)

@@ -105,6 +105,19 @@ def require_divides(divisor: int, side: int, *, name: str, whose: str) -> None:
     require(side % divisor == 0, f"<{name}> is {side}, which {whose} {divisor} does not divide; take {nearest}")
 
 
+def require_one_of(choices: Any, **values: object) -> None:
+    """Raise `FieldError` unless each value, by its argument's name, is one of a `Literal`'s; for calls in Python."""
+    for name, value in values.items():
+        words = get_args(choices)
+        require(value in words, f"{mark(name)} is '{value}'; {one_of(str(value), words)}")
+
+
+def require_positive(**values: float | None) -> None:
+    """Raise `FieldError` unless each number, by its argument's name, is above 0 or None; for calls in Python."""
+    for name, value in values.items():
+        require(value is None or value > 0, f"{mark(name)} is {value}; {_POSITIVE.must}")
+
+
 # Ranges
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from ldm_vae.config.commands.explore import ExploreAugmentOptions
-from ldm_vae.config.rules import require
+from ldm_vae.config.rules import require, require_positive
 from ldm_vae.exploring.batches import PictureBatches
 from ldm_vae.exploring.codec import Codec, PlainCodec, decode_finite, open_codec
 from ldm_vae.exploring.pictures import PictureWriting
@@ -68,6 +68,7 @@ class Variation:
         """
         drawn = self.posterior and family.bottleneck.has_posterior
         why = f"{family.class_name()} has no posterior" if self.posterior else "<posterior> is off"
+        require(self.move >= 0, f"<move> is {self.move}; it can't be negative")
         require(drawn or self.move > 0, f"{why}, so that <move> 0 leaves every variant the reconstruction")
         parts = ["the posterior's samples" if drawn else "the latent"]
         parts += [f"moved by {self.move:g} standard deviations of the picture's latent"] if self.move else []
@@ -106,6 +107,7 @@ def augment_pictures(
     Raises:
         ValueError: In one line, for pictures that don't fit, and where nothing would vary.
     """
+    require_positive(copies=copies)
     codec = PlainCodec.of(autoencoder)
     variation = Variation(posterior=posterior, move=move, seed=seed)
     variation.told(codec.family)

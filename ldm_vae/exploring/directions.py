@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import max_pool2d
 
 from ldm_vae.config.names import DirectionKind
-from ldm_vae.config.rules import require
+from ldm_vae.config.rules import require, require_one_of
 from ldm_vae.exploring.codec import Codec, PlainCodec, decode_finite
 from ldm_vae.exploring.pictures import told_size
 from ldm_vae.images.given import Picture, cut_middle, to_image_tensor, to_picture, unbatched
@@ -67,6 +67,7 @@ def latent_direction(
     Raises:
         ValueError: In one line, for pictures that don't fit.
     """
+    require_one_of(DirectionKind, kind=kind)
     codec = PlainCodec.of(autoencoder)
     means = []
     for pictures in (towards, away_from):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ldm_vae.config.commands.explore import ExploreInterpolateOptions
 from ldm_vae.config.names import LatentPath
-from ldm_vae.config.rules import require
+from ldm_vae.config.rules import require, require_one_of
 from ldm_vae.exploring.codec import Codec, PlainCodec, decode_finite, open_codec
 from ldm_vae.exploring.pictures import PictureWriting, cut_alike, read_picture, save_animation, strip, told_cut
 from ldm_vae.exploring.results import Exploration, write_record
@@ -45,8 +45,10 @@ def interpolate_latents(first: Tensor, second: Tensor, *, steps: int, path: Late
         [steps, ...], float32.
 
     Raises:
-        ValueError: Shapes differ, or `spherical` has no way since a and b are opposite, or one of them is 0.
+        ValueError: Shapes differ, there is no such path, or `spherical` has no way since a and b are opposite, or one
+            of them is 0.
     """
+    require_one_of(LatentPath, path=path)
     require(first.shape == second.shape, f"latents of shapes {list(first.shape)} and {list(second.shape)}")
     require(steps >= 2, f"<steps> is {steps}; it can't be below 2")
     a, b = in_float64(first), in_float64(second)

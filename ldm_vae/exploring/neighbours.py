@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ldm_vae.config.commands.explore import ExploreNeighboursOptions
 from ldm_vae.config.names import LatentDistance
-from ldm_vae.config.rules import require
+from ldm_vae.config.rules import require, require_one_of, require_positive
 from ldm_vae.evaluation.grid import save_grid
 from ldm_vae.exploring.codec import FastCodec, PlainCodec, decode_finite, open_codec
 from ldm_vae.exploring.known import check_encoder
@@ -31,6 +31,7 @@ from ldm_vae.system.outputs import OutputFolder
 from ldm_vae.system.progress import progress
 from ldm_vae.system.strict_json import dump_json
 from ldm_vae.system.telling import counted
+from ldm_vae.system.text import printable
 
 _CHUNK_BYTES = 1 << 24
 """Latents in float64 that are compared at once."""
@@ -148,6 +149,8 @@ def nearest_latents(
     Raises:
         ValueError: In one line, where the folder holds no latents of the picture's shape, or another model's.
     """
+    require_one_of(LatentDistance, distance=distance)
+    require_positive(count=count)
     codec = PlainCodec.of(autoencoder)
     dataset = latents if isinstance(latents, LatentDataset) else LatentDataset(latents, normalize="none")
     check_encoder(dataset, codec, vae=codec.family.class_name())
@@ -205,9 +208,9 @@ def neighbours(options: ExploreNeighboursOptions) -> Exploration:
 
 
 def _told(options: ExploreNeighboursOptions, nearest: Nearest, found: list[Neighbour], size: Size) -> str:
-    told = f"{counted(len(found), 'neighbour')} of {options.picture}, cropped to {size[0]}x{size[1]} pixels, by "
-    told += f"{options.distance} distance among {nearest.num_compared:,} rows; the nearest is row {found[0].row}, "
-    told += f"{found[0].source}, at {found[0].distance:.4g}"
+    told = f"{counted(len(found), 'neighbour')} of {printable(options.picture)}, cropped to {size[0]}x{size[1]} "
+    told += f"pixels, by {options.distance} distance among {nearest.num_compared:,} rows; the nearest is row "
+    told += f"{found[0].row}, {printable(found[0].source)}, at {found[0].distance:.4g}"
     if nearest.num_other_shapes:
         told += f"; {counted(nearest.num_other_shapes, 'row')} of other shapes left out"
     return told

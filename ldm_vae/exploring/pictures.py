@@ -67,7 +67,11 @@ def cut_alike(images: Sequence[Tensor], *, multiple: int) -> list[Tensor]:
         ValueError: They have fewer pixels than that.
     """
     height, width = (min(image.shape[axis] for image in images) // multiple * multiple for axis in (1, 2))
-    require(height > 0 and width > 0, f"pictures of fewer pixels than the model's factor {multiple} a side")
+    sizes = " and ".join(map(told_size, images))
+    require(
+        height > 0 and width > 0,
+        f"pictures of {sizes} pixels: one has fewer than the model's factor {multiple} a side; give a <resolution>",
+    )
     return [_middle(image, (width, height)) for image in images]
 
 

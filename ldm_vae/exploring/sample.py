@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ldm_vae.config.commands.explore import ExploreSampleOptions
 from ldm_vae.config.names import Covariance, SampleMethod
-from ldm_vae.config.rules import require_divides
+from ldm_vae.config.rules import require_divides, require_one_of, require_positive
 from ldm_vae.exploring.choosing import LatentSource, SampleRequest, check_method, choose_source
 from ldm_vae.exploring.codec import Codec, PlainCodec, decode_finite, open_codec
 from ldm_vae.exploring.gaussian import Draw
@@ -76,6 +76,9 @@ def sample_pictures(
     Raises:
         ValueError: In one line, where the method and the autoencoder or the latents don't fit.
     """
+    require_one_of(SampleMethod, method=method)
+    require_one_of(Covariance, covariance=covariance)
+    require_positive(count=count, resolution=resolution, steps=steps, batch_size=batch_size)
     codec = PlainCodec.of(autoencoder)
     known = None
     if isinstance(latents, Tensor):

@@ -9,15 +9,14 @@ from typing import Any
 
 from ldm_vae.reporting.charts import REFERENCE, Chart, chart, colour_of
 from ldm_vae.reporting.evaluations import Comparison, Subject
+from ldm_vae.reporting.limits import Limits
 from ldm_vae.reporting.panels import Panelled, panel_charts, panel_table
 from ldm_vae.reporting.pictures import PictureView, read_picture_view
 from ldm_vae.reporting.plots import Series, bar_plot, line_plot
-from ldm_vae.reporting.reading import number_of
+from ldm_vae.reporting.reading import number_of, told_lost
 from ldm_vae.reporting.tables import Column, Row, Table, better_of, cells
 from ldm_vae.system.text import printable
 
-MAX_ROWS, MAX_CELLS = 200, 1000
-"""The most images in the table of single images, and about the most figures."""
 _UNITS = {"psnr": "dB"}
 _LEFT_OUT = ("kl", "latent_mean")
 """Metrics that say what others say: bits_per_dim, and the scaling."""
@@ -53,8 +52,8 @@ def _title(size: int | None, *, is_sound: bool) -> str:
     return "Whole pictures" if size is None else f"Pictures of {size} × {size}"
 
 
-def view_comparison(comparison: Comparison) -> ComparisonView:
-    """Return a comparison, ready for a page.
+def view_comparison(comparison: Comparison, limits: Limits) -> ComparisonView:
+    """Return as much of a comparison as the limits say, ready for a page.
 
     Raises:
         ValueError: Or KeyError, TypeError and their like: what was read isn't as it was written.
@@ -72,9 +71,11 @@ def view_comparison(comparison: Comparison) -> ComparisonView:
         for number, subject in enumerate(subjects)
     ]
     measures = next((subject.measures for subject in subjects if subject.measures), {})
-    pictures = [read_picture_view(index, comparison, metrics=metrics) for index in shown]
-    lost = sum(picture.lost for picture in pictures)
-    notes = [*comparison.notes, *([f"{lost} picture files are missing or damaged."] if lost else [])]
+    first_shown = shown[: max(1, limits.reconstructions // len(subjects))]
+    channels = sum(len(subject.record["channels"]["std"]) for subject in subjects) * len(first_shown)
+    apart = channels <= limits.channels
+    pictures = [read_picture_view(index, comparison, metrics=metrics, apart=apart) for index in first_shown]
+    notes = [*comparison.notes, *_missing(pictures, num_kept=len(shown))]
     return ComparisonView(
         title=_title(size, is_sound="mel_frames" in first["protocol"]),
         facts=[*facts, printable(str(first["protocol"]["pictures"]))],
@@ -84,11 +85,17 @@ def view_comparison(comparison: Comparison) -> ComparisonView:
         protocol=_protocol(subjects),
         metrics=[Column(name=metric, better=better_of(metric)) for metric in metrics],
         pictures=[picture for picture in pictures if picture.original is not None],
-        picture_table=_picture_table(comparison, order, metrics=metrics),
+        picture_table=_picture_table(comparison, order, metrics=metrics, limits=limits),
         charts=[*_quality(subjects), *_rate_distortion(subjects), *_spectra(subjects), *_channels(subjects)],
         panel=panel_table(panels, measures=measures),
         panel_charts=panel_charts(panels),
     )
+
+
+def _missing(pictures: Sequence[PictureView], *, num_kept: int) -> list[str]:
+    """Return what the reader has to know of pictures that aren't shown."""
+    cut = f"The worst {len(pictures)} of the {num_kept} pictures that are kept are shown."
+    return [*([cut] if len(pictures) < num_kept else []), *told_lost(sum(picture.lost for picture in pictures))]
 
 
 def _worst_first(comparison: Comparison) -> list[int]:
@@ -132,11 +139,13 @@ def _protocol(subjects: Sequence[Subject]) -> list[tuple[str, str]]:
     return [*said.items(), ("SHA-256 of the protocol", str(subjects[0].record["protocol"]["sha256"]))]
 
 
-def _picture_table(comparison: Comparison, order: Sequence[int], *, metrics: Sequence[str]) -> Table | None:
+def _picture_table(
+    comparison: Comparison, order: Sequence[int], *, metrics: Sequence[str], limits: Limits
+) -> Table | None:
     if not order:
         return None
     subjects, several = comparison.subjects, len(comparison.subjects) > 1
-    shown = order[: min(MAX_ROWS, MAX_CELLS // max(1, len(subjects) * len(metrics)) + 1)]
+    shown = order[: min(limits.rows, limits.cells // max(1, len(subjects) * len(metrics)) + 1)]
     head, columns = [], []
     for subject in subjects:
         for metric in metrics:

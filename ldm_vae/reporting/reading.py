@@ -16,9 +16,12 @@ from PIL import Image
 
 from ldm_vae.config.rules import FieldError
 from ldm_vae.system.paths import inside
+from ldm_vae.system.telling import counted
 from ldm_vae.system.text import printable
 
 _FORMATS = {"PNG": "image/png", "WEBP": "image/webp"}
+_GAP = 1
+"""Pixels between the parts of a sheet."""
 _LARGEST = 64 * 1024**2
 """Bytes of a picture's file; a larger one isn't what any command wrote."""
 
@@ -78,22 +81,46 @@ def read_picture(folder: Path, name: str) -> Picture | None:
 
 def read_strip(folder: Path, name: str, *, count: int) -> list[Picture]:
     """Return the `count` equal parts of a picture that holds them beside each other; none where it can't be read."""
-    content = _read_image(folder, name)
-    if content is None or count < 1 or content[1].width % count:
-        return []
-    _, image = content
-    width, pictures = image.width // count, []
-    for number in range(count):
-        buffer = io.BytesIO()
-        image.crop((number * width, 0, (number + 1) * width, image.height)).save(buffer, "PNG", optimize=True)
-        uri = _uri(buffer.getvalue(), "image/png")
-        pictures.append(Picture(uri=uri, width=width, height=image.height))
-    return pictures
+    return [_as_png(part) for part in _strip_parts(folder, name, count=count)]
+
+
+def read_sheet(folder: Path, name: str, *, count: int, columns: int) -> Picture | None:
+    """Return the `count` equal parts of such a picture in rows of `columns`; None where it can't be read."""
+    parts = _strip_parts(folder, name, count=count)
+    if not parts:
+        return None
+    width, height = (side + _GAP for side in parts[0].size)
+    size = (min(count, columns) * width - _GAP, -(-count // columns) * height - _GAP)
+    sheet = Image.new("RGBA", size)  # transparent between the parts, and behind the last row
+    for number, part in enumerate(parts):
+        sheet.paste(part.convert("RGBA"), (number % columns * width, number // columns * height))
+    return _as_png(sheet)
+
+
+def told_lost(count: int) -> list[str]:
+    """Return what the reader has to know of picture files that can't be read."""
+    return [f"{counted(count, 'picture file')} {'is' if count == 1 else 'are'} missing or damaged."] if count else []
 
 
 def number_of(value: Any) -> float:
     """Return a figure that was read as JSON: NaN for null, which stands for what isn't finite, and for words."""
     return float(value) if isinstance(value, (int, float)) else math.nan
+
+
+def _strip_parts(folder: Path, name: str, *, count: int) -> list[Image.Image]:
+    """Return the equal parts of a picture that holds them beside each other; none where it can't be read."""
+    content = _read_image(folder, name)
+    if content is None or count < 1 or content[1].width % count:
+        return []
+    _, image = content
+    width = image.width // count
+    return [image.crop((number * width, 0, (number + 1) * width, image.height)) for number in range(count)]
+
+
+def _as_png(image: Image.Image) -> Picture:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", optimize=True)
+    return Picture(uri=_uri(buffer.getvalue(), "image/png"), width=image.width, height=image.height)
 
 
 def _read_image(folder: Path, name: str) -> tuple[bytes, Image.Image] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any
 
 from ldm_vae.reporting.charts import Chart, chart, colour_of
 from ldm_vae.reporting.columns import column_words
+from ldm_vae.reporting.limits import Limits
 from ldm_vae.reporting.plots import NUM_COLOURS, Series, bar_plot, line_plot
 from ldm_vae.reporting.reading import Picture, as_written, number_of, read_lines, read_picture
 from ldm_vae.reporting.tables import figure
@@ -18,9 +20,6 @@ from ldm_vae.system.text import printable
 
 CONFIG, METRICS, SKIPPED, SAMPLES = "config.yaml", "metrics.jsonl", "skipped.jsonl", "samples"
 MAX_SAMPLES = 4
-_MAX_CONFIG = 20_000
-_POINTS = 600
-"""Points of all runs in one frame, about."""
 _SAMPLE = re.compile(r"step-(\d+)\.png")
 _TOGETHER = {"logits_real": "logits", "logits_fake": "logits", "lr": "learning rate", "disc_lr": "learning rate"}
 _LEFT_OUT = ("step", "not_finite", "skipped_steps", "validation/num_images")
@@ -69,14 +68,14 @@ class RunsView:
     validation: list[Chart]
 
 
-def read_runs(folders: Sequence[Path]) -> list[Run]:
-    """Return what the folders of runs hold.
+def read_runs(folders: Sequence[Path], limits: Limits) -> list[Run]:
+    """Return what the folders of runs hold, of their settings as much as the limits say.
 
     Raises:
         FieldError: A file isn't as `train` writes it.
     """
     names = [printable(folder.resolve().name) for folder in folders]
-    runs = []
+    runs, most = [], limits.settings
     for folder, name in zip(folders, names, strict=True):
         with as_written(folder / METRICS, by="train"):
             lines = read_lines(folder / METRICS) if (folder / METRICS).is_file() else []
@@ -85,31 +84,32 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
             skipped = read_lines(folder / SKIPPED) if (folder / SKIPPED).is_file() else []
         with as_written(folder / CONFIG, by="train"):
             config = (folder / CONFIG).read_text(encoding="utf-8")
-        whole = len(config) <= _MAX_CONFIG
+        whole = len(config) <= most
         runs.append(
             Run(
                 name=name if names.count(name) == 1 else printable(str(folder)),
                 folder=folder,
                 lines=lines,
-                config=config if whole else f"{config[:_MAX_CONFIG]}\n… (the rest is in {CONFIG})",
+                config=config if whole else f"{config[:most]}\n… (the rest is in {CONFIG})",
                 num_skipped=len(skipped),
             )
         )
     return runs
 
 
-def view_runs(runs: Sequence[Run]) -> RunsView:
-    """Return runs, ready for a page."""
+def view_runs(runs: Sequence[Run], limits: Limits) -> RunsView:
+    """Return runs, ready for a page, their curves of as many points as the limits say."""
     return RunsView(
         runs=[_view(run, colour=colour_of(number) % NUM_COLOURS) for number, run in enumerate(runs)],
-        charts=_charts(runs, validation=False),
-        validation=_charts(runs, validation=True),
+        charts=_charts(runs, limits, validation=False),
+        validation=_charts(runs, limits, validation=True),
     )
 
 
 def _view(run: Run, *, colour: int) -> RunView:
     facts = [f"{run.lines[-1]['step']} updates" if run.lines else "no figures yet"]
     psnr = [(number_of(line["validation/psnr"]), line["step"]) for line in run.lines if "validation/psnr" in line]
+    psnr = [(value, step) for value, step in psnr if math.isfinite(value)]
     if psnr:
         best, step = max(psnr)
         facts.append(f"best validation PSNR {figure(best, 'dB')} dB, after {step} updates")
@@ -134,7 +134,7 @@ def _samples(folder: Path) -> list[Sample]:
     return [Sample(step=step, picture=picture) for step, picture in pictures if picture is not None]
 
 
-def _charts(runs: Sequence[Run], *, validation: bool) -> list[Chart]:
+def _charts(runs: Sequence[Run], limits: Limits, *, validation: bool) -> list[Chart]:
     """Return a chart for each column that a run has, in the order of the documentation."""
     words = column_words()
     there = dict.fromkeys(name for run in runs for line in run.lines for name in line if name not in _LEFT_OUT)
@@ -147,11 +147,11 @@ def _charts(runs: Sequence[Run], *, validation: bool) -> list[Chart]:
     for title, names in groups.items():
         first = words.get(names[0])
         text = "" if first is None else f"{first.meaning}. Healthy: {first.healthy or 'as it is set'}."
-        charts += _chart(runs, names, title=title.removeprefix("validation/"), text=text)
+        charts += _chart(runs, names, limits, title=title.removeprefix("validation/"), text=text)
     return charts
 
 
-def _chart(runs: Sequence[Run], names: Sequence[str], *, title: str, text: str) -> list[Chart]:
+def _chart(runs: Sequence[Run], names: Sequence[str], limits: Limits, *, title: str, text: str) -> list[Chart]:
     lists = any(isinstance(line.get(name), list) for run in runs for line in run.lines for name in names)
     series: list[Series] = []
     for number, run in enumerate(runs):
@@ -164,7 +164,7 @@ def _chart(runs: Sequence[Run], names: Sequence[str], *, title: str, text: str) 
     if lists:
         plot = bar_plot(series, title=f"{title}, at the end", x_label="channel", y_label="")
         return chart(f"{title}, at the end", plot, series=series, text=text)
-    most = max(40, _POINTS // max(1, len(series)) // 4)
+    most = max(limits.points // 15, limits.points // max(1, len(series)) // 4)
     plot = line_plot(series, title=title, x_label="updates", y_label="", y_axis="auto", max_points=most)
     return chart(title, plot, series=series, text=text)
 

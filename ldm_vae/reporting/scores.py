@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from ldm_vae.reporting.charts import REFERENCE, Chart, chart
+from ldm_vae.reporting.limits import Limits
 from ldm_vae.reporting.plots import Series, line_plot
-from ldm_vae.reporting.reading import Picture, as_written, number_of, read_lines, read_picture
+from ldm_vae.reporting.reading import Picture, as_written, number_of, read_lines, read_picture, told_lost
 from ldm_vae.reporting.tables import Cell, Column, Row, Table, cells, figure
 from ldm_vae.system.text import printable
 
 METRICS, SCORES, NORMAL = "metrics.json", "scores.jsonl", "normal.jsonl"
-MAX_ROWS = 100
-"""The most pictures in the table of single pictures."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +44,8 @@ class ScoresView:
     charts: list[Chart]
 
 
-def read_scores(folder: Path) -> ScoresView:
-    """Return what is in a folder of scores.
+def read_scores(folder: Path, limits: Limits) -> ScoresView:
+    """Return what is in a folder of scores, as much of it as the limits say.
 
     Raises:
         FieldError: A file isn't as `score` writes it.
@@ -60,7 +59,7 @@ def read_scores(folder: Path) -> ScoresView:
     with as_written(folder / SCORES, by="score"):
         lines = read_lines(folder / SCORES)
         sheets = [_sheet(folder, line, ranked_by) for line in lines if "picture" in line]
-        picture_table = _picture_table(lines, names=list(scores))
+        picture_table = _picture_table(lines, names=list(scores), limits=limits)
     with as_written(folder / NORMAL, by="score"):
         normal = read_lines(folder / NORMAL)
         charts = [each for name in scores for each in _curve(name, scores[name], lines=lines, normal=normal)]
@@ -68,7 +67,7 @@ def read_scores(folder: Path) -> ScoresView:
     return ScoresView(
         title=printable(folder.resolve().name),
         facts=facts,
-        notes=[*notes, *([f"{lost} picture files are missing or damaged."] if lost else [])],
+        notes=[*notes, *told_lost(lost)],
         table=table,
         protocol=protocol,
         sheets=[sheet for sheet in sheets if sheet is not None],
@@ -133,8 +132,8 @@ def _sheet(folder: Path, line: dict[str, Any], ranked_by: str) -> ScoredSheet | 
     return ScoredSheet(picture=picture, name=printable(str(line["name"])), text=" · ".join(said))
 
 
-def _picture_table(lines: Sequence[dict[str, Any]], *, names: Sequence[str]) -> Table:
-    shown = lines[:MAX_ROWS]
+def _picture_table(lines: Sequence[dict[str, Any]], *, names: Sequence[str], limits: Limits) -> Table:
+    shown = lines[: max(1, limits.rows // 2)]
     rows = []
     for line in shown:
         label = "" if line["label"] is None else printable(str(line["label"]))

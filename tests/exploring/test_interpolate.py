@@ -126,6 +126,8 @@ def test_what_is_no_picture_is_named(space: Space, tmp_path: Path) -> None:
     for second, match in ((tmp_path / "broken.png", "second: the image .*broken.png"), (tmp_path / "none", "none")):
         with pytest.raises(ValueError, match=match):
             interpolate(options(space, tmp_path / "out", second=str(second)))
+    with pytest.raises(ValueError, match=r"fps is 1e-09; it must lie in \[0\.01, 1000\]"):
+        options(space, tmp_path / "out", fps=1e-9)
     with pytest.raises(ValueError, match="resolution is 15, which the model's factor 2 does not divide"):
         interpolate(options(space, tmp_path / "out", resolution=15))
     assert not (tmp_path / "out").exists()

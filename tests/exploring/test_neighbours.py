@@ -104,6 +104,18 @@ def test_of_a_folder_of_several_shapes_those_of_the_pictures_are_compared(space:
         nearest_latents(load_autoencoder(space.vae), picture(0, size=(16, 16)), dataset)
 
 
+def test_names_stay_on_one_line(space: Space, tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    save_pictures(photos, count=2)
+    named = photos / "two\nlines \x1b[2J.png"
+    (photos / "0001.png").rename(named)
+    encode(encodings.options(space.vae, str(photos), tmp_path / "latents"))
+    found = options(space, tmp_path / "out", latents=str(tmp_path / "latents"), picture=str(named), count=1)
+    told = str(neighbours(found))
+    assert told.isprintable()
+    assert r"two\nlines \x1b[2J.png, at" in told
+
+
 def test_latents_of_another_autoencoder_are_refused(space: Space, tmp_path: Path) -> None:
     other = encodings.save_vae(tmp_path / "other", seed=1)
     with pytest.raises(ValueError, match=r"encoded by another autoencoder.*other_vae searches"):

@@ -16,7 +16,7 @@ import pytest
 
 from ldm_vae.cli import main
 from ldm_vae.config.commands.report import ReportOptions
-from ldm_vae.reporting.comparison import MAX_ROWS
+from ldm_vae.reporting.limits import Limits
 from ldm_vae.reporting.report import report as make_report
 from ldm_vae.reporting.report import write_report
 from ldm_vae.system.output_kinds import EVALUATION, RUN, output_kind
@@ -107,7 +107,7 @@ def test_it_is_small_beside_its_pictures(report: Path, evaluated: Path, tmp_path
     lines = [first | {"index": 100 + i, "name": f"{i:06d} {'long name ' * 9}.png", "kept": None} for i in range(2000)]
     with file.open("a", encoding="utf-8") as opened:
         opened.writelines(json.dumps(line) + "\n" for line in lines)
-    assert_small(write_report([large], output=tmp_path / "a.html"), f"The worst {MAX_ROWS} of 2007 images")
+    assert_small(write_report([large], output=tmp_path / "a.html"), f"The worst {Limits().rows} of 2007 images")
     metrics = json.loads((large / "metrics.json").read_text())
     metrics["evaluations"] *= 6
     metrics["pictures"][0]["spectra"]["reconstructions"] *= 6
@@ -243,6 +243,40 @@ def test_a_folder_of_no_command_is_refused(tmp_path: Path, capsys: pytest.Captur
         lines = capsys.readouterr().err.splitlines()
         assert len(lines) == 1
         assert told in lines[0]
+
+
+def test_what_has_no_page_is_named(evaluated: Path, tmp_path: Path) -> None:
+    density, begun = tmp_path / "density", tmp_path / "quick"
+    for folder, name, content in (
+        (density, "metrics.json", '{"kind": "density"}'),
+        (begun, ".ldm-vae-quickstart", "{}"),
+    ):
+        folder.mkdir()
+        (folder / name).write_text(content)
+    for folder, told in ((density, "density is a density, which has no page"), (begun, "hasn't begun to train")):
+        with pytest.raises(ValueError, match=told):
+            write_report([evaluated, folder], output=tmp_path / "page.html")
+    assert not (tmp_path / "page.html").exists()
+
+
+def test_a_folder_named_twice_is_shown_once(trained: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(trained)
+    alone, twice = (
+        Elements(write_report(folders, output=tmp_path / f"{len(folders)}.html").read_text(encoding="utf-8"))
+        for folders in ([trained], [trained, tmp_path / "link"])
+    )
+    assert [a for tag, a in twice.tags if tag == "path"] == [a for tag, a in alone.tags if tag == "path"]
+
+
+def test_the_best_validation_is_a_number(trained: Path, tmp_path: Path) -> None:
+    run = copied(trained, tmp_path / "run")
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    validated = [line for line in lines if "validation/psnr" in line]
+    assert len(validated) == 2
+    validated[0]["validation/psnr"], validated[1]["validation/psnr"] = None, 12.5
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    text = Elements(write_report([run]).read_text(encoding="utf-8")).text
+    assert "best validation PSNR 12.50 dB, after 12 updates" in text
 
 
 def test_a_page_is_made_without_torch(trained: Path, tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ def test_it_shows_scores_thresholds_areas_and_the_highest_as_pictures(scores: Pa
 def test_lost_pictures_are_counted_and_damaged_files_are_one_line(scores: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(scores, tmp_path / "out"))
     (folder / "pictures/0002.png").unlink()
-    assert "1 picture files are missing or damaged." in write_report([folder]).read_text(encoding="utf-8")
+    assert "1 picture file is missing or damaged." in write_report([folder]).read_text(encoding="utf-8")
     lines = (folder / "scores.jsonl").read_text().splitlines()
     (folder / "scores.jsonl").write_text("\n".join([lines[0], '{"name": 3}', ""]))
     with pytest.raises(ValueError, match=r"outputs: .*scores\.jsonl isn't as `ldm-vae score` writes it$"):

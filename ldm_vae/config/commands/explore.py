@@ -8,7 +8,7 @@ from typing import Optional
 from ldm_vae.config.commands.shared import ReadsImages, ReadsVae, RunsAutoencoder
 from ldm_vae.config.names import Covariance, DirectionKind, LatentDistance, LatentPaths, MixedPrecision, SampleMethod
 from ldm_vae.config.reading import ReadingRules
-from ldm_vae.config.rules import at_least, local_path, place, positive, require, source
+from ldm_vae.config.rules import at_least, between, local_path, place, positive, require, source
 
 
 @dataclass(kw_only=True)
@@ -101,7 +101,7 @@ class ExploreInterpolateOptions(ExploreOptions, ReadingRules):
     in files of its own."""
     steps: int = at_least(2, 9)
     """Pictures on the way, both ends included."""
-    fps: float = positive(8.0)
+    fps: float = between(0.01, 1000, 8.0)
     """Pictures a second of the animation, which goes there and back."""
 
 

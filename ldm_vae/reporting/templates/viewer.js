@@ -76,7 +76,7 @@ class Viewer {
       if (current) this.find(".strip").scrollLeft = button.offsetLeft - this.find(".strip").clientWidth / 2;
     });
     picture.giveLatents(this.find(".latent .place"));
-    this.find(".latent").hidden = this.find(".latent .channels") === null;
+    this.find(".latent").hidden = this.find(".latent h4") === null;
     const pixels = await picture.read();
     if (this.picture !== picture) return; // another one was asked for meanwhile
     this.pixels = pixels;
