@@ -16,6 +16,8 @@ from ldm_vae.system.files import whole_or_absent
 from ldm_vae.system.pixels import Span, as_pictures
 
 MAX_SIDE = 512
+SEEN_SIDE = 256
+"""A side that people see details of: for grids of single pictures, which may be small."""
 _GAP = 8
 _BACKGROUND = "white"
 
@@ -58,7 +60,7 @@ class GridRows:
                     self._rows[stretch] = row
 
 
-def save_grid(path: Path, rows: Sequence[Sequence[Image.Image]], *, titles: Sequence[str]) -> None:
+def save_grid(path: Path, rows: Sequence[Sequence[Image.Image]], *, titles: Sequence[str], side: int = 1) -> None:
     """Write rows of pictures as a PNG, whole or absent, in their own pixels.
 
     Args:
@@ -66,8 +68,9 @@ def save_grid(path: Path, rows: Sequence[Sequence[Image.Image]], *, titles: Sequ
         rows: Pictures side by side, one a title in each row. Of a large picture the middle `MAX_SIDE` pixels a side
             are shown, and alpha is shown on white.
         titles: One a column, shown above it.
+        side: Smaller pictures are enlarged to so many pixels at most, each pixel to a whole square.
     """
-    cells = [[_middle(picture) for picture in row] for row in rows]
+    cells = [[_enlarged(_middle(picture), side=side) for picture in row] for row in rows]
     font = ImageFont.load_default(size=14)
     width = max([cell.width for row in cells for cell in row], default=0)
     width = max([width, *(int(font.getlength(title)) + 1 for title in titles)])
@@ -84,6 +87,11 @@ def save_grid(path: Path, rows: Sequence[Sequence[Image.Image]], *, titles: Sequ
         top += row[0].height + _GAP
     with whole_or_absent(path) as temporary:
         grid.save(temporary, format="PNG")
+
+
+def _enlarged(picture: Image.Image, *, side: int) -> Image.Image:
+    factor = max(1, side // max(picture.size))
+    return picture.resize((factor * picture.width, factor * picture.height), Image.Resampling.NEAREST)
 
 
 def _middle(picture: Image.Image) -> Image.Image:

@@ -13,7 +13,7 @@ from torch import Tensor
 from ldm_vae.config.commands.explore import ExploreEditOptions
 from ldm_vae.config.reading import ReadingRules
 from ldm_vae.config.rules import require
-from ldm_vae.evaluation.grid import save_grid
+from ldm_vae.evaluation.grid import SEEN_SIDE, save_grid
 from ldm_vae.exploring.batches import PictureBatches
 from ldm_vae.exploring.codec import FastCodec, open_codec
 from ldm_vae.exploring.directions import MeanLatent, edit_image
@@ -106,7 +106,7 @@ class _Edit:
                 if len(shown) < _SHOWN:
                     shown.append([writing.shown(each) for each in (image, *made)])
         titles = ["original", "reconstruction", *(f"{strength:+g}" for strength in options.strength)]
-        save_grid(folder / "grid.png", shown, titles=titles)
+        save_grid(folder / "grid.png", shown, titles=titles, side=SEEN_SIDE)
 
     def _read_mask(self, path: str) -> Tensor:
         """Return which pixels [H, W] are white in the mask, cut as pictures are."""

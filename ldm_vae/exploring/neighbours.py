@@ -13,7 +13,7 @@ from torch import Tensor
 from ldm_vae.config.commands.explore import ExploreNeighboursOptions
 from ldm_vae.config.names import LatentDistance
 from ldm_vae.config.rules import require, require_one_of, require_positive
-from ldm_vae.evaluation.grid import save_grid
+from ldm_vae.evaluation.grid import SEEN_SIDE, save_grid
 from ldm_vae.exploring.codec import FastCodec, PlainCodec, decode_finite, open_codec
 from ldm_vae.exploring.known import check_encoder
 from ldm_vae.exploring.pictures import PictureWriting, read_picture
@@ -246,4 +246,6 @@ def _draw(
     latents = [latent, *(dataset.latents(neighbour.row) for neighbour in found)]
     decoded = [decode_finite(codec, each[None])[0] for each in latents]
     titles = ["picture", "reconstruction", *(f"{each.row}: {each.distance:.4g}" for each in found)]
-    save_grid(folder / "grid.png", [[writing.shown(each) for each in (image, *decoded)]], titles=titles)
+    save_grid(
+        folder / "grid.png", [[writing.shown(each) for each in (image, *decoded)]], titles=titles, side=SEEN_SIDE
+    )

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from ldm_vae.evaluation.grid import MAX_SIDE, save_grid
+from ldm_vae.evaluation.grid import MAX_SIDE, SEEN_SIDE, save_grid
 from ldm_vae.scoring.maps import draw_heat, reduced
 from ldm_vae.scoring.measure import Kept
 from ldm_vae.system.files import naming
@@ -27,7 +27,7 @@ def write_map(path: Path, kept: Kept) -> None:
 
 
 def write_heat(path: Path, kept: Kept, *, limits: Mapping[str, float]) -> None:
-    """Write a picture beside its reconstruction and its maps in colour.
+    """Write a picture beside its reconstruction and its maps in colour, enlarged where it is small.
 
     Args:
         path: The PNG.
@@ -36,7 +36,7 @@ def write_heat(path: Path, kept: Kept, *, limits: Mapping[str, float]) -> None:
     """
     heats = [draw_heat(reduced(each.float(), side=MAX_SIDE), limit=limits[name]) for name, each in kept.maps.items()]
     titles = ["original", "reconstruction", *(f"{name} error" for name in kept.maps)]
-    save_grid(path, [[kept.original, kept.reconstruction, *heats]], titles=titles)
+    save_grid(path, [[kept.original, kept.reconstruction, *heats]], titles=titles, side=SEEN_SIDE)
 
 
 def heat_limits(maps: Sequence[Mapping[str, Tensor]], thresholds: Mapping[str, float]) -> dict[str, float]:

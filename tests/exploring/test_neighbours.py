@@ -57,7 +57,7 @@ def test_neighbours_are_those_of_plain_numpy(
     assert "cropped to 16x16 pixels" in str(summary)
     record = json.loads((tmp_path / "out" / "explore.json").read_text())
     assert record["distance"]["name"] == distance
-    assert Image.open(tmp_path / "out" / "grid.png").width > 6 * 16
+    assert Image.open(tmp_path / "out" / "grid.png").width > 6 * 256  # enlarged, to be seen
 
 
 def test_equal_distances_go_by_row(space: Space, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
