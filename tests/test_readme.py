@@ -1,4 +1,4 @@
-"""The commands of the README and docs/explore.md are ones that the command line takes; the README's files exist."""
+"""The commands of the README and of all documents are ones that the command line takes; the README's files exist."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from ldm_vae.config.parsing import parse
 from tests.launching import ROOT
 
 README = (ROOT / "README.md").read_text()
-EXPLORE = (ROOT / "docs" / "explore.md").read_text()
-BLOCKS = re.findall(r"```bash\n(.*?)```", README + EXPLORE, re.DOTALL)
+DOCUMENTS = [path.read_text() for path in sorted((ROOT / "docs").glob("*.md"))]
+BLOCKS = re.findall(r"```bash\n(.*?)```", "\n".join([README, *DOCUMENTS]), re.DOTALL)
 CALLS = [
     call.strip()
     for block in BLOCKS
     for line in block.splitlines()
     for call in re.split(r"&&", line)
-    if re.search(r"(^| )(ldm-vae|-m ldm_vae) ", call.strip())
+    if re.search(r"(^| )(ldm-vae|-m ldm_vae) ", call.strip()) and not re.search(r"…|--print_config", call)
 ]
 
 

@@ -86,9 +86,14 @@ def view_comparison(comparison: Comparison, limits: Limits) -> ComparisonView:
         metrics=[Column(name=metric, better=better_of(metric)) for metric in metrics],
         pictures=[picture for picture in pictures if picture.original is not None],
         picture_table=_picture_table(comparison, order, metrics=metrics, limits=limits),
-        charts=[*_quality(subjects), *_rate_distortion(subjects), *_spectra(subjects), *_channels(subjects)],
+        charts=[
+            *_quality(subjects, limits),
+            *_rate_distortion(subjects),
+            *_spectra(subjects, limits),
+            *_channels(subjects),
+        ],
         panel=panel_table(panels, measures=measures),
-        panel_charts=panel_charts(panels),
+        panel_charts=panel_charts(panels, limits),
     )
 
 
@@ -170,7 +175,7 @@ def _picture_table(
 # Plots
 
 
-def _quality(subjects: Sequence[Subject]) -> list[Chart]:
+def _quality(subjects: Sequence[Subject], limits: Limits) -> list[Chart]:
     """Return the PSNR of each image, in the order of each autoencoder."""
     series = []
     for number, subject in enumerate(subjects):
@@ -180,7 +185,8 @@ def _quality(subjects: Sequence[Subject]) -> list[Chart]:
     if all(len(each.points) < 2 for each in series):
         return []
     title = "PSNR of single images, worst first"
-    plot = line_plot(series, title=title, x_label="images, %", y_label="PSNR, dB")
+    most = limits.points_in(len(series))
+    plot = line_plot(series, title=title, x_label="images, %", y_label="PSNR, dB", max_points=most)
     text = "A curve that starts far below its middle has a few images that fail; look at them above."
     return chart(title, plot, series=series, text=text)
 
@@ -200,7 +206,7 @@ def _rate_distortion(subjects: Sequence[Subject]) -> list[Chart]:
     return chart(title, plot, series=series, text=text)
 
 
-def _spectra(subjects: Sequence[Subject]) -> list[Chart]:
+def _spectra(subjects: Sequence[Subject], limits: Limits) -> list[Chart]:
     """Return the power of originals and reconstructions; of the first folder alone, whose pictures are the same."""
     spectra = subjects[0].spectra
     if spectra is None:
@@ -212,7 +218,12 @@ def _spectra(subjects: Sequence[Subject]) -> list[Chart]:
             series.append(_spectrum(subject.name, power, colour=colour_of(number)))
     title = "Spectrum of originals and reconstructions"
     plot = line_plot(
-        series, title=title, x_label="spatial frequency, 1 is Nyquist's", y_label="mean power", y_axis="log"
+        series,
+        title=title,
+        x_label="spatial frequency, 1 is Nyquist's",
+        y_label="mean power",
+        y_axis="log",
+        max_points=limits.points_in(len(series)),
     )
     text = "Over the pictures shown above. Below the original a reconstruction is blurred, above it holds artefacts."
     return chart(title, plot, series=series, text=text)

@@ -23,12 +23,16 @@ class Limits:
     """Pictures of reconstructions."""
     channels: int = 800
     """Latent channels that are pictures by themselves; where there are more, an autoencoder's stand in one."""
-    points: int = 600
-    """Points in a frame of curves, about."""
+    points: int = 150
+    """Points of all lines in a frame together, about; a line has some, however many there are."""
     settings: int = 20_000
     """Characters of a run's settings."""
     part: float = 1.0
     """Which part of the usual limits these are."""
+
+    def points_in(self, num_lines: int) -> int:
+        """Return the most points of a line, where so many are in a frame."""
+        return max(8, self.points // 4, self.points // max(1, num_lines))
 
     @property
     def can_be_less(self) -> bool:

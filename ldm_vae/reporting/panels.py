@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ldm_vae.reporting.charts import Chart, chart
+from ldm_vae.reporting.limits import Limits
 from ldm_vae.reporting.plots import Series, line_plot
 from ldm_vae.reporting.reading import number_of
 from ldm_vae.reporting.tables import Better, Column, Row, Table, cells
@@ -50,7 +51,7 @@ def panel_table(panels: Sequence[Panelled], *, measures: Mapping[str, Any]) -> T
     return Table(caption="Panel of the latents", first="measure", columns=columns, rows=rows)
 
 
-def panel_charts(panels: Sequence[Panelled]) -> list[Chart]:
+def panel_charts(panels: Sequence[Panelled], limits: Limits) -> list[Chart]:
     """Return the power of the latents' spatial frequencies."""
     series = []
     for each in panels:
@@ -61,7 +62,12 @@ def panel_charts(panels: Sequence[Panelled]) -> list[Chart]:
             series.append(Series(name=each.name, points=points, colour=each.colour))
     title = "Spectrum of the latents"
     plot = line_plot(
-        series, title=title, x_label="spatial frequency, 1 is Nyquist's", y_label="mean power", y_axis="log"
+        series,
+        title=title,
+        x_label="spatial frequency, 1 is Nyquist's",
+        y_label="mean power",
+        y_axis="log",
+        max_points=limits.points_in(len(series)),
     )
     text = "Flat is white noise; photographs fall steeply. Power at high frequencies is hard to learn by diffusion."
     return chart(title, plot, series=series, text=text)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm_vae.reporting.charts import Chart, chart, colour_of
+from ldm_vae.reporting.limits import Limits
 from ldm_vae.reporting.panels import Panelled, panel_charts, panel_table
 from ldm_vae.reporting.plots import Interval, interval_plot
 from ldm_vae.reporting.reading import Picture, as_written, number_of, read_picture
@@ -36,8 +37,8 @@ class ProbeView:
     panel: Table | None
 
 
-def read_probe(folder: Path) -> ProbeView:
-    """Return what is in a probe's folder.
+def read_probe(folder: Path, limits: Limits) -> ProbeView:
+    """Return what is in a probe's folder, as much of it as the limits say.
 
     Raises:
         FieldError: The probe isn't finished, or the file isn't as `probe` writes it.
@@ -61,7 +62,7 @@ def read_probe(folder: Path) -> ProbeView:
             table=_table(entries, scores=scores) if scores else None,
             protocol=json.dumps(content["protocol"], indent=1, ensure_ascii=False),
             samples=read_picture(folder, SAMPLES),
-            charts=[*(_scores(entries, scores[0]) if scores else []), *panel_charts(panels)],
+            charts=[*(_scores(entries, scores[0]) if scores else []), *panel_charts(panels, limits)],
             panel=panel_table(panels, measures=content.get("measures", {})),
         )
 

@@ -104,7 +104,7 @@ def _read(folders: Sequence[Path], limits: Limits) -> Page:
     return Page(
         title=", ".join(dict.fromkeys(printable(folder.resolve().name) for folder in folders)),
         comparisons=views,
-        probes=[read_probe(folder) for folder in found[PROBE]],
+        probes=[read_probe(folder, limits) for folder in found[PROBE]],
         scores=[read_scores(folder, limits) for folder in found[SCORES]],
         runs=runs_view,
     )

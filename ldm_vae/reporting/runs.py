@@ -164,7 +164,7 @@ def _chart(runs: Sequence[Run], names: Sequence[str], limits: Limits, *, title: 
     if lists:
         plot = bar_plot(series, title=f"{title}, at the end", x_label="channel", y_label="")
         return chart(f"{title}, at the end", plot, series=series, text=text)
-    most = max(limits.points // 15, limits.points // max(1, len(series)) // 4)
+    most = limits.points_in(len(series))
     plot = line_plot(series, title=title, x_label="updates", y_label="", y_axis="auto", max_points=most)
     return chart(title, plot, series=series, text=text)
 

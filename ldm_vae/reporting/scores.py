@@ -62,7 +62,7 @@ def read_scores(folder: Path, limits: Limits) -> ScoresView:
         picture_table = _picture_table(lines, names=list(scores), limits=limits)
     with as_written(folder / NORMAL, by="score"):
         normal = read_lines(folder / NORMAL)
-        charts = [each for name in scores for each in _curve(name, scores[name], lines=lines, normal=normal)]
+        charts = [each for name in scores for each in _curve(name, scores[name], limits, lines=lines, normal=normal)]
     lost = sum(sheet is None for sheet in sheets)
     return ScoresView(
         title=printable(folder.resolve().name),
@@ -155,7 +155,12 @@ def _picture_table(lines: Sequence[dict[str, Any]], *, names: Sequence[str], lim
 
 
 def _curve(
-    name: str, score: dict[str, Any], *, lines: Sequence[dict[str, Any]], normal: Sequence[dict[str, Any]]
+    name: str,
+    score: dict[str, Any],
+    limits: Limits,
+    *,
+    lines: Sequence[dict[str, Any]],
+    normal: Sequence[dict[str, Any]],
 ) -> list[Chart]:
     """Return the scores of both sets in their order, with the threshold."""
     series = [
@@ -164,7 +169,8 @@ def _curve(
     ]
     level = number_of(score["threshold"])
     series.append(Series(name="threshold", points=((0.0, level), (1.0, level)), colour=REFERENCE))
-    plot = line_plot(series, title=name, x_label="part of the pictures", y_label=str(score["unit"]) or name)
+    label, most = str(score["unit"]) or name, limits.points_in(len(series))
+    plot = line_plot(series, title=name, x_label="part of the pictures", y_label=label, max_points=most)
     text = "Each set's scores, the lowest left. Where data leave the normal pictures' line, they are unlike them."
     return chart(name, plot, series=series, text=text)
 
