@@ -43,6 +43,11 @@ def edit(options: ExploreEditOptions) -> Exploration:
     work = _Edit(options, codec)
     towards, away_from = work.mean("towards"), work.mean("away_from")
     direction = (towards.value() - away_from.value()).float()
+    require(
+        bool(direction.any()),
+        f"<towards> {options.towards} and <away_from> {options.away_from} have the same mean latent, so there is no "
+        f"direction between them; name other examples",
+    )
     with output.whole(overwrite=options.overwrite) as folder:
         work.run(direction, folder)
         write_tensors(folder / f"{_DIRECTION}.safetensors", {_DIRECTION: direction})
@@ -111,7 +116,9 @@ class _Edit:
     def _read_mask(self, path: str) -> Tensor:
         """Return which pixels [H, W] are white in the mask, cut as pictures are."""
         grey = read_picture(path, channels=1, rules=ReadingRules(), field="mask", resolution=self.options.resolution)
-        return cut_middle(grey, factor=self.codec.family.spatial_factor)[0] > 0
+        region = cut_middle(grey, factor=self.codec.family.spatial_factor)[0] > 0
+        require(bool(region.any()), f"<mask> {path} is nowhere white, so that nothing may change")
+        return region
 
     def _region(self, image: Tensor) -> Tensor | None:
         """Return which pixels [H, W] of a picture may change; None: all."""

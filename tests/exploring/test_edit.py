@@ -115,6 +115,8 @@ def test_python_edits_alike(space: Space, examples: tuple[str, str], tmp_path: P
         ({"mask": "small.png", "resolution": None}, "mask covers 8x8 pixels and the picture has 24x20"),
         ({"towards": "empty"}, "towards.*holds no image"),
         ({"strict": True}, "towards: the image broken.png can't be read"),
+        ({"mask": "black.png"}, "mask black.png is nowhere white, so that nothing may change"),
+        ({"towards": "same", "away_from": "same"}, "towards same and away_from same have the same mean latent"),
     ],
 )
 def test_what_does_not_fit_is_named_and_nothing_is_written(
@@ -128,6 +130,8 @@ def test_what_does_not_fit_is_named_and_nothing_is_written(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     picture(0, size=(8, 8), mode="L").save("small.png")
+    Image.new("L", (8, 8)).save("black.png")
+    save_pictures(tmp_path / "same", count=1)
     with pytest.raises(ValueError, match=match):
         edit(options(space, examples, tmp_path / "out", **changes))
     assert not (tmp_path / "out").exists()
