@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is first import
 
 import numpy as np
 import torch
+
+from tests.reporting.browser import Browser, open_browser
 
 settings.register_profile(
     "the same in every run",
@@ -38,3 +42,13 @@ def pytest_runtest_setup() -> None:
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """Chromium; without it the tests that need it are skipped. CI installs it where it can."""
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("there is no Chromium here: apt-get install chromium")
+    with open_browser(chromium) as opened:
+        yield opened

@@ -21,6 +21,7 @@ from ldm_vae.probing.results import ProbeSummary
 from ldm_vae.system.output_kinds import PROBE, output_kind
 from tests.launching import ROOT, run_launch
 from tests.pictures import save_pictures
+from tests.reporting.browser import Browser, hold_readable
 from tests.tiny import tiny_autoencoder
 
 SIDE = 16
@@ -105,6 +106,12 @@ def test_its_report_has_scores_verdicts_samples_and_the_panel(first: ProbeSummar
     assert "Fréchet distance (efficientnet_lite0) of samples" in page
     assert "mean over images of the PSNR of D(E(x)) to x" in page
     assert "Spectrum of the latents" in page
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(360, "dark"), (1600, "light")])
+def test_its_report_is_readable(browser: Browser, first: ProbeSummary, width: int, scheme: str) -> None:
+    assert first.report is not None
+    hold_readable(browser, first.report, width=width, scheme=scheme)
 
 
 def test_the_same_call_gives_the_same_figures(

@@ -84,6 +84,18 @@ class Browser:
         return page
 
 
+def hold_readable(browser: Browser, report: Path, *, width: int, scheme: str) -> Page:
+    """Hold that a page fits into a width, passes axe, loads nothing and complains of nothing; return it."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="pip install 'ldm-vae[test]' brings axe")
+    page = browser.open(report, viewport={"width": width, "height": 900}, color_scheme=scheme)
+    assert page.run("() => document.documentElement.scrollWidth") <= width
+    found = axe.Axe().run(page.browser_page).response["violations"]
+    assert [(each["id"], [node["html"][:200] for node in each["nodes"][:3]]) for each in found] == []
+    assert page.complaints == []
+    assert page.requests == [report.as_uri()]
+    return page
+
+
 @contextmanager
 def open_browser(chromium: str) -> Iterator[Browser]:
     """Yield a browser that has no network of its own to fall back on."""

@@ -1,9 +1,7 @@
-"""Real results of tiny models, under names that try to become markup, and a browser to look at their page with."""
+"""Real results of tiny models, under names that try to become markup."""
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,7 +11,6 @@ from ldm_vae.evaluation.evaluate import evaluate
 from ldm_vae.reporting.report import write_report
 from ldm_vae.training.loop import train
 from tests.pictures import save_pictures, smooth_picture
-from tests.reporting.browser import Browser, open_browser
 from tests.tiny import tiny_autoencoder, tiny_config
 
 HOSTILE = "<img src=x onerror=alert(1)>\"'&"
@@ -56,13 +53,3 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def report(evaluated: Path, trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A page of both."""
     return write_report([evaluated, trained], output=tmp_path_factory.mktemp("report") / "report.html")
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Browser]:
-    """Chromium; without it the tests that need it are skipped. CI installs it where it can."""
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    if chromium is None:
-        pytest.skip("there is no Chromium here: apt-get install chromium")
-    with open_browser(chromium) as opened:
-        yield opened

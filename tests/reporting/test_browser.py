@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.reporting.browser import Browser, Page
+from tests.reporting.browser import Browser, Page, hold_readable
 from tests.reporting.conftest import HOSTILE
 
 PIXEL = (16, 8)
@@ -233,12 +233,7 @@ def test_the_policy_stops_what_the_page_does_not_hold(browser: Browser, report: 
 
 @pytest.mark.parametrize(("width", "scheme"), [(360, "light"), (800, "light"), (800, "dark"), (1600, "dark")])
 def test_the_page_fits_and_is_accessible(browser: Browser, report: Path, width: int, scheme: str) -> None:
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="pip install 'ldm-vae[test]' brings axe")
-    page = browser.open(report, viewport={"width": width, "height": 900}, color_scheme=scheme)
-    assert page.run("() => document.documentElement.scrollWidth") <= width
-    found = axe.Axe().run(page.browser_page).response["violations"]
-    assert [(each["id"], [node["html"][:200] for node in each["nodes"][:3]]) for each in found] == []
-    assert page.complaints == []
+    hold_readable(browser, report, width=width, scheme=scheme)
 
 
 def test_the_theme_can_be_chosen(page: Page) -> None:
