@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from markupsafe import Markup
 
-from ldm_vae.reporting.plots import NUM_COLOURS, Series
+from ldm_vae.reporting.limits import Limits
+from ldm_vae.reporting.plots import NUM_COLOURS, Series, bar_plot, line_plot
 
 REFERENCE = NUM_COLOURS - 1
 """The colour of what others are compared with, such as the originals."""
@@ -35,3 +37,20 @@ def chart(title: str, plot: Markup | None, *, series: Sequence[Series], text: st
         return []
     legend = tuple((each.name, each.colour % NUM_COLOURS) for each in series) if len(series) > 1 else ()
     return [Chart(title=title, plot=plot, text=text, legend=legend)]
+
+
+def channel_chart(
+    title: str, series: Sequence[Series], limits: Limits, *, y_label: str = "", text: str = ""
+) -> list[Chart]:
+    """Return a bar for each channel; where there are many, lines of the values from the largest on."""
+    if sum(len(each.points) for each in series) <= limits.bars:
+        return chart(
+            title, bar_plot(series, title=title, x_label="channel", y_label=y_label), series=series, text=text
+        )
+    falling = []
+    for each in series:
+        values = sorted((value for _, value in each.points if math.isfinite(value)), reverse=True)
+        falling.append(replace(each, points=tuple((float(place), value) for place, value in enumerate(values))))
+    title, most = f"{title}, the largest first", limits.points_in(len(series))
+    plot = line_plot(falling, title=title, x_label="channels", y_label=y_label, max_points=most)
+    return chart(title, plot, series=series, text=text)

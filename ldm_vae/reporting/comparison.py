@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ldm_vae.reporting.charts import REFERENCE, Chart, chart, colour_of
+from ldm_vae.reporting.charts import REFERENCE, Chart, channel_chart, chart, colour_of
 from ldm_vae.reporting.evaluations import Comparison, Subject
 from ldm_vae.reporting.limits import Limits
 from ldm_vae.reporting.panels import Panelled, panel_charts, panel_table
 from ldm_vae.reporting.pictures import PictureView, read_picture_view
-from ldm_vae.reporting.plots import Series, bar_plot, line_plot
+from ldm_vae.reporting.plots import Series, line_plot
 from ldm_vae.reporting.reading import number_of, told_lost
 from ldm_vae.reporting.tables import Column, Row, Table, better_of, cells
 from ldm_vae.system.text import printable
@@ -90,7 +90,7 @@ def view_comparison(comparison: Comparison, limits: Limits) -> ComparisonView:
             *_quality(subjects, limits),
             *_rate_distortion(subjects),
             *_spectra(subjects, limits),
-            *_channels(subjects),
+            *_channels(subjects, limits),
         ],
         panel=panel_table(panels, measures=measures),
         panel_charts=panel_charts(panels, limits),
@@ -236,7 +236,7 @@ def _spectrum(name: str, power: Sequence[Any], *, colour: int) -> Series:
     return Series(name=name, points=points, colour=colour)
 
 
-def _channels(subjects: Sequence[Subject]) -> list[Chart]:
+def _channels(subjects: Sequence[Subject], limits: Limits) -> list[Chart]:
     series = [
         Series(
             name=subject.name,
@@ -247,6 +247,5 @@ def _channels(subjects: Sequence[Subject]) -> list[Chart]:
         if "kl" in subject.record["channels"]
     ]
     title = "Rate of each latent channel"
-    plot = bar_plot(series, title=title, x_label="channel", y_label="KL, nats an element")
     text = "A channel near 0 has collapsed: it tells nothing of the picture."
-    return chart(title, plot, series=series, text=text)
+    return channel_chart(title, series, limits, y_label="KL, nats an element", text=text)

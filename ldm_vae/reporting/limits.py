@@ -23,6 +23,8 @@ class Limits:
     """Pictures of reconstructions."""
     channels: int = 800
     """Latent channels that are pictures by themselves; where there are more, an autoencoder's stand in one."""
+    bars: int = 400
+    """Bars of channels in a frame; where there were more, there are lines."""
     points: int = 150
     """Points of all lines in a frame together, about; a line has some, however many there are."""
     settings: int = 20_000

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ldm_vae.reporting.charts import Chart, chart, colour_of
+from ldm_vae.reporting.charts import Chart, channel_chart, chart, colour_of
 from ldm_vae.reporting.columns import column_words
 from ldm_vae.reporting.limits import Limits
-from ldm_vae.reporting.plots import NUM_COLOURS, Series, bar_plot, line_plot
+from ldm_vae.reporting.plots import NUM_COLOURS, Series, line_plot
 from ldm_vae.reporting.reading import Picture, as_written, number_of, read_lines, read_picture
 from ldm_vae.reporting.tables import figure
 from ldm_vae.system.telling import counted
@@ -162,8 +162,7 @@ def _chart(runs: Sequence[Run], names: Sequence[str], limits: Limits, *, title: 
             if points:
                 series.append(Series(name=label, points=points, colour=colour, marks=len(points) <= 12))
     if lists:
-        plot = bar_plot(series, title=f"{title}, at the end", x_label="channel", y_label="")
-        return chart(f"{title}, at the end", plot, series=series, text=text)
+        return channel_chart(f"{title}, at the end", series, limits, text=text)
     most = limits.points_in(len(series))
     plot = line_plot(series, title=title, x_label="updates", y_label="", y_axis="auto", max_points=most)
     return chart(title, plot, series=series, text=text)
