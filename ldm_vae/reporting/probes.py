@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ldm_vae.config.rules import require
 from ldm_vae.reporting.charts import Chart, chart, colour_of
 from ldm_vae.reporting.limits import Limits
 from ldm_vae.reporting.panels import Panelled, panel_charts, panel_table
@@ -43,6 +44,10 @@ def read_probe(folder: Path, limits: Limits) -> ProbeView:
     Raises:
         FieldError: The probe isn't finished, or the file isn't as `probe` writes it.
     """
+    shown = printable(str(folder))
+    require(
+        (folder / METRICS).exists(), f"<outputs>: {shown} is a probe that isn't finished; the same command goes on"
+    )
     with as_written(folder / METRICS, by="probe"):
         content = json.loads((folder / METRICS).read_text(encoding="utf-8"))
         entries, scores = content["autoencoders"], [str(name) for name in content["scores"]]

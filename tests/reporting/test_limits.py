@@ -33,7 +33,7 @@ def grown(evaluated: Path, folder: Path, *, times: int, data: str) -> Path:
         for number, each in enumerate(metrics["evaluations"])
     ]  # fmt: skip
     (folder / "metrics.json").write_text(json.dumps(metrics))
-    lines = [json.loads(line) for line in (folder / "per_picture.jsonl").read_text("utf-8").splitlines()]
+    lines = [json.loads(line) for line in (folder / "per_picture.jsonl").read_text("utf-8").split("\n")[:-1]]
     lines += [lines[0] | {"index": 100 + i, "name": f"{i:06d}.png", "kept": None} for i in range(1000)]
     with (folder / "per_picture.jsonl").open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(line | {"figures": line["figures"] * times}) + "\n" for line in lines)

@@ -246,16 +246,15 @@ def test_a_folder_of_no_command_is_refused(tmp_path: Path, capsys: pytest.Captur
 
 
 def test_what_has_no_page_is_named(evaluated: Path, tmp_path: Path) -> None:
-    density, begun = tmp_path / "density", tmp_path / "quick"
-    for folder, name, content in (
-        (density, "metrics.json", '{"kind": "density"}'),
-        (begun, ".ldm-vae-quickstart", "{}"),
+    for name, mark, content, told in (
+        ("density", "metrics.json", '{"kind": "density"}', "density is a density, which has no page"),
+        ("quick", ".ldm-vae-quickstart", "{}", "quick is a quickstart that hasn't begun to train"),
+        ("probe", "probe.json", '{"kind": "probe"}', "probe is a probe that isn't finished"),
     ):
-        folder.mkdir()
-        (folder / name).write_text(content)
-    for folder, told in ((density, "density is a density, which has no page"), (begun, "hasn't begun to train")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / mark).write_text(content)
         with pytest.raises(ValueError, match=told):
-            write_report([evaluated, folder], output=tmp_path / "page.html")
+            write_report([evaluated, tmp_path / name], output=tmp_path / "page.html")
     assert not (tmp_path / "page.html").exists()
 
 
