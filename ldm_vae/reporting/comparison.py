@@ -15,6 +15,7 @@ from ldm_vae.reporting.pictures import PictureView, read_picture_view
 from ldm_vae.reporting.plots import Series, line_plot
 from ldm_vae.reporting.reading import number_of, told_lost
 from ldm_vae.reporting.tables import Column, Row, Table, better_of, cells
+from ldm_vae.system.telling import counted
 from ldm_vae.system.text import printable
 
 _UNITS = {"psnr": "dB"}
@@ -60,7 +61,7 @@ def view_comparison(comparison: Comparison, limits: Limits) -> ComparisonView:
     """
     first, subjects = comparison.first, comparison.subjects
     size = comparison.resolution
-    facts = [f"{first['num_images']} images of {comparison.data}"]
+    facts = [f"{counted(first['num_images'], 'image')} of {comparison.data}"]
     if first["num_skipped"]:
         facts.append(f"{first['num_skipped']} skipped as unreadable")
     order = _worst_first(comparison)
@@ -168,8 +169,9 @@ def _picture_table(
         for number, index in enumerate(shown)
     ]
     count = len(comparison.images)
-    which = f"The worst {len(shown)} of {count} images" if len(shown) < count else f"All {count} images"
-    return Table(caption=f"{which}, worst first", first="image", columns=head, rows=rows)
+    which = f"The worst {len(shown)} of {count} images" if len(shown) < count else f"All {counted(count, 'image')}"
+    caption = f"{which}, worst first" if count > 1 else "The image"
+    return Table(caption=caption, first="image", columns=head, rows=rows)
 
 
 # Plots

@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 
 import jinja2
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 import ldm_vae
 from ldm_vae.reporting.comparison import ComparisonView
@@ -65,13 +65,20 @@ def render(page: Page) -> str:
 
 @cache
 def _environment() -> jinja2.Environment:
-    return jinja2.Environment(
+    environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["breakable"] = _breakable
+    return environment
+
+
+def _breakable(name: str) -> Markup:
+    """Return a name that may go on in another line after `_` and `/`, escaped."""
+    return Markup(escape(name).replace("_", "_<wbr>").replace("/", "/<wbr>"))
 
 
 def _joined(names: tuple[str, ...]) -> str:

@@ -14,6 +14,7 @@ from ldm_vae.reporting.limits import Limits
 from ldm_vae.reporting.plots import Series, line_plot
 from ldm_vae.reporting.reading import Picture, as_written, number_of, read_lines, read_picture, told_lost
 from ldm_vae.reporting.tables import Cell, Column, Row, Table, cells, figure
+from ldm_vae.system.telling import counted
 from ldm_vae.system.text import printable
 
 METRICS, SCORES, NORMAL = "metrics.json", "scores.jsonl", "normal.jsonl"
@@ -79,7 +80,7 @@ def read_scores(folder: Path, limits: Limits) -> ScoresView:
 def _facts(content: dict[str, Any]) -> list[str]:
     labels = content["labels"]
     facts = [
-        f"{int(content['data']['num_pictures'])} pictures of {printable(str(content['settings']['data']))}",
+        f"{counted(int(content['data']['num_pictures']), 'picture')} of {printable(str(content['settings']['data']))}",
         f"{int(content['normal']['num_pictures'])} normal ones of {printable(str(content['settings']['normal']))}",
     ]
     skipped = sum(int(content[name]["num_skipped"]) for name in ("data", "normal"))
@@ -147,7 +148,9 @@ def _picture_table(lines: Sequence[dict[str, Any]], *, names: Sequence[str], lim
         ]
         rows.append(Row(name=printable(str(line["name"])), cells=[Cell(text=label, value=label), *sortable]))
     which = (
-        f"The first {len(shown)} of {len(lines)} pictures" if len(shown) < len(lines) else f"All {len(lines)} pictures"
+        f"The first {len(shown)} of {len(lines)} pictures"
+        if len(shown) < len(lines)
+        else counted(len(lines), "picture")
     )
     caption = f"{which}, the highest first; ▲: above the threshold"
     columns = [Column(name="label"), *(Column(name=name) for name in names)]
