@@ -31,7 +31,7 @@ from tests.tiny import tiny_autoencoder
         (sample_pictures, {"method": "prior", "count": 0}, "count is 0; it must be positive"),
         (sample_pictures, {"steps": 0}, "steps is 0"),
         (sample_pictures, {"batch_size": 0}, "batch_size is 0"),
-        (latent_direction, {"kind": "maps"}, "kind is 'maps'.*did you mean map"),
+        (latent_direction, {"kind": "maps"}, "kind is 'maps'.*did you mean 'map'"),
         (augment_pictures, {"copies": 0}, "copies is 0"),
         (augment_pictures, {"move": -1.0}, "move is -1.0; it can't be negative"),
         (encode_images, {"normalize": "channel"}, "normalize is 'channel'"),
