@@ -137,4 +137,4 @@ def _told_gap(family: Family, gap: PriorGap | None) -> str:
     distance = f"pictures' latents lie at least {gap.nats:.3g} nats an element from the prior"
     if gap.follows_prior:
         return f"{distance}, and up to {REAL_PRIOR:g} they are taken to follow it"
-    return f"{distance}, so its weight in training was too small for samples of it to be like theirs"
+    return f"{distance}, so samples of it would be unlike theirs"
