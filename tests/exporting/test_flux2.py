@@ -73,8 +73,8 @@ def test_statistics_are_those_of_the_patches_over_the_data(run: Path, exported: 
     vae = AutoencoderKLFlux2.from_pretrained(exported)
     patches = patches_of(vae, photos_of(run)).double()
     mean, variance = patches.mean(dim=(0, 2, 3)), patches.var(dim=(0, 2, 3), correction=0)
-    torch.testing.assert_close(vae.bn.running_mean.double(), mean, rtol=1e-6, atol=1e-7)
-    torch.testing.assert_close(vae.bn.running_var.double(), variance, rtol=1e-6, atol=0)
+    torch.testing.assert_close(vae.bn.running_mean.double(), mean, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(vae.bn.running_var.double(), variance, rtol=1e-5, atol=0)
     assert vae.config.batch_norm_eps == 1e-4
     trained = load_file(run / "checkpoint-000002/ema.safetensors")
     for name, tensor in vae.state_dict().items():
