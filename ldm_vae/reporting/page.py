@@ -78,7 +78,8 @@ def _environment() -> jinja2.Environment:
 
 def _breakable(name: str) -> Markup:
     """Return a name that may go on in another line after `_` and `/`, escaped."""
-    return Markup(escape(name).replace("_", "_<wbr>").replace("/", "/<wbr>"))
+    escaped = str(escape(name))  # of which replace doesn't escape what it puts in
+    return Markup(escaped.replace("_", "_<wbr>").replace("/", "/<wbr>"))
 
 
 def _joined(names: tuple[str, ...]) -> str:
