@@ -74,6 +74,8 @@ def write_report(folders: Sequence[Path], *, output: Path | None = None) -> Path
         not path.exists() or is_report(path),
         f"<output> {printable(str(path))} is there and is no report of ldm-vae; name another file",
     )
+    place = next(parent for parent in path.absolute().parents if parent.exists())
+    require(place.is_dir(), f"<output> {printable(str(path))} can't be made: {printable(str(place))} is a file")
     content = _rendered([folder.expanduser() for folder in folders])
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, content.encode("utf-8"))

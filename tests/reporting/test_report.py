@@ -213,6 +213,8 @@ def test_only_reports_are_replaced(trained: Path, tmp_path: Path) -> None:
     assert "years of work" in path.read_text()
     with pytest.raises(ValueError, match="is a folder; name an HTML file"):
         make_report(ReportOptions(outputs=[str(trained)], output=str(tmp_path)))
+    with pytest.raises(ValueError, match=r"page\.html can't be made: .*mine\.html is a file"):
+        make_report(ReportOptions(outputs=[str(trained)], output=str(path / "new" / "page.html")))
 
 
 def damage(folder: Path, name: str, content: str) -> Path:
