@@ -152,9 +152,15 @@ class TrainableAutoencoder(nn.Module):
             draws: What the interventions take.
             stored: The teacher's latents, where it is one of stored latents.
         """
-        latent, encoder_end = self._latent(images, noise, stored or {})
+        latent, last_layer = self._latent(images, noise, stored or {})
         pair = self._pair(images, latent, draws or {})
-        z = latent.z if encoder_end is None else encoder_end.decoded
+        z, encoder_end = latent.z, None
+        if last_layer is not None:
+            features, hidden = last_layer
+            z = z.view_as(z)  # after the pair's use of z: gradients are added up in that order
+            if z.requires_grad:
+                z.retain_grad()
+            encoder_end = EncoderEnd(features=features.detach(), hidden=hidden.detach(), decoded=z)
         for intervention in self.interventions if draws else ():
             z, images = intervention(z, images, draws or {})
         last_features = self.decode_features(z)
@@ -172,8 +178,10 @@ class TrainableAutoencoder(nn.Module):
         """Return of images that are encoded, [B, C, H, W], the channels that the model makes."""
         return chosen_channels(images, self.target_channels)
 
-    def _latent(self, images: Tensor, noise: Tensor, stored: Mapping[str, Tensor]) -> tuple[Latent, EncoderEnd | None]:
-        """Return the latent to decode, and the encoder's end where an alignment asks for it."""
+    def _latent(
+        self, images: Tensor, noise: Tensor, stored: Mapping[str, Tensor]
+    ) -> tuple[Latent, tuple[Tensor, Tensor] | None]:
+        """Return the latent to decode, and the last layer's input and output where an alignment asks for them."""
         if self.teacher is not None and not self.trains_encoder:
             return self.teacher.latent(images, noise, stored), None
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.trains_encoder):
@@ -181,12 +189,7 @@ class TrainableAutoencoder(nn.Module):
             latent = self.family.bottleneck(hidden, noise)
         if self.teacher is not None:
             latent = self.teacher.teach(latent, images, noise, stored)
-        if features is None:
-            return latent, None
-        decoded = latent.z.view_as(latent.z)
-        if decoded.requires_grad:
-            decoded.retain_grad()
-        return latent, EncoderEnd(features=features.detach(), hidden=hidden.detach(), decoded=decoded)
+        return latent, None if features is None else (features, hidden)
 
     def _encode(self, images: Tensor) -> tuple[Tensor | None, Tensor]:
         """Return the encoder's output, and before it the last layer's input where an alignment asks for it."""
