@@ -21,7 +21,7 @@ from ldm_vae.scoring.measure import How, Measured, measure
 from ldm_vae.scoring.results import ScoreKind, score_kinds
 from ldm_vae.system.cores import count_workers
 from ldm_vae.system.launch import join_processes
-from ldm_vae.system.telling import tell
+from ldm_vae.system.telling import counted, tell
 
 
 class Scorer:
@@ -125,12 +125,12 @@ class Scorer:
         """Tell what makes thresholds doubtful: few normal pictures, or pictures that are in both sets."""
         count, quantile = len(normal.figures), self.options.quantile
         if count * (1 - quantile) < 1:
-            tell(f"normal: of {count} pictures none is expected above the quantile {quantile:g}; the thresholds are "
-                 f"about the highest scores among them")  # fmt: skip
+            tell(f"normal: of {counted(count, 'picture')} none is expected above the quantile {quantile:g}; the "
+                 f"thresholds are about the highest scores among them")  # fmt: skip
         known = {figures.digest for figures in normal.figures.values()}
         both = sum(figures.digest in known for figures in data.figures.values())
         if both:
-            tell(f"data: {both} of its {len(data.figures)} pictures are among the normal ones, pixel by pixel")
+            tell(f"data: {counted(both, 'picture')} of {len(data.figures):,} are normal ones too, pixel by pixel")
 
 
 def _load_family(options: ScoreOptions, *, device: torch.device) -> Family:

@@ -78,7 +78,7 @@ def test_what_makes_thresholds_doubtful_is_told(
     run(place, tmp_path / "out", data=str(place / "good"), num_normal=3)
     told = capsys.readouterr().err
     assert "of 3 pictures none is expected above the quantile 0.95" in told
-    assert "3 of its 6 pictures are among the normal ones, pixel by pixel" in told
+    assert "3 pictures of 6 are normal ones too, pixel by pixel" in told
 
 
 def test_whole_pictures_of_other_channels_have_maps_of_bounded_size(place: Path, tmp_path: Path) -> None:
