@@ -159,7 +159,9 @@ def test_the_latent_space_is_explored(walk: Walk, tmp_path: Path) -> None:
     assert Image.open(tmp_path / "samples/pictures/00001.png").size == (SIDE, SIDE)
     command("explore interpolate", *photos[:2], vae=walk.vae, steps=3, output=tmp_path / "way")
     assert Image.open(tmp_path / "way/spherical.png").size == (3 * SIDE, SIDE)
-    examples = {"towards": walk.photos, "away_from": walk.photos, "box": [0, 0, 8, 8]}
+    (tmp_path / "others").mkdir()
+    shutil.copy(photos[0], tmp_path / "others")
+    examples = {"towards": walk.photos, "away_from": tmp_path / "others", "box": [0, 0, 8, 8]}
     command("explore edit", **data, **examples, output=tmp_path / "edited")
     assert len(list((tmp_path / "edited/pictures").iterdir())) == 4
     command("explore neighbours", photos[2], vae=walk.vae, latents=walk.latents, output=tmp_path / "near")
