@@ -204,6 +204,15 @@ def test_lam_is_at_its_clamp_only_where_the_generator_has_it() -> None:
     assert clamped == [0, 0, 1, 1]  # steps 3 and 4 are warm-up, disc_start being 2
 
 
+def test_a_fixed_lam_has_no_clamp() -> None:
+    state, step, _ = make(tiny_config(data={"resolution": 64}, loss={"adaptive_weight": "off"}))
+    for seed in range(4):
+        step(iter([make_batch(seed=seed)]))
+        means = state.meter.read().means
+    assert means["lam"] > 0
+    assert means["lam_clamped"] == 0
+
+
 def test_disc_warmup_keeps_g_from_the_generator() -> None:
     config = tiny_config(data={"resolution": 64}, loss={"disc_warmup_steps": 3})
     state, step, _ = make(config)
