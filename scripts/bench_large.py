@@ -112,7 +112,9 @@ def whole_gib(arguments: argparse.Namespace) -> float:
 
 
 def free_gib() -> float:
-    """Return the memory that may be taken, less a GiB for weights and libraries."""
+    """Return the device's memory that may be taken, less a GiB for weights and libraries."""
+    if torch.cuda.is_available():
+        return torch.cuda.mem_get_info()[0] / GIB - 1
     found = re.search(r"^MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
     assert found is not None
     return int(found[1]) / 2**20 - 1
@@ -171,10 +173,10 @@ def measure(arguments: argparse.Namespace) -> None:
     run(image[:, :, :warm, :warm])
     memory = PeakMemory(model.device)
     held, start, wall = memory.current, time.process_time(), time.perf_counter()
-    output = run(image)
+    output = run(image).cpu()
     figures = {"seconds": time.process_time() - start, "wall": time.perf_counter() - wall}
     figures["gib"] = (memory.peak - held) / GIB
-    torch.save(output.cpu(), arguments.result)
+    torch.save(output, arguments.result)
     print(json.dumps(figures))
 
 

@@ -12,7 +12,8 @@ What was done before is kept: finished runs are passed over, interrupted ones go
 results.json (every number) and curves.png (PSNR, SSIM and perceptual distance against updates and against seconds),
 and prints a table of each run's last checkpoint: PSNR; the equivariance error of the latents for a rotation by 90°,
 the half and three quarters of the side (norm of E(T x) - T E(x) over the norm of T E(x) about its mean); PSNR of
-D(z + 0.3 standard deviations of noise).
+D(z + 0.3 standard deviations of noise); the distance of the latents' spectrum from the images' (as `evaluate --panel`
+has it); and bits a pixel, by the KL divergence.
 
 Seconds are updates times the mean seconds of an update, which is measured apart, all recipes in turn in one process:
 so neither validation nor what else the machine does counts for one recipe and not for another.
@@ -44,6 +45,7 @@ from ldm_vae.evaluation.measure import measure_reconstructions
 from ldm_vae.evaluation.reading import ImagePass
 from ldm_vae.images.collection import open_collection
 from ldm_vae.images.evaluation import EvaluationImages
+from ldm_vae.metrics.spectrum import spectrum_distance
 from ldm_vae.models.families.family import Family
 from ldm_vae.models.interventions import Transform
 from ldm_vae.models.precision import use_bf16
@@ -58,6 +60,7 @@ from ldm_vae.training.step import TrainingStep
 TRANSFORMS = {"rotated": (1.0, 1), "half": (0.5, 0), "three_quarters": (0.75, 0)}  # scale, quarter turns
 DRAWN_UPDATES = 48  # whose draws stand for a run's
 NOISE = 0.3  # of the latents' standard deviation
+BATCH = 20  # images that are measured at once
 
 
 def train(run: Run, options: argparse.Namespace) -> None:
@@ -128,36 +131,35 @@ def _quality(
 
 @torch.no_grad()
 def diffusable_figures(family: Family, dataset: EvaluationImages) -> dict[str, float]:
-    """Return the latents' equivariance errors, over all images together, and the PSNR from noisy latents."""
+    """Return the latents' equivariance errors, over all images together, PSNR from noisy latents, and spectrum."""
     squared = {name: [0.0, 0.0] for name in TRANSFORMS}
-    pairs = []
-    for index in range(len(dataset)):
-        image = dataset[index].image
-        assert image is not None
-        x = image[None].to(family.device)
-        mean = family.encode_moments(x)[0]
-        pairs.append((x, mean))
+    read = [dataset[index].image for index in range(len(dataset))]
+    images = torch.stack([image for image in read if image is not None]).to(family.device)
+    batches = images.split(BATCH)
+    means = [family.encode_moments(x)[0] for x in batches]
+    for x, mean in zip(batches, means, strict=True):
         for name, (scale, quarters) in TRANSFORMS.items():
             transform = Transform(
                 scale=scale,
-                rotation=torch.full((1,), quarters, device=x.device),
-                mirror=torch.zeros(1, dtype=torch.bool, device=x.device),
+                rotation=torch.full((len(x),), quarters, device=x.device),
+                mirror=torch.zeros(len(x), dtype=torch.bool, device=x.device),
                 factor=family.spatial_factor,
             )
             moved = transform.of_latents(mean)
             of_moved = family.encode_moments(transform.of_images(x))[0]
-            about = moved - moved.mean(dim=(0, 2, 3), keepdim=True)
+            about = moved - moved.mean(dim=(2, 3), keepdim=True)
             squared[name][0] += (of_moved - moved).square().sum().item()
             squared[name][1] += about.square().sum().item()
-    std = torch.cat([mean.flatten() for _, mean in pairs]).std()
-    rng = torch.Generator().manual_seed(0)
-    psnr = []
-    for x, mean in pairs:
-        noise = torch.randn(mean.shape, generator=rng).to(mean.device)
-        y = family.decode(mean + NOISE * std * noise).clamp(-1, 1)
-        psnr.append(10 * math.log10(4 / (x - y).square().mean().item()))
     errors = {name: math.sqrt(difference / size) for name, (difference, size) in squared.items()}
-    return errors | {"noisy_psnr": statistics.mean(psnr)}
+
+    latents = torch.cat(means)
+    rng = torch.Generator().manual_seed(0)
+    noise = torch.cat([torch.randn(1, *latents.shape[1:], generator=rng) for _ in latents]).to(latents.device)
+    noisy = (latents + NOISE * latents.std() * noise).split(BATCH)
+    decoded = torch.cat([family.decode(z).clamp(-1, 1) for z in noisy])
+    psnr = -10 * torch.log10((images - decoded).square().mean(dim=(1, 2, 3)) / 4)
+    spectrum = spectrum_distance(latents / latents.std(dim=(0, 2, 3), keepdim=True), images / images.std())
+    return errors | {"noisy_psnr": psnr.mean().item(), "spectrum": spectrum.mean().item()}
 
 
 def time_updates(recipes: list[str], *, rounds: int = 15) -> dict[str, float]:

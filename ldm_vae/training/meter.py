@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ldm_vae.system.float64 import float64_tensor, float64_zeros, in_float64
+from ldm_vae.system.float64 import float64_zeros, in_float64
 
 ADVERSARIAL_FIGURES = ("g", "d", "logits_real", "logits_fake", "disc_grad_norm", "lam", "lam_clamped")
 """Figures that only steps with a discriminator measure."""
@@ -116,6 +116,6 @@ class Meter:
     def _mask(self, names: frozenset[str]) -> Tensor:
         """Return a tensor [len(names)] with 1 for the figures that a step measured; it is made once for each set."""
         if names not in self._masks:
-            values = [float(name in names) for name in self.names]
-            self._masks[names] = float64_tensor(values, device=self._sums.device)
+            zero, one = torch.zeros_like(self._sums[0, 0]), torch.ones_like(self._sums[0, 0])
+            self._masks[names] = torch.stack([one if name in names else zero for name in self.names])
         return self._masks[names]

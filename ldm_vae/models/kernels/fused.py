@@ -43,18 +43,33 @@ def takes(hidden: Tensor) -> bool:
     )
 
 
-def group_norm(norm: nn.GroupNorm, hidden: Tensor, *, silu: bool) -> Tensor:
-    """Return the norm of a map [B, C, ...], with SiLU or without, in the map's type."""
-    result: Tensor = group_norm_silu(hidden, norm.weight, norm.bias, norm.num_groups, norm.eps, silu)[0]
+def takes_biases(hidden: Tensor) -> bool:
+    """Return whether the kernels also add what convolutions leave out: where nothing is differentiated or compiled."""
+    return takes(hidden) and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+
+
+def group_norm(norm: nn.GroupNorm, hidden: Tensor, *, silu: bool, offset: Tensor | None = None) -> Tensor:
+    """Return the norm of a map [B, C, ...], with SiLU or without, in the map's type.
+
+    `offset` [C] is added to the map before; it has no gradient.
+    """
+    result: Tensor = group_norm_silu(hidden, norm.weight, norm.bias, norm.num_groups, norm.eps, silu, offset)[0]
     return result
 
 
+def add(hidden: Tensor, bias: Tensor, shortcut: Tensor | None = None) -> Tensor:
+    """Return a map [B, C, ...] plus `bias` [C], plus a second map, written over the first; nothing has a gradient."""
+    from ldm_vae.models.kernels import group_norm as kernels
+
+    return kernels.add(hidden, bias, shortcut)
+
+
 def _forward(
-    hidden: Tensor, weight: Tensor, bias: Tensor, num_groups: int, eps: float, silu: bool
+    hidden: Tensor, weight: Tensor, bias: Tensor, num_groups: int, eps: float, silu: bool, offset: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     from ldm_vae.models.kernels import group_norm as kernels
 
-    return kernels.forward(hidden, weight, bias, num_groups, eps, silu)
+    return kernels.forward(hidden, weight, bias, num_groups, eps, silu, offset)
 
 
 def _backward(
@@ -69,7 +84,7 @@ group_norm_silu = torch.library.custom_op(
     "ldm_vae::group_norm_silu",
     _forward,
     mutates_args=(),
-    schema="(Tensor hidden, Tensor weight, Tensor bias, int num_groups, float eps, bool silu)"
+    schema="(Tensor hidden, Tensor weight, Tensor bias, int num_groups, float eps, bool silu, Tensor? offset=None)"
     " -> (Tensor, Tensor, Tensor)",
 )
 group_norm_silu_backward = torch.library.custom_op(
@@ -88,7 +103,7 @@ def _innermost(hidden: Tensor) -> Tensor:
 
 @group_norm_silu.register_fake
 def _forward_fake(
-    hidden: Tensor, weight: Tensor, bias: Tensor, num_groups: int, eps: float, silu: bool
+    hidden: Tensor, weight: Tensor, bias: Tensor, num_groups: int, eps: float, silu: bool, offset: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     mean, rstd = (hidden.new_empty(hidden.shape[0], num_groups, dtype=torch.float32) for _ in range(2))
     return _innermost(hidden), mean, rstd
@@ -102,7 +117,8 @@ def _backward_fake(
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    hidden, weight, bias, _, _, ctx.silu = inputs
+    hidden, weight, bias, _, _, ctx.silu, offset = inputs
+    assert offset is None, "the kernels have no gradient at an offset"
     _, mean, rstd = output
     ctx.save_for_backward(hidden, weight, bias, mean, rstd)
 
@@ -110,7 +126,7 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tenso
 def _differentiate(ctx: Any, gradient: Tensor, *of_statistics: Tensor) -> tuple[Tensor | None, ...]:
     hidden, weight, bias, mean, rstd = ctx.saved_tensors
     gradients = group_norm_silu_backward(gradient, hidden, weight, bias, mean, rstd, ctx.silu)
-    return *gradients, None, None, None
+    return *gradients, None, None, None, None
 
 
 group_norm_silu.register_autograd(_differentiate, setup_context=_keep)
@@ -151,16 +167,21 @@ def _right(device: torch.device) -> bool:
 def relative_error(device: torch.device, dtype: torch.dtype) -> float:
     """Return by how much results and gradients of the kernels differ from those of float32 operators, relatively."""
     generator = torch.Generator().manual_seed(0)
-    values = [torch.randn(2, 96, 9, 7, generator=generator) for _ in range(2)] + [torch.randn(2, 96) + 1]
+    maps = [torch.randn(2, 96, 9, 7, generator=generator) for _ in range(2)]
+    rows = torch.randn(2, 96, generator=generator) + 1
     with torch.enable_grad(), torch.autocast(device.type, enabled=False):
-        leaf, upstream = (value.to(device, dtype, memory_format=torch.channels_last) for value in values[:2])
+        leaf, upstream = (value.to(device, dtype, memory_format=torch.channels_last) for value in maps)
         leaf.requires_grad_()
-        weight, bias = (row.to(device).requires_grad_() for row in values[2])
+        weight, bias = (row.to(device).requires_grad_() for row in rows)
         found = group_norm_silu(leaf, weight, bias, 32, 1e-6, True)[0]
         ours = [found, *torch.autograd.grad(found, [leaf, weight, bias], upstream)]
         exact = leaf.detach().float().requires_grad_()
         expected = F.silu(F.group_norm(exact, 32, weight, bias, 1e-6))
         theirs = [expected, *torch.autograd.grad(expected, [exact, weight, bias], upstream.float())]
+    with torch.no_grad(), torch.autocast(device.type, enabled=False):
+        column = weight[:, None, None]
+        ours += [group_norm_silu(leaf, weight, bias, 32, 1e-6, True, weight)[0], add(leaf.clone(), weight, upstream)]
+        theirs += [F.silu(F.group_norm(exact + column, 32, weight, bias, 1e-6)), exact + column + upstream.float()]
     return max(
         float((a.detach().float() - b.detach()).norm() / b.detach().norm()) for a, b in zip(ours, theirs, strict=True)
     )

@@ -23,9 +23,11 @@ from ldm_vae.models.kernels.norm_tiles import (
 @triton.jit
 def statistics(
     hidden,
+    offset,
     means,  # [B, parts, groups]
     deviations,  # [B, parts, groups], sums of squared deviations
     num_positions,
+    SHIFTED: tl.constexpr,
     NUM_GROUPS: tl.constexpr,
     PER_GROUP: tl.constexpr,
     TILES: tl.constexpr,
@@ -33,26 +35,37 @@ def statistics(
     GROUPS: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
-    """Write the mean and the sum of squared deviations of each group in a part of an image's map."""
+    """Write the mean and the sum of squared deviations of each group in a part of an image's map.
+
+    Each place of a tile adds up how far its values are from its first one. That is one of those which the mean is of,
+    so what it is off by is no more than they vary, and the difference below loses some bits at the most.
+    """
     part, image, block = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     channel, group, there = channels_of_block(block, NUM_GROUPS, PER_GROUP, GROUPS, WIDTH)
     CHANNELS: tl.constexpr = NUM_GROUPS * PER_GROUP
     row = tl.arange(0, ROWS)
     place = row[:, None] * CHANNELS + channel[None, :]
-    seen = tl.zeros([ROWS], tl.float32)
-    mean = tl.zeros([ROWS, GROUPS * WIDTH], tl.float32)
+    first, valid, mask = tile_of_map(part * TILES, row, there, image, num_positions, CHANNELS, ROWS)
+    reference = tl.load(hidden + first + place, mask=mask, other=0.0).to(tl.float32)
+    seen = tl.where(valid, 1.0, 0.0)
+    total = tl.zeros([ROWS, GROUPS * WIDTH], tl.float32)
     squares = tl.zeros([ROWS, GROUPS * WIDTH], tl.float32)
-    for tile in range(TILES):
+    for tile in range(1, TILES):
         first, valid, mask = tile_of_map(part * TILES + tile, row, there, image, num_positions, CHANNELS, ROWS)
         values = tl.load(hidden + first + place, mask=mask, other=0.0).to(tl.float32)
+        away = tl.where(mask, values - reference, 0.0)
         seen += tl.where(valid, 1.0, 0.0)
-        delta = tl.where(mask, values - mean, 0.0)
-        mean += delta * (1.0 / tl.maximum(seen, 1.0))[:, None]
-        squares += delta * (values - mean)
+        total += away
+        squares += away * away
     count = tl.sum(seen, axis=0)
+    shift = total * (1.0 / tl.maximum(seen, 1.0))[:, None]
+    squares = tl.maximum(squares - total * shift, 0.0)
+    mean = reference + shift
     channel_mean = tl.sum(mean * (seen / count)[:, None], axis=0)
     apart = mean - channel_mean[None, :]
     squares = tl.sum(squares + apart * apart * seen[:, None], axis=0)
+    if SHIFTED:
+        channel_mean += tl.load(offset + channel, mask=there, other=0.0).to(tl.float32)
     group_mean = over_group(channel_mean, GROUPS, WIDTH) / PER_GROUP
     away = tl.where(there, channel_mean - group_mean, 0.0)
     squares = over_group(tl.where(there, squares, 0.0) + away * away * count, GROUPS, WIDTH)
@@ -106,12 +119,14 @@ def merge_statistics(
 @triton.jit
 def normalise(
     hidden,
+    offset,
     weight,
     bias,
     mean,
     rstd,
     output,
     num_positions,
+    SHIFTED: tl.constexpr,
     SILU: tl.constexpr,
     NUM_GROUPS: tl.constexpr,
     PER_GROUP: tl.constexpr,
@@ -120,7 +135,7 @@ def normalise(
     GROUPS: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
-    """Write weight · (x - mean) / std + bias, through SiLU where it follows."""
+    """Write weight · (x + offset - mean) / std + bias, through SiLU where it follows."""
     part = tl.num_programs(0) - 1 - tl.program_id(0)
     image, block = tl.num_programs(1) - 1 - tl.program_id(1), tl.program_id(2)
     channel, group, there = channels_of_block(block, NUM_GROUPS, PER_GROUP, GROUPS, WIDTH)
@@ -128,6 +143,8 @@ def normalise(
     row = tl.arange(0, ROWS)
     place = row[:, None] * CHANNELS + channel[None, :]
     centre, scale, gain, shift = load_channels(weight, bias, mean, rstd, channel, image * NUM_GROUPS + group, there)
+    if SHIFTED:
+        centre -= tl.load(offset + channel, mask=there, other=0.0).to(tl.float32)
     factor = scale * gain
     for tile in range(TILES):
         first, _, mask = tile_of_map(part * TILES + tile, row, there, image, num_positions, CHANNELS, ROWS)
@@ -136,6 +153,27 @@ def normalise(
         if SILU:
             values = values * tl.sigmoid(values)
         tl.store(output + first + place, values.to(output.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def add(
+    hidden,
+    bias,
+    shortcut,
+    output,
+    num_elements,
+    HAS_SHORTCUT: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Write the map plus its channels' bias, plus a second map where there is one."""
+    place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    mask = place < num_elements
+    values = tl.load(hidden + place, mask=mask, other=0.0).to(tl.float32)
+    values += tl.load(bias + place % CHANNELS, mask=mask, other=0.0).to(tl.float32)
+    if HAS_SHORTCUT:
+        values += tl.load(shortcut + place, mask=mask, other=0.0).to(tl.float32)
+    tl.store(output + place, values.to(output.dtype.element_ty), mask=mask)
 
 
 @triton.jit
