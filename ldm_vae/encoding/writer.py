@@ -123,6 +123,7 @@ class ShardWriter:
             raise self._error
 
     def _run(self) -> None:
+        torch.set_num_threads(1)  # of this one: where workers decode on all cores, several would wait for each other
         while (batch := self._queue.get()) is not None:
             try:
                 if self._error is None:

@@ -21,12 +21,20 @@ from torch import Tensor
 
 from ldm_vae.models.kernels import norm_kernels
 
-TILE = 4096  # elements of a map that a program has in registers
 WIDEST = 1024  # channels of a tile, rounded up to a power of two for each group
-TILES_A_PART = 4  # tiles that one program takes of a map in turn
 MOST_PARTS = 512  # parts of an image's map, each with statistics of its own
-NUM_WARPS = 4  # with 4,096 elements the fastest of ten cuts seen on an H200
+NUM_WARPS = 4
 BLOCK = 2048  # elements that a program adds
+
+
+class _Size(NamedTuple):
+    """How much one program takes; the fastest of ten that were tried on an H200."""
+
+    tile: int  # elements of a map in registers
+    tiles: int  # of a part, taken in turn
+
+
+FORWARD, BACKWARD = _Size(tile=8192, tiles=4), _Size(tile=4096, tiles=8)
 
 
 class _Cut(NamedTuple):
@@ -42,15 +50,15 @@ class _Cut(NamedTuple):
     tiles: int  # of a part
 
     @classmethod
-    def of(cls, hidden: Tensor, num_groups: int) -> _Cut:
+    def of(cls, hidden: Tensor, num_groups: int, size: _Size) -> _Cut:
         images, channels = hidden.shape[:2]
         positions = hidden[0, 0].numel()
         per_group = channels // num_groups
         width = triton.next_power_of_2(per_group)
         groups_of_tile = min(triton.next_power_of_2(num_groups), max(1, WIDEST // width))
-        rows = max(1, TILE // (groups_of_tile * width))
+        rows = max(1, size.tile // (groups_of_tile * width))
         all_tiles = triton.cdiv(positions, rows)
-        tiles = max(min(TILES_A_PART, all_tiles), triton.next_power_of_2(triton.cdiv(all_tiles, MOST_PARTS)))
+        tiles = max(min(size.tiles, all_tiles), triton.next_power_of_2(triton.cdiv(all_tiles, MOST_PARTS)))
         return cls(images, positions, num_groups, per_group, width, rows, groups_of_tile, tiles)
 
     @property
@@ -91,7 +99,7 @@ def forward(
         offset: [C], added to `hidden` before: the bias that a convolution left out.
     """
     hidden = channels_innermost(hidden)
-    cut = _Cut.of(hidden, num_groups)
+    cut = _Cut.of(hidden, num_groups, FORWARD)
     shifted, offset = offset is not None, weight if offset is None else offset
     output = torch.empty_like(hidden)
     mean, rstd = (hidden.new_empty(cut.images, num_groups, dtype=torch.float32) for _ in range(2))
@@ -135,7 +143,7 @@ def backward(
         silu: Whether SiLU follows.
     """
     hidden, gradient = channels_innermost(hidden), channels_innermost(gradient)
-    cut = _Cut.of(hidden, mean.shape[1])
+    cut = _Cut.of(hidden, mean.shape[1], BACKWARD)
     output = torch.empty_like(hidden)
     channels = hidden.shape[1]
     partial = hidden.new_empty(cut.images, cut.parts, 2, channels, dtype=torch.float32)
