@@ -141,10 +141,11 @@ def upsample(block: Upsample2D, hidden: Tensor, output_size: None = None) -> Ten
     assert isinstance(block.conv, nn.Conv2d)
     weight = block.conv.weight.float().permute(1, 2, 3, 0)  # [in, 3, 3, out]
     weight = _doubled_taps(_doubled_taps(weight, dim=1), dim=2).permute(0, 3, 1, 2)  # [in, out, 4, 4]
-    later = fused.takes_biases(hidden)
-    bias = None if later else block.conv.bias
-    doubled = F.conv_transpose2d(hidden, weight.to(block.conv.weight.dtype), bias, stride=2, padding=1)
-    return fused.add(doubled, block.conv.bias) if later else doubled
+    bias = block.conv.bias
+    if bias is not None and fused.takes_biases(hidden):
+        doubled = F.conv_transpose2d(hidden, weight.to(block.conv.weight.dtype), stride=2, padding=1)
+        return fused.add(doubled, bias)
+    return F.conv_transpose2d(hidden, weight.to(block.conv.weight.dtype), bias, stride=2, padding=1)
 
 
 def downsample(block: Downsample2D, hidden: Tensor) -> Tensor:
