@@ -47,6 +47,7 @@ def speed_up_blocks(network: nn.Module, *, overwrites: bool = False) -> None:
         elif (
             isinstance(module, Downsample2D)
             and isinstance(module.conv, nn.Conv2d)
+            and module.conv.bias is not None
             and module.norm is None
             and module.padding == 0
         ):
