@@ -63,7 +63,7 @@ def encode(vae: str, data: str, output: str, *, side: int, extra: tuple[str, ...
         printed.seek(0)
         errors.seek(0)
         assert process.returncode == 0, errors.read()
-        found = re.search(r" images in ([\d,.]+) s", text := printed.read())
+        found = re.search(r"encoded [\d,]+ images in ([\d,.]+) s,", text := printed.read())
     assert found is not None, text
     return Cost(float(found[1].replace(",", "")), sum(used.values()))
 

@@ -191,6 +191,18 @@ def seconds_of(run: Callable[[], object], *, device: torch.device, at_least: flo
     return sorted(found)[len(found) // 2]
 
 
+def seconds_of_kernels(run: Callable[[], object], *, at_least: float) -> float:
+    """Return the median seconds of a call on CUDA without those of launching: a graph launches ten calls together."""
+    for _ in range(2):
+        run()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(10):
+            run()
+    return seconds_of(graph.replay, device=torch.device("cuda"), at_least=at_least) / 10
+
+
 def once(run: Callable[[], object], *, device: torch.device) -> float:
     """Return the seconds of a call, by the device's own clock where it has one."""
     if device.type != "cuda":
