@@ -104,10 +104,13 @@ def kill_node(cluster: Any, node: Any) -> None:
 
 
 def disturbed(cluster: Any, nodes: list[Any], place: Place, *, kills: int, drivers: int, rng: random.Random) -> str:
-    """Kill nodes and drivers while the encode goes on; a driver that finishes before is started into a new output."""
+    """Kill nodes and drivers while the encode goes on; a driver that finishes before is started into a new output.
+
+    Between two kills a shard comes at least, or all of them could fall into one driver's start.
+    """
     on_ray = ["--engine", "ray", "--ray.address", cluster.address]
     started = time.monotonic()
-    finished = num_drivers = 0
+    finished = num_drivers = seen = 0
     while True:
         output = f"killed-{finished}"
         driver = place.start(output, *on_ray)
@@ -117,8 +120,9 @@ def disturbed(cluster: Any, nodes: list[Any], place: Place, *, kills: int, drive
             time.sleep(rng.uniform(0.5, 4))
             with suppress(FileNotFoundError):
                 shards = place.num_shards(output)
-            if driver.poll() is not None or shards == 0:
+            if driver.poll() is not None or shards <= seen:
                 continue
+            seen = shards
             if kills > 0 and (drivers == 0 or rng.random() < 0.8):
                 kill_node(cluster, nodes.pop(rng.randrange(len(nodes))))
                 nodes.append(cluster.add_node(num_cpus=1, object_store_memory=STORE_BYTES))
@@ -134,6 +138,7 @@ def disturbed(cluster: Any, nodes: list[Any], place: Place, *, kills: int, drive
                 print(f"{time.monotonic() - started:.0f} s: finished by driver {num_drivers}", flush=True)
                 return output
             finished += 1
+            seen = 0
 
 
 def check_nodes(cluster: Any, place: Place, *, count: int, expected: dict[str, bytes]) -> None:
