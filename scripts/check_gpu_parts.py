@@ -70,7 +70,11 @@ def machine() -> Iterator[Verdict]:
         else:
             share = value / least
             yield quick(
-                check, share, least=LEAST_OF_SHEET, found=f"{value / 1e12:.4g} {unit}, {share:.0%} of the sheet", figures=figures
+                check,
+                share,
+                least=LEAST_OF_SHEET,
+                found=f"{value / 1e12:.4g} {unit}, {share:.0%} of the sheet",
+                figures=figures,
             )
 
 

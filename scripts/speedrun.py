@@ -13,7 +13,7 @@ results.json (every number) and curves.png (PSNR, SSIM and perceptual distance a
 and prints a table of each run's last checkpoint: PSNR; the equivariance error of the latents for a rotation by 90°,
 the half and three quarters of the side (norm of E(T x) - T E(x) over the norm of T E(x) about its mean); PSNR of
 D(z + 0.3 standard deviations of noise); the distance of the latents' spectrum from the images' (as `evaluate --panel`
-has it); and bits a pixel, by the KL divergence.
+has it); and the KL divergence, in nats an image element.
 
 Seconds are updates times the mean seconds of an update, which is measured apart, all recipes in turn in one process:
 so neither validation nor what else the machine does counts for one recipe and not for another.

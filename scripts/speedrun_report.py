@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any
 
 MEASURES = {"psnr": "PSNR, dB", "ssim": "SSIM", "perceptual": "perceptual distance"}
-DIFFUSABLE = {"rotated": "E 90°", "half": "E 1/2", "three_quarters": "E 3/4", "noisy_psnr": "PSNR at 0.3 std"}
+DIFFUSABLE = {
+    "rotated": "E 90°", "half": "E 1/2", "three_quarters": "E 3/4", "noisy_psnr": "PSNR at 0.3 std",
+    "spectrum": "spectrum", "kl": "KL",
+}  # fmt: skip
 
 
 def table(results: dict[str, Any]) -> str:
