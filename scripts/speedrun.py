@@ -133,8 +133,9 @@ def _quality(
 def diffusable_figures(family: Family, dataset: EvaluationImages) -> dict[str, float]:
     """Return the latents' equivariance errors, over all images together, PSNR from noisy latents, and spectrum."""
     squared = {name: [0.0, 0.0] for name in TRANSFORMS}
-    read = [dataset[index].image for index in range(len(dataset))]
-    images = torch.stack([image for image in read if image is not None]).to(family.device)
+    read = [image for index in range(len(dataset)) if (image := dataset[index].image) is not None]
+    assert len(read) == len(dataset), "an image can't be read"
+    images = torch.stack(read).to(family.device)
     batches = images.split(BATCH)
     means = [family.encode_moments(x)[0] for x in batches]
     for x, mean in zip(batches, means, strict=True):
